@@ -1,0 +1,98 @@
+"""What goes into the sampling ops for each row, and what comes out: plain tuples of tensors."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Rows(NamedTuple):
+    """Per-row sampling parameters, each a tensor [B] on the device of the logits. Built by :func:`make_rows`.
+
+    They are tensors so that a captured CUDA graph or a compiled step can be replayed with other values: a decode loop
+    keeps one `Rows` and calls `rows.position.add_(1)` after each token.
+    """
+
+    margin: torch.Tensor  # float32; -T ln(alpha): how far below GOOD's maximum the head reaches; inf: everywhere
+    good_weight: torch.Tensor  # float32
+    contrast_strength: torch.Tensor  # float32
+    temperature: torch.Tensor  # float32; 0: the best score, no noise
+    top_p: torch.Tensor  # float32; 1: off
+    top_k: torch.Tensor  # int32; 0: off
+    seed: torch.Tensor  # int64; the 64-bit key of the noise
+    sequence: torch.Tensor  # int64; which text this is, the same in whatever batch it stands
+    position: torch.Tensor  # int64; which token of the text this is; its low 32 bits count
+
+
+class HeadCandidates(NamedTuple):
+    """The alpha-head of each row as a short list, in the order of the token ids."""
+
+    token: torch.Tensor  # int32 [B, C], -1 past the end
+    logit: torch.Tensor  # float32 [B, C], GOOD's, -inf past the end
+    count: torch.Tensor  # int32 [B], the size of the head, which may exceed C; below 0: a fault code
+    max: torch.Tensor  # float32 [B], GOOD's greatest logit
+
+
+class Samples(NamedTuple):
+    """One drawn token a row. The log-probabilities are empty tensors unless they were asked for."""
+
+    token: torch.Tensor  # int64 [B]
+    logprob: torch.Tensor  # float32 [B], under the distribution it was drawn from (at temperature 0: that of T = 1)
+    good_logprob: torch.Tensor  # float32 [B], log softmax of GOOD's logits as given: no temperature, no ban
+    bad_logprob: torch.Tensor  # float32 [B], the same of BAD's
+
+
+def make_rows(
+    batch,
+    *,
+    alpha=0.1,
+    good_weight=1.0,
+    contrast_strength=1.0,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    seed=0,
+    sequence=None,
+    position=0,
+    device="cpu",
+):
+    """Build :class:`Rows` for `batch` rows; every argument is one value for all rows or a sequence or tensor [B].
+
+    Args:
+        alpha: the head keeps tokens of at least alpha times GOOD's greatest probability; 0 keeps all. In [0, 1].
+        good_weight, contrast_strength: the weights of the score; any finite numbers, good_weight >= 0.
+        temperature: divides both models' logits, before the head is taken; >= 0.
+        top_k, top_p: keep the k best scores (0: all), then the nucleus of mass p, in (0, 1].
+        seed: 64-bit key of the noise. sequence: the text's own number, default 0 .. B-1. position: the token's place.
+    Raises:
+        ValueError: a value out of its range, or a sequence of another length than `batch`.
+    """
+
+    def column(name, value, dtype, low=None, high=None, above=None):
+        tensor = torch.as_tensor(value, device=device).to(dtype)
+        if tensor.dim() and tensor.shape != (batch,):
+            raise ValueError(f"{name}: {tuple(tensor.shape)} values for {batch} rows; give one, or one for each row")
+        tensor = tensor.expand(batch).clone()
+        bad = ~tensor.isfinite()
+        bad |= tensor < low if low is not None else False
+        bad |= tensor > high if high is not None else False
+        bad |= tensor <= above if above is not None else False
+        if bad.any():
+            bounds = [f">= {low}"] * (low is not None) + [f"> {above}"] * (above is not None) + [f"<= {high}"] * (high is not None)
+            raise ValueError(f"{name} = {tensor[bad][0].item():g}: must be a finite number {' and '.join(bounds)}".rstrip())
+        return tensor
+
+    alpha = column("alpha", alpha, torch.float64, low=0, high=1)
+    temperature = column("temperature", temperature, torch.float64, low=0)
+    scale = torch.where(temperature == 0, 1.0, temperature)
+    margin = torch.where(alpha == 0, torch.inf, -scale * torch.log(alpha))
+    return Rows(
+        margin.float(),
+        column("good_weight", good_weight, torch.float32, low=0),
+        column("contrast_strength", contrast_strength, torch.float32),
+        temperature.float(),
+        column("top_p", top_p, torch.float32, above=0, high=1),
+        column("top_k", top_k, torch.int32, low=0),
+        column("seed", seed, torch.int64),
+        column("sequence", range(batch) if sequence is None else sequence, torch.int64),
+        column("position", position, torch.int64, low=0),
+    )
