@@ -1,4 +1,4 @@
-"""The C++ implementation for CPU tensors: the built extension under the signatures of :mod:`cdgen_kernels.reference`."""
+"""The C++ implementation for CPU tensors: the extension under the signatures of :mod:`cdgen_kernels.reference`."""
 
 import functools
 import importlib
@@ -13,7 +13,7 @@ from cdgen_kernels.rows import HeadCandidates, Samples
 def available():
     """(whether the extension can be used, one line that says why)."""
     if importlib.util.find_spec("cdgen_kernels._C") is None:
-        return False, "the C++ extension is not built; a C++ compiler at install time gives it"
+        return False, "the C++ extension is not built: `pip install --no-build-isolation` with a C++ compiler builds it"
     try:
         importlib.import_module("cdgen_kernels._C")  # registers torch.ops.cdgen_cpp
     except (ImportError, OSError) as error:

@@ -35,7 +35,7 @@ def implementation(device_type):
     built, reason = cpp.available()
     if wanted is not None:
         if wanted not in _IMPLEMENTATIONS:
-            raise ValueError(f"CDGEN_IMPL={wanted}: no such implementation; use {' or '.join(_IMPLEMENTATIONS)}, or unset it")
+            raise ValueError(f"CDGEN_IMPL={wanted}: no such implementation; use {' or '.join(_IMPLEMENTATIONS)}")
         if wanted == "cpp" and not (built and device_type == "cpu"):
             raise ValueError(f"CDGEN_IMPL=cpp cannot run on {device_type}: {'C++ is for the CPU' if built else reason}")
         name, reason = wanted, "CDGEN_IMPL is set"
@@ -52,14 +52,15 @@ def _running(tensor):
 
 
 def _raise_on_fault(codes):
-    if codes.device.type == "cpu" and bool((codes < 0).any()):
+    if codes.device.type == "cpu" and codes.numel() and int(codes.min()) < 0:
         row = int((codes < 0).nonzero()[0])
         raise ValueError(f"row {row}: {FAULTS[int(codes[row])]}")
 
 
 def _check_logits(name, logits, batch=None):
-    if logits.dim() != 2 or not logits.is_floating_point():
-        raise ValueError(f"{name}: expected floating-point logits [B, V], got {logits.dtype} {tuple(logits.shape)}")
+    if logits.dim() != 2 or logits.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        got = f"{logits.dtype} {tuple(logits.shape)}"
+        raise ValueError(f"{name}: expected float16, bfloat16 or float32 logits [B, V], got {got}")
     if batch is not None and logits.shape[0] != batch:
         raise ValueError(f"{name}: {logits.shape[0]} rows, but GOOD has {batch}")
     return logits if logits.stride(1) == 1 else logits.contiguous()
@@ -72,6 +73,21 @@ def _check_vocabulary(vocab_size, *logits):
     if not 1 <= vocab_size <= width:
         raise ValueError(f"vocab_size = {vocab_size}: must be 1 to {width}, the narrower of the logits")
     return vocab_size
+
+
+def _check_rows(rows, batch):
+    for name, tensor in zip(Rows._fields, rows, strict=True):
+        if tensor.shape != (batch,):
+            raise ValueError(f"{name}: {tensor.shape[0]} values for {batch} rows of logits")
+    return rows
+
+
+def _check_banned(banned, batch):
+    if banned is None:
+        return None
+    if banned.dim() != 2 or banned.shape[0] != batch or banned.is_floating_point():
+        raise ValueError(f"banned: expected integers [{batch}, N], got {banned.dtype} {tuple(banned.shape)}")
+    return banned.to(torch.int64).contiguous()
 
 
 def _outside(outside_head):
@@ -100,7 +116,11 @@ def head(good, rows, *, vocab_size=None, banned=None, capacity=1024):
             such a row has `count` < 0, so that nothing waits for the device.
     """
     good = _check_logits("good", good)
-    return HeadCandidates(*torch.ops.cdgen.head(good, rows.margin, banned, _check_vocabulary(vocab_size, good), capacity))
+    if capacity < 1:
+        raise ValueError(f"capacity = {capacity}: must be at least 1")
+    margin = _check_rows(rows, good.shape[0]).margin
+    vocab_size = _check_vocabulary(vocab_size, good)
+    return HeadCandidates(*torch.ops.cdgen.head(good, margin, _check_banned(banned, len(good)), vocab_size, capacity))
 
 
 def sample(good, bad, rows, *, vocab_size=None, outside_head="mask", banned=None, logprobs=False):
@@ -127,7 +147,8 @@ def sample(good, bad, rows, *, vocab_size=None, outside_head="mask", banned=None
     good = _check_logits("good", good)
     bad = bad if bad is None else _check_logits("bad", bad, good.shape[0])
     vocab_size = _check_vocabulary(vocab_size, good, *(() if bad is None else (bad,)))
-    return Samples(*torch.ops.cdgen.sample(good, bad, *rows, banned, vocab_size, *_outside(outside_head), logprobs))
+    rest = (_check_banned(banned, len(good)), vocab_size, *_outside(outside_head), logprobs)
+    return Samples(*torch.ops.cdgen.sample(good, bad, *_check_rows(rows, len(good)), *rest))
 
 
 def contrast_sample(candidates, bad, rows, *, vocab_size=None, logprobs=False):
@@ -148,7 +169,7 @@ def contrast_sample(candidates, bad, rows, *, vocab_size=None, logprobs=False):
     if bad is None and vocab_size is None:
         raise ValueError("vocab_size: give it where there are no logits of BAD")
     vocab_size = vocab_size if bad is None else _check_vocabulary(vocab_size, bad)
-    return torch.ops.cdgen.contrast_sample(*candidates, bad, *rows, vocab_size, logprobs)
+    return torch.ops.cdgen.contrast_sample(*candidates, bad, *_check_rows(rows, batch), vocab_size, logprobs)
 
 
 # ------------------------------------------------------------------------------------------------ registration
@@ -160,9 +181,11 @@ _ROWS = (
 _SCHEMAS = {
     "head": "(Tensor good, Tensor margin, Tensor? banned, int vocab_size, int capacity)"
     " -> (Tensor token, Tensor logit, Tensor count, Tensor max)",
-    "sample": f"(Tensor good, Tensor? bad, {_ROWS}, Tensor? banned, int vocab_size, int outside, float value, bool logprobs)"
+    "sample": f"(Tensor good, Tensor? bad, {_ROWS}, Tensor? banned, "
+    "int vocab_size, int outside, float value, bool logprobs)"
     " -> (Tensor token, Tensor logprob, Tensor good_logprob, Tensor bad_logprob)",
-    "contrast_sample": f"(Tensor token, Tensor logit, Tensor count, Tensor max, Tensor? bad, {_ROWS}, int vocab_size, bool logprobs)"
+    "contrast_sample": f"(Tensor token, Tensor logit, Tensor count, Tensor max, Tensor? bad, {_ROWS}, "
+    "int vocab_size, bool logprobs)"
     " -> (Tensor token, Tensor logprob)",
 }
 

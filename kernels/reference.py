@@ -1,4 +1,4 @@
-"""The definition: contrastive sampling in plain PyTorch, float64, one dense row at a time of nothing but arithmetic.
+"""The definition: contrastive sampling in plain PyTorch, float64, over dense rows.
 
 Every other implementation answers to this file, op by op and under the same names. It is written to be read, not to
 be fast. With z the logits, T the temperature and `rows` the per-row parameters of :class:`cdgen_kernels.rows.Rows`:
@@ -28,7 +28,7 @@ NAN_GOOD, NOTHING_POSSIBLE, NAN_BAD, HEAD_OVERFLOW = -1, -2, -3, -4
 FAULTS = {
     NAN_GOOD: "GOOD's logits hold NaN",
     NOTHING_POSSIBLE: "GOOD gives every token that is not banned the logit -inf, so nothing can be sampled",
-    NAN_BAD: "BAD's logits hold NaN",
+    NAN_BAD: "BAD's logits hold NaN, or nothing but -inf where their normaliser is needed",
     HEAD_OVERFLOW: "the head is longer than the candidate list; raise its capacity, or call sample() on the logits",
 }
 
@@ -37,27 +37,32 @@ MASK, CONSTANT, SHIFTED_GOOD = 0, 1, 2  # what tokens outside the head score: ne
 _LOW32 = 0xFFFFFFFF
 
 
-def philox(seed, sequence, position, vocab_size):
-    """Philox 4x32-10 (Salmon et al. 2011) as a function of the token.
+def _columns(*per_row):
+    return [x.unsqueeze(1) for x in per_row]
 
-    Args:
-        seed, sequence, position: int64 [B]; the key is the seed, the counter (token // 4, position, sequence low, high).
-        vocab_size: tokens per row.
-    Returns:
-        int64 [B, vocab_size] holding the unsigned 32-bit word `token % 4` of each token's block.
-    """
-    blocks = torch.arange((vocab_size + 3) // 4, device=seed.device)
 
-    def column(x):
-        return (x & _LOW32).unsqueeze(1)
-
-    c0, c1, c2, c3 = torch.broadcast_tensors(blocks, column(position), column(sequence), column(sequence >> 32))
-    k0, k1 = column(seed), column(seed >> 32)
+def philox_block(c0, c1, c2, c3, k0, k1):
+    """Philox 4x32-10 (Salmon et al. 2011): four 32-bit words from counter and key, int64 tensors of one shape."""
     for _ in range(10):
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # 64-bit products; they wrap in int64 with the right bits
         c0, c1, c2, c3 = (p1 >> 32 & _LOW32) ^ c1 ^ k0, p1 & _LOW32, (p0 >> 32 & _LOW32) ^ c3 ^ k1, p0 & _LOW32
         k0, k1 = k0 + 0x9E3779B9 & _LOW32, k1 + 0xBB67AE85 & _LOW32
-    return torch.stack((c0, c1, c2, c3), dim=-1).flatten(1)[:, :vocab_size]
+    return c0, c1, c2, c3
+
+
+def philox(seed, sequence, position, vocab_size):
+    """Random words as a function of the token.
+
+    Args:
+        seed, sequence, position: int64 [B]; key: the seed; counter: (token // 4, position, sequence low, high).
+        vocab_size: tokens per row.
+    Returns:
+        int64 [B, vocab_size] holding the unsigned 32-bit word `token % 4` of each token's block.
+    """
+    block = torch.arange((vocab_size + 3) // 4, device=seed.device).unsqueeze(0)
+    per_row = (x & _LOW32 for x in _columns(position, sequence, sequence >> 32, seed, seed >> 32))
+    words = philox_block(*torch.broadcast_tensors(block, *per_row))
+    return torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]
 
 
 def gumbel(words):
@@ -66,10 +71,6 @@ def gumbel(words):
     Large values decide winners and come from small v, where all 32 bits count; 1 - v is never formed.
     """
     return -torch.log(-torch.log1p(-(words.double() + 0.5) * 2.0**-32))
-
-
-def _columns(*per_row):
-    return [x.unsqueeze(1) for x in per_row]
 
 
 def _banned_mask(banned, shape, device):
@@ -102,7 +103,7 @@ def log_softmax(x):
 
 
 def _scores(good, bad, rows, outside, value):
-    """float64 [B, V] scores before top-k and top-p; impossible tokens at -inf. `good` and `bad` as the models gave them."""
+    """float64 [B, V] scores before top-k and top-p, impossible tokens at -inf, from logits as the models gave them."""
     weight, strength, temperature = (x.double() for x in _columns(*rows[1:4]))
     temperature = torch.where(temperature == 0, 1.0, temperature)
     head, best = _in_head(good, rows.margin)
@@ -180,10 +181,11 @@ def sample(good, bad, rows: Rows, banned, vocab_size, outside, value, logprobs):
         result = Samples(token, *(_at(x, token).float() for x in each))
 
     if logprobs or outside == CONSTANT:
-        bad_is_read = torch.ones_like(allowed, dtype=torch.bool)
+        bad_is_wrong = bad.isnan().any(1) | (bad == -torch.inf).all(1)
     else:
-        bad_is_read = _in_head(allowed, rows.margin)[0] & (rows.contrast_strength != 0).unsqueeze(1)
-    token = torch.where((bad.isnan() & bad_is_read).any(1), NAN_BAD, token)
+        read = _in_head(allowed, rows.margin)[0] & (rows.contrast_strength != 0).unsqueeze(1)
+        bad_is_wrong = (bad.isnan() & read).any(1)
+    token = torch.where(bad_is_wrong, NAN_BAD, token)
     token = torch.where((allowed == -torch.inf).all(1), NOTHING_POSSIBLE, token)
     token = torch.where(good[:, :vocab_size].isnan().any(1), NAN_GOOD, token)
     return result._replace(token=token)

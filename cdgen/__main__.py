@@ -1,0 +1,5 @@
+import sys
+
+from cdgen.cli import main
+
+sys.exit(main())

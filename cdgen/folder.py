@@ -1,0 +1,83 @@
+"""An output folder: one writer at a time, and files that are whole or not there."""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from cdgen.errors import CorpusError
+from cdgen.models import file_sha256
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two runs in one folder are not told apart
+    fcntl = None
+
+_TEMPORARY = ".tmp-"
+
+
+class OutputFolder:
+    """A folder to write to, made where it is missing. Use as a context: it is locked against a second run meanwhile.
+
+    Raises:
+        CorpusError: the folder cannot be made, or another run is writing to it.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._lock = None
+
+    def __enter__(self):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY) if fcntl else None
+        except OSError as error:
+            raise CorpusError(f"{self.path}: cannot make this folder: {error.strerror}") from error
+        if fcntl:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(self._lock)
+                raise CorpusError(f"{self.path}: another run is writing to this folder; wait for it, or choose another") from error
+            except OSError:
+                pass  # a file system without locks: two runs in one folder are then the user's to avoid
+        for leftover in self.path.glob(_TEMPORARY + "*"):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *error):
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def write(self, name, data):
+        """Write bytes to a file, whole or not at all, even if the machine stops.
+
+        Returns:
+            sha256 of the bytes, hexadecimal.
+        Raises:
+            CorpusError: no space, no permission; the temporary file is gone.
+        """
+        temporary = self.path / f"{_TEMPORARY}{name}"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path / name)
+            if self._lock is not None:
+                os.fsync(self._lock)  # the folder's own entry
+        except OSError as error:
+            raise CorpusError(f"{self.path / name}: cannot be written: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        return hashlib.sha256(data).hexdigest()
+
+    def sha256(self, name):
+        """Hexadecimal digest of a file, or None where there is none."""
+        try:
+            return file_sha256(self.path / name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CorpusError(f"{self.path / name}: cannot be read: {error.strerror}") from error

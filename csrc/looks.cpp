@@ -1,0 +1,143 @@
+#include "looks.h"
+
+#include <algorithm>
+#include <limits>
+
+// The loops below are plain integer code that compilers vectorise without being allowed to reorder floating point;
+// the loader picks the widest build that the CPU at hand can run.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define CDGEN_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define CDGEN_CLONES
+#endif
+#define CDGEN_INLINE __attribute__((always_inline)) inline
+
+namespace cdgen {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// Floats compare as their bit patterns do once the negative ones have their magnitude bits flipped; doing so twice
+// undoes it. NaN patterns lie beyond those of the infinities, so a block's extreme keys also tell whether it has one.
+template <typename Int>
+constexpr Int key(Int bits) {
+  return static_cast<Int>(bits ^ ((bits >> (8 * sizeof(Int) - 1)) & std::numeric_limits<Int>::max()));
+}
+
+struct Float32 {
+  using Int = int32_t;
+  static constexpr Int kInfinity = 0x7f800000;
+  static float from_bits(Int bits) { return float_from_bits(bits); }
+};
+
+struct Float16 {
+  using Int = int16_t;
+  static constexpr Int kInfinity = 0x7c00;
+  static float from_bits(Int bits) { return float_from_half_bits(bits); }
+};
+
+struct BFloat16 {
+  using Int = int16_t;
+  static constexpr Int kInfinity = 0x7f80;
+  static float from_bits(Int bits) { return float_from_bfloat16_bits(bits); }
+};
+
+template <typename Type>
+constexpr typename Type::Int lowest_key() {
+  using Int = typename Type::Int;
+  return key<Int>(static_cast<Int>(Type::kInfinity | std::numeric_limits<Int>::min()));
+}
+
+template <typename Type>
+CDGEN_INLINE float extreme(const typename Type::Int* bits, int64_t n) {
+  using Int = typename Type::Int;
+  Int low = std::numeric_limits<Int>::max(), high = std::numeric_limits<Int>::min();
+  for (int64_t i = 0; i < n; i++) {
+    const Int k = key(bits[i]);
+    low = std::min(low, k);
+    high = std::max(high, k);
+  }
+  const bool has_nan = high > Type::kInfinity || low < lowest_key<Type>();
+  return has_nan ? std::numeric_limits<float>::quiet_NaN() : Type::from_bits(key(high));
+}
+
+template <typename Type>
+CDGEN_INLINE void maxima_of(const void* row, int64_t vocab_size, int64_t first, int64_t last, float* maxima) {
+  const auto* bits = static_cast<const typename Type::Int*>(row);
+  for (int64_t block = first; block < last; block++) {
+    const int64_t begin = block * kBlock;
+    maxima[block] = begin + kBlock <= vocab_size ? extreme<Type>(bits + begin, kBlock)  // a length the compiler knows
+                                                 : extreme<Type>(bits + begin, vocab_size - begin);
+  }
+}
+
+template <typename Type>
+CDGEN_INLINE int hits_of(const void* row, int64_t vocab_size, int64_t block, int32_t least, int32_t* ids) {
+  using Int = typename Type::Int;
+  const int64_t begin = block * kBlock, n = std::min(kBlock, vocab_size - begin);
+  const Int* bits = static_cast<const Int*>(row) + begin;
+  alignas(64) uint8_t reached[kBlock] = {};
+  if (n == kBlock) {
+    for (int64_t i = 0; i < kBlock; i++) reached[i] = key(bits[i]) >= static_cast<Int>(least);
+  } else {
+    for (int64_t i = 0; i < n; i++) reached[i] = key(bits[i]) >= static_cast<Int>(least);
+  }
+  int count = 0;
+  for (int64_t word = 0; word < n; word += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, reached + word, sizeof(eight));
+    if (eight == 0) continue;
+    for (int64_t i = word; i < word + 8; i++)
+      if (reached[i]) ids[count++] = static_cast<int32_t>(begin + i);
+  }
+  return count;
+}
+
+CDGEN_CLONES void maxima_f32(const void* row, int64_t v, int64_t first, int64_t last, float* maxima) {
+  maxima_of<Float32>(row, v, first, last, maxima);
+}
+CDGEN_CLONES void maxima_f16(const void* row, int64_t v, int64_t first, int64_t last, float* maxima) {
+  maxima_of<Float16>(row, v, first, last, maxima);
+}
+CDGEN_CLONES void maxima_bf16(const void* row, int64_t v, int64_t first, int64_t last, float* maxima) {
+  maxima_of<BFloat16>(row, v, first, last, maxima);
+}
+CDGEN_CLONES int hits_f32(const void* row, int64_t v, int64_t block, int32_t least, int32_t* ids) {
+  return hits_of<Float32>(row, v, block, least, ids);
+}
+CDGEN_CLONES int hits_16(const void* row, int64_t v, int64_t block, int32_t least, int32_t* ids) {
+  return hits_of<Float16>(row, v, block, least, ids);  // keys of bfloat16 are made and compared alike
+}
+
+// Rounding a float32 threshold up to the next logit of the dtype, by searching the ordered keys.
+template <typename Type>
+int32_t least_key(float threshold) {
+  int64_t low = lowest_key<Type>(), high = Type::kInfinity;
+  while (low < high) {
+    const int64_t middle = (low + high) >> 1;
+    if (Type::from_bits(key(static_cast<typename Type::Int>(middle))) >= threshold)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return static_cast<int32_t>(low);
+}
+
+}  // namespace
+
+void block_maxima(const LogitRow& row, int64_t vocab_size, int64_t first, int64_t last, float* maxima) {
+  const auto of_dtype = row.dtype == ScalarType::Float ? maxima_f32 : row.dtype == ScalarType::Half ? maxima_f16 : maxima_bf16;
+  of_dtype(row.data, vocab_size, first, last, maxima);
+}
+
+int32_t threshold_key(ScalarType dtype, float threshold) {
+  return dtype == ScalarType::Float  ? least_key<Float32>(threshold)
+         : dtype == ScalarType::Half ? least_key<Float16>(threshold)
+                                     : least_key<BFloat16>(threshold);
+}
+
+int block_hits(const LogitRow& row, int64_t vocab_size, int64_t block, int32_t least, int32_t* ids) {
+  return (row.dtype == ScalarType::Float ? hits_f32 : hits_16)(row.data, vocab_size, block, least, ids);
+}
+
+}  // namespace cdgen

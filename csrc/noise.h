@@ -1,0 +1,57 @@
+// Random numbers as a function of (seed, sequence, position, token): Philox 4x32-10 (Salmon et al. 2011).
+#pragma once
+#include <array>
+#include <cmath>
+#include <cstdint>
+
+namespace cdgen {
+
+class Noise {
+ public:
+  Noise(int64_t seed, int64_t sequence, int64_t position)
+      : seed_(static_cast<uint64_t>(seed)),
+        sequence_(static_cast<uint64_t>(sequence)),
+        position_(static_cast<uint32_t>(position)) {}
+
+  // The 32-bit word of a token. Four tokens share a Philox block, so ask in the order of the ids.
+  uint32_t word(int64_t token) {
+    if (token >> 2 != block_) {
+      block_ = token >> 2;
+      words_ = philox(static_cast<uint32_t>(block_));
+    }
+    return words_[token & 3];
+  }
+
+  // -log(-log1p(-v)) with v = (word + 1/2) / 2^32. Large Gumbel values decide winners; they come from small v, where
+  // all 32 bits count.
+  static double gumbel(uint32_t word) { return -std::log(-std::log1p(-(word + 0.5) * 0x1p-32)); }
+
+  // No less than gumbel(word), without a logarithm: -log1p(-v) >= v >= the power of two below v.
+  static double gumbel_bound(uint32_t word) {
+    const int log2_of_v = 63 - __builtin_clzll(2 * uint64_t{word} + 1) - 33;
+    return -log2_of_v * 0.69314718055994531;
+  }
+
+ private:
+  std::array<uint32_t, 4> philox(uint32_t block) const {
+    uint32_t c0 = block, c1 = position_, c2 = static_cast<uint32_t>(sequence_), c3 = static_cast<uint32_t>(sequence_ >> 32);
+    uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
+    for (int round = 0; round < 10; round++) {
+      const uint64_t p0 = uint64_t{0xD2511F53} * c0, p1 = uint64_t{0xCD9E8D57} * c2;
+      c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+      c1 = static_cast<uint32_t>(p1);
+      c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+      c3 = static_cast<uint32_t>(p0);
+      k0 += 0x9E3779B9;
+      k1 += 0xBB67AE85;
+    }
+    return {c0, c1, c2, c3};
+  }
+
+  uint64_t seed_, sequence_;
+  uint32_t position_;
+  int64_t block_ = -1;
+  std::array<uint32_t, 4> words_{};
+};
+
+}  // namespace cdgen

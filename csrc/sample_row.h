@@ -1,0 +1,201 @@
+// One row, from logits to a token: the second look visits only the blocks whose maximum reaches the threshold.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "draw.h"
+#include "logits.h"
+#include "looks.h"
+
+namespace cdgen {
+
+enum Outside : int64_t { kMask = 0, kConstant = 1, kShiftedGood = 2 };  // as in kernels/reference.py
+
+struct Scratch {
+  std::vector<float> maxima;     // of each block of GOOD's row
+  std::vector<int64_t> banned;   // sorted ids, those outside the vocabulary left out
+  Candidates candidates;
+
+  bool is_banned(int64_t token) const {
+    return !banned.empty() && std::binary_search(banned.begin(), banned.end(), token);
+  }
+
+  void set_banned(const int64_t* ids, int64_t count, int64_t vocab_size) {
+    banned.clear();
+    for (int64_t i = 0; i < count; i++)
+      if (ids[i] >= 0 && ids[i] < vocab_size) banned.push_back(ids[i]);
+    std::sort(banned.begin(), banned.end());
+  }
+};
+
+// log softmax of a row at a temperature, in which entries at +inf share all the mass; NaN where there is none to share.
+class LogSoftmax {
+ public:
+  LogSoftmax(const LogitRow& row, int64_t vocab_size, double temperature, const Scratch* bans = nullptr)
+      : temperature_(temperature) {
+    const auto allowed = [&](int64_t i) { return bans == nullptr || !bans->is_banned(i); };
+    double best = -kInf, sum = 0;
+    bool has_nan = false;
+    for (int64_t i = 0; i < vocab_size; i++) {
+      if (!allowed(i)) continue;
+      best = std::max(best, static_cast<double>(row[i]));
+      has_nan |= std::isnan(row[i]);
+    }
+    at_infinity_ = best == kInf;
+    for (int64_t i = 0; i < vocab_size; i++) {
+      if (!allowed(i)) continue;
+      sum += at_infinity_ ? row[i] == kInf : std::exp((row[i] - best) / temperature);
+    }
+    log_sum_ = has_nan ? std::numeric_limits<double>::quiet_NaN() : (at_infinity_ ? 0 : best / temperature) + std::log(sum);
+  }
+
+  bool undefined() const { return std::isnan(log_sum_); }
+
+  double operator()(double logit) const {
+    if (at_infinity_) return logit == kInf ? -log_sum_ : -kInf;
+    return logit / temperature_ - log_sum_;
+  }
+
+ private:
+  double temperature_, log_sum_;
+  bool at_infinity_;
+};
+
+// Looks again at the blocks that hold banned tokens, then gives the row's maximum; NaN where a block has one.
+inline float allowed_maximum(const LogitRow& good, int64_t vocab_size, Scratch& s) {
+  float best = -std::numeric_limits<float>::infinity();
+  for (float maximum : s.maxima) {
+    if (std::isnan(maximum)) return maximum;
+    best = std::max(best, maximum);
+  }
+  if (s.banned.empty()) return best;
+  for (int64_t token : s.banned) {
+    const int64_t block = token / kBlock;
+    float& maximum = s.maxima[block] = -std::numeric_limits<float>::infinity();
+    for (int64_t i = block * kBlock; i < std::min((block + 1) * kBlock, vocab_size); i++)
+      if (!s.is_banned(i)) maximum = std::max(maximum, good[i]);
+  }
+  return *std::max_element(s.maxima.begin(), s.maxima.end());
+}
+
+// One float32 subtraction, as everywhere, so that every implementation has the very same head.
+inline float head_threshold(float best, float margin) { return std::isinf(best) ? best : best - margin; }
+
+template <typename Visit>
+inline void for_each_in_head(const LogitRow& good, int64_t vocab_size, float threshold, const Scratch& s, Visit visit) {
+  const float lowest = std::numeric_limits<float>::lowest();  // a logit of -inf is in no head
+  const int32_t least = threshold_key(good.dtype, std::max(threshold, lowest));
+  int32_t ids[kBlock];
+  for (int64_t block = 0; block < static_cast<int64_t>(s.maxima.size()); block++) {
+    if (!(s.maxima[block] >= threshold)) continue;
+    const int hits = block_hits(good, vocab_size, block, least, ids);
+    for (int i = 0; i < hits; i++)
+      if (!s.is_banned(ids[i])) visit(ids[i], good[ids[i]]);
+  }
+}
+
+// GOOD's row and what the second look needs to know of it.
+struct GoodRow {
+  LogitRow logits;
+  int64_t vocab_size;
+  float best, threshold;
+
+  bool relative() const { return std::isinf(best); }  // tokens at +inf are equals, and alone
+  bool possible(int64_t i, const Scratch& s) const {
+    return logits[i] > -kInf && (!relative() || logits[i] == best) && !s.is_banned(i);
+  }
+};
+
+// The scoring functions below fill the scratch's candidates; false where BAD holds a NaN among what they read.
+inline bool score_head(const GoodRow& good, const LogitRow* bad, const RowParameters& p, Scratch& s) {
+  const double temperature = p.divisor();
+  const bool contrast = bad != nullptr && p.contrast_strength != 0;
+  Candidates& c = s.candidates;
+  for_each_in_head(good.logits, good.vocab_size, good.threshold, s, [&](int32_t i, float logit) {
+    if (contrast) bad->prefetch(i);  // scattered reads: ask for all of them before the first is waited for
+    c.add(i, good.relative() ? 0.0 : logit / temperature);
+  });
+  bool sound = true;
+  for (size_t i = 0; i < c.token.size(); i++) {
+    const double of_bad = contrast ? (*bad)[c.token[i]] / temperature : 0.0;
+    sound &= !std::isnan(of_bad);
+    c.contrast(i, of_bad, p);
+  }
+  return sound;
+}
+
+inline bool score_with_constant(const GoodRow& good, const LogitRow* bad, const RowParameters& p, double constant,
+                                Scratch& s) {
+  const LogSoftmax good_log(good.logits, good.vocab_size, p.divisor(), &s);
+  std::optional<LogSoftmax> bad_log;
+  if (bad != nullptr) bad_log.emplace(*bad, good.vocab_size, p.divisor());
+  if (bad_log && bad_log->undefined()) return false;
+  const double uniform = -std::log(static_cast<double>(good.vocab_size));
+  Candidates& c = s.candidates;
+  for (int64_t i = 0; i < good.vocab_size; i++) {
+    if (!good.possible(i, s)) continue;
+    if (good.logits[i] < good.threshold) {
+      c.add(static_cast<int32_t>(i), constant);
+    } else {
+      c.add(static_cast<int32_t>(i), good_log(good.logits[i]));
+      c.contrast(c.token.size() - 1, bad_log ? (*bad_log)((*bad)[i]) : uniform, p);
+    }
+  }
+  return true;
+}
+
+// GOOD's tail behind the scored head, shifted so that its best token meets the head's worst score.
+inline void add_shifted_tail(const GoodRow& good, const RowParameters& p, Scratch& s) {
+  float best_outside = -std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < good.vocab_size; i++)
+    if (good.logits[i] < good.threshold && good.possible(i, s)) best_outside = std::max(best_outside, good.logits[i]);
+  if (best_outside == -kInf) return;
+  Candidates head;
+  std::swap(head, s.candidates);
+  const double shift = *std::min_element(head.score.begin(), head.score.end()) - best_outside / p.divisor();
+  size_t next = 0;
+  for (int64_t i = 0; i < good.vocab_size; i++) {  // merged in the order of the ids
+    if (next < head.token.size() && head.token[next] == i) {
+      s.candidates.add(head.token[next], head.score[next]);
+      s.candidates.rank.back() = head.rank[next++];
+    } else if (good.possible(i, s)) {
+      s.candidates.add(static_cast<int32_t>(i), good.logits[i] / p.divisor() + shift);
+    }
+  }
+}
+
+struct Drawn {
+  int64_t token;
+  float logprob, good_logprob, bad_logprob;
+};
+
+// `maxima` and `banned` of the scratch are set. `bad` is null where there is no BAD: a uniform one.
+inline Drawn sample_row(const LogitRow& logits, const LogitRow* bad, int64_t vocab_size, const RowParameters& p,
+                        Outside outside, double constant, bool logprobs, Scratch& s) {
+  const float best = allowed_maximum(logits, vocab_size, s);
+  if (std::isnan(best)) return {kNanGood, 0, 0, 0};
+  if (best == -kInf) return {kNothingPossible, 0, 0, 0};
+  const GoodRow good{logits, vocab_size, best, head_threshold(best, p.margin)};
+  s.candidates.clear();
+  const bool sound = outside == kConstant ? score_with_constant(good, bad, p, constant, s) : score_head(good, bad, p, s);
+  if (!sound) return {kNanBad, 0, 0, 0};
+  if (outside == kShiftedGood) add_shifted_tail(good, p, s);
+
+  Drawn drawn{};
+  drawn.token = s.candidates.token[draw(s.candidates, p, logprobs ? &drawn.logprob : nullptr)];
+  if (logprobs) {
+    drawn.good_logprob = static_cast<float>(LogSoftmax(logits, vocab_size, 1.0)(logits[drawn.token]));
+    drawn.bad_logprob = -std::log(static_cast<float>(vocab_size));
+    if (bad != nullptr) {
+      const LogSoftmax bad_log(*bad, vocab_size, 1.0);
+      if (bad_log.undefined()) return {kNanBad, 0, 0, 0};
+      drawn.bad_logprob = static_cast<float>(bad_log((*bad)[drawn.token]));
+    }
+  }
+  return drawn;
+}
+
+}  // namespace cdgen
