@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+RESULTS = []  # (case, figures), printed when the run ends
+
 _FLUSH = torch.zeros(32 << 20)  # 128 MiB, more than any last-level cache of the machines meant
 
 
@@ -64,3 +66,4 @@ def compare(benchmark, subject, rivals, rounds):
         median = statistics.median(seconds)
         benchmark.extra_info[f"{rival}, ms"] = round(median * 1e3, 3)
         benchmark.extra_info[f"{rival} / {name}"] = round(median / own, 2)
+    RESULTS.append((benchmark.name, benchmark.extra_info))

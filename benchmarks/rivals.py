@@ -16,7 +16,7 @@ def literal_chain(good, bad, alpha=0.1, strength=1.0):
 
 def strongest_torch(good, bad, alpha=0.1, strength=1.0):
     """No softmax, BAD read at the head only, noise drawn for the head only: an exponential race over a ragged list."""
-    best = good.amax(-1, keepdim=True)
+    best = good.amax(-1, keepdim=True).float()  # a bfloat16 threshold would let other tokens in
     row, token = (good >= best + math.log(alpha)).nonzero(as_tuple=True)
     score = good[row, token].float() - strength * bad[row, token].float()
     time = torch.empty_like(score).exponential_().log_() - score  # the first arrival is a softmax sample

@@ -1,4 +1,4 @@
-// The CPU ops of cdgen_kernels, registered as torch.ops.cdgen_cpp.* on libtorch's stable ABI.
+// The ops of kernels/ops.py for CPU tensors, on libtorch's stable ABI. Loading the library registers them.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -144,7 +144,7 @@ std::optional<Logits> optional_logits(const std::optional<Tensor>& t) {
   return t ? std::optional<Logits>(Logits(*t)) : std::nullopt;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> sample(
+std::tuple<Tensor, Tensor> sample(
     const Tensor& good_logits, const std::optional<Tensor>& bad_logits, const Tensor& margin, const Tensor& good_weight,
     const Tensor& contrast_strength, const Tensor& temperature, const Tensor& top_p, const Tensor& top_k,
     const Tensor& seed, const Tensor& sequence, const Tensor& position, const std::optional<Tensor>& banned_ids,
@@ -156,21 +156,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample(
                                   position, good.rows);
   auto token = empty_like(good_logits, {good.rows}, ScalarType::Long);
   auto* tokens = static_cast<int64_t*>(token.mutable_data_ptr());
-  Tensor logprob[3];
-  float* out[3];
-  for (int i = 0; i < 3; i++) {
-    logprob[i] = empty_like(good_logits, {logprobs ? good.rows : 0}, ScalarType::Float);
-    out[i] = static_cast<float*>(logprob[i].mutable_data_ptr());
-  }
+  auto logprob = empty_like(good_logits, {3, logprobs ? good.rows : 0}, ScalarType::Float);  // drawn from, GOOD, BAD
+  auto* out = static_cast<float*>(logprob.mutable_data_ptr());
   for_each_row(good, vocab_size, banned, [&](int64_t r, Scratch& scratch) {
     std::optional<LogitRow> bad_row;
     if (bad) bad_row = bad->row(r);
     const Drawn drawn = sample_row(good.row(r), bad_row ? &*bad_row : nullptr, vocab_size, p.row(r),
                                    static_cast<Outside>(outside), value, logprobs, scratch);
     tokens[r] = drawn.token;
-    if (logprobs) out[0][r] = drawn.logprob, out[1][r] = drawn.good_logprob, out[2][r] = drawn.bad_logprob;
+    if (logprobs) {
+      out[r] = drawn.logprob;
+      out[good.rows + r] = drawn.good_logprob;
+      out[2 * good.rows + r] = drawn.bad_logprob;
+    }
   });
-  return {token, logprob[0], logprob[1], logprob[2]};
+  return {token, logprob};
 }
 
 std::tuple<Tensor, Tensor> contrast_sample(
@@ -212,20 +212,7 @@ std::tuple<Tensor, Tensor> contrast_sample(
   return {drawn, logprob};
 }
 
-#define CDGEN_ROWS                                                                                                     \
-  "Tensor margin, Tensor good_weight, Tensor contrast_strength, Tensor temperature, Tensor top_p, Tensor top_k, "      \
-  "Tensor seed, Tensor sequence, Tensor position, "
-
-STABLE_TORCH_LIBRARY(cdgen_cpp, m) {
-  m.def("head(Tensor good, Tensor margin, Tensor? banned, int vocab_size, int capacity)"
-        " -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("sample(Tensor good, Tensor? bad, " CDGEN_ROWS
-        "Tensor? banned, int vocab_size, int outside, float value, bool logprobs) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("contrast_sample(Tensor token, Tensor logit, Tensor count, Tensor max, Tensor? bad, " CDGEN_ROWS
-        "int vocab_size, bool logprobs) -> (Tensor, Tensor)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(cdgen_cpp, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(cdgen, CPU, m) {
   m.impl("head", TORCH_BOX(&head));
   m.impl("sample", TORCH_BOX(&sample));
   m.impl("contrast_sample", TORCH_BOX(&contrast_sample));

@@ -4,16 +4,17 @@
     token = sample(good_logits, bad_logits, rows).token          # [B]
 
 Each op is registered as `torch.ops.cdgen.*` with a fake, traces under `torch.compile(fullgraph=True)`, and never waits
-for the device. `CDGEN_IMPL=reference|cpp` overrides the choice of implementation.
+for a device. `CDGEN_IMPL=reference|cpp`, read at import, overrides the choice of implementation.
 """
 
-import functools
+import importlib
+import importlib.util
 import logging
 import os
 
 import torch
 
-from cdgen_kernels import cpp, reference
+from cdgen_kernels import reference
 from cdgen_kernels.reference import CONSTANT, FAULTS, MASK, SHIFTED_GOOD
 from cdgen_kernels.rows import HeadCandidates, Rows, Samples, make_rows
 
@@ -21,38 +22,17 @@ __all__ = ["HeadCandidates", "Rows", "Samples", "contrast_sample", "head", "impl
 
 log = logging.getLogger("cdgen")
 
-_IMPLEMENTATIONS = {"reference": reference, "cpp": cpp}  # modules with the same functions
 
-
-@functools.cache
 def implementation(device_type):
-    """(name, reason): the implementation that runs for tensors of a device type, and why; logged once for each.
-
-    Raises:
-        ValueError: `CDGEN_IMPL` names none, or one that cannot run here.
-    """
-    wanted = os.environ.get("CDGEN_IMPL")
-    built, reason = cpp.available()
-    if wanted is not None:
-        if wanted not in _IMPLEMENTATIONS:
-            raise ValueError(f"CDGEN_IMPL={wanted}: no such implementation; use {' or '.join(_IMPLEMENTATIONS)}")
-        if wanted == "cpp" and not (built and device_type == "cpu"):
-            raise ValueError(f"CDGEN_IMPL=cpp cannot run on {device_type}: {'C++ is for the CPU' if built else reason}")
-        name, reason = wanted, "CDGEN_IMPL is set"
-    elif device_type == "cpu":
-        name = "cpp" if built else "reference"
-    else:
-        name, reason = "reference", f"there is no kernel for {device_type} yet"
-    log.info("%s tensors: %s implementation (%s)", device_type, name, reason)
-    return name, reason
-
-
-def _running(tensor):
-    return _IMPLEMENTATIONS[implementation(tensor.device.type)[0]]
+    """(name, reason): which implementation runs for tensors of a device type, `"cpu"` or `"cuda"`, and why."""
+    return _DECISIONS[device_type]
 
 
 def _raise_on_fault(codes):
-    if codes.device.type == "cpu" and codes.numel() and int(codes.min()) < 0:
+    """On the CPU, where looking costs nothing; not while tracing, where there is nothing to see."""
+    if torch.compiler.is_compiling() or type(codes) is not torch.Tensor or codes.device.type != "cpu":
+        return
+    if codes.numel() and int(codes.min()) < 0:
         row = int((codes < 0).nonzero()[0])
         raise ValueError(f"row {row}: {FAULTS[int(codes[row])]}")
 
@@ -120,7 +100,10 @@ def head(good, rows, *, vocab_size=None, banned=None, capacity=1024):
         raise ValueError(f"capacity = {capacity}: must be at least 1")
     margin = _check_rows(rows, good.shape[0]).margin
     vocab_size = _check_vocabulary(vocab_size, good)
-    return HeadCandidates(*torch.ops.cdgen.head(good, margin, _check_banned(banned, len(good)), vocab_size, capacity))
+    found = torch.ops.cdgen.head.default(good, margin, _check_banned(banned, len(good)), vocab_size, capacity)
+    candidates = HeadCandidates(*found)
+    _raise_on_fault(candidates.count)
+    return candidates
 
 
 def sample(good, bad, rows, *, vocab_size=None, outside_head="mask", banned=None, logprobs=False):
@@ -148,7 +131,9 @@ def sample(good, bad, rows, *, vocab_size=None, outside_head="mask", banned=None
     bad = bad if bad is None else _check_logits("bad", bad, good.shape[0])
     vocab_size = _check_vocabulary(vocab_size, good, *(() if bad is None else (bad,)))
     rest = (_check_banned(banned, len(good)), vocab_size, *_outside(outside_head), logprobs)
-    return Samples(*torch.ops.cdgen.sample(good, bad, *_check_rows(rows, len(good)), *rest))
+    token, logprobs = torch.ops.cdgen.sample.default(good, bad, *_check_rows(rows, len(good)), *rest)
+    _raise_on_fault(token)
+    return Samples(token, *logprobs.unbind(0))
 
 
 def contrast_sample(candidates, bad, rows, *, vocab_size=None, logprobs=False):
@@ -169,7 +154,10 @@ def contrast_sample(candidates, bad, rows, *, vocab_size=None, logprobs=False):
     if bad is None and vocab_size is None:
         raise ValueError("vocab_size: give it where there are no logits of BAD")
     vocab_size = vocab_size if bad is None else _check_vocabulary(vocab_size, bad)
-    return torch.ops.cdgen.contrast_sample(*candidates, bad, *_check_rows(rows, batch), vocab_size, logprobs)
+    rows = _check_rows(rows, batch)
+    token, logprob = torch.ops.cdgen.contrast_sample.default(*candidates, bad, *rows, vocab_size, logprobs)
+    _raise_on_fault(token)
+    return token, logprob
 
 
 # ------------------------------------------------------------------------------------------------ registration
@@ -183,30 +171,25 @@ _SCHEMAS = {
     " -> (Tensor token, Tensor logit, Tensor count, Tensor max)",
     "sample": f"(Tensor good, Tensor? bad, {_ROWS}, Tensor? banned, "
     "int vocab_size, int outside, float value, bool logprobs)"
-    " -> (Tensor token, Tensor logprob, Tensor good_logprob, Tensor bad_logprob)",
+    " -> (Tensor token, Tensor logprobs)",
     "contrast_sample": f"(Tensor token, Tensor logit, Tensor count, Tensor max, Tensor? bad, {_ROWS}, "
     "int vocab_size, bool logprobs)"
     " -> (Tensor token, Tensor logprob)",
 }
 
 
-def _head(good, margin, banned, vocab_size, capacity):
-    candidates = _running(good).head(good, margin, banned, vocab_size, capacity)
-    _raise_on_fault(candidates.count)
-    return tuple(candidates)
+def _reference_head(*arguments):
+    return tuple(reference.head(*arguments))
 
 
-def _sample(good, bad, *rest):
-    drawn = _running(good).sample(good, bad, Rows(*rest[:9]), *rest[9:])
-    _raise_on_fault(drawn.token)
-    return tuple(drawn)
+def _reference_sample(good, bad, *rest):
+    token, *logprobs = reference.sample(good, bad, Rows(*rest[:9]), *rest[9:])
+    return token, torch.stack(logprobs)
 
 
-def _contrast_sample(token, logit, count, maximum, bad, *rest):
+def _reference_contrast_sample(token, logit, count, maximum, bad, *rest):
     candidates = HeadCandidates(token, logit, count, maximum)
-    drawn, logprob = _running(token).contrast_sample(candidates, bad, Rows(*rest[:9]), *rest[9:])
-    _raise_on_fault(drawn)
-    return drawn, logprob
+    return reference.contrast_sample(candidates, bad, Rows(*rest[:9]), *rest[9:])
 
 
 def _fake_head(good, margin, banned, vocab_size, capacity):
@@ -219,19 +202,56 @@ def _fake_head(good, margin, banned, vocab_size, capacity):
     )
 
 
-def _fake_draw(like, logprobs, columns):
-    size = like.shape[0] if logprobs else 0
-    return (
-        like.new_empty(like.shape[0], dtype=torch.int64),
-        *(like.new_empty(size, dtype=torch.float32) for _ in range(columns)),
-    )
+def _fake_sample(good, *rest):
+    batch = good.shape[0]
+    logprobs = good.new_empty((3, batch if rest[-1] else 0), dtype=torch.float32)
+    return good.new_empty(batch, dtype=torch.int64), logprobs
 
 
-for _name, _run, _fake in (
-    ("head", _head, _fake_head),
-    ("sample", _sample, lambda good, *rest: _fake_draw(good, rest[-1], 3)),
-    ("contrast_sample", _contrast_sample, lambda token, *rest: _fake_draw(token, rest[-1], 1)),
-):
-    torch.library.define(f"cdgen::{_name}", _SCHEMAS[_name])
-    torch.library.impl(f"cdgen::{_name}", ("CPU", "CUDA"))(_run)
-    torch.library.register_fake(f"cdgen::{_name}")(_fake)
+def _fake_contrast_sample(token, *rest):
+    batch = token.shape[0]
+    logprob = token.new_empty(batch if rest[-1] else 0, dtype=torch.float32)
+    return token.new_empty(batch, dtype=torch.int64), logprob
+
+
+def _load_extension():
+    """(whether the C++ kernels are loaded, one line that says why); loading registers them for CPU tensors."""
+    if importlib.util.find_spec("cdgen_kernels._C") is None:
+        return False, "the C++ extension is not built: `pip install --no-build-isolation` with a C++ compiler builds it"
+    try:
+        importlib.import_module("cdgen_kernels._C")
+    except (ImportError, OSError) as error:
+        return False, f"the C++ extension does not load: {error}"
+    return True, "the C++ extension is loaded"
+
+
+def _decide():
+    """{device type: (implementation, reason)}"""
+    wanted = os.environ.get("CDGEN_IMPL")
+    if wanted not in (None, "reference", "cpp"):
+        raise ValueError(f"CDGEN_IMPL={wanted}: no such implementation; use reference or cpp, or unset it")
+    if wanted == "reference":
+        return dict.fromkeys(("cpu", "cuda"), ("reference", "CDGEN_IMPL is set"))
+    loaded, reason = _load_extension()
+    if wanted == "cpp" and not loaded:
+        raise ValueError(f"CDGEN_IMPL=cpp: {reason}")
+    return {"cpu": ("cpp" if loaded else "reference", reason), "cuda": ("reference", "there is no kernel for cuda yet")}
+
+
+def _register():
+    for name, plain, fake in (
+        ("head", _reference_head, _fake_head),
+        ("sample", _reference_sample, _fake_sample),
+        ("contrast_sample", _reference_contrast_sample, _fake_contrast_sample),
+    ):
+        torch.library.define(f"cdgen::{name}", _SCHEMAS[name])
+        torch.library.register_fake(f"cdgen::{name}")(fake)
+        for device_type, (chosen, _) in _DECISIONS.items():
+            if chosen == "reference":
+                torch.library.impl(f"cdgen::{name}", device_type.upper())(plain)
+
+
+_DECISIONS = _decide()
+_register()
+for _device_type, (_name, _reason) in _DECISIONS.items():
+    log.info("%s tensors: %s implementation (%s)", _device_type, _name, _reason)

@@ -1,13 +1,33 @@
 """The implementations that can run here, under one call, for tests that hold each to the same claim."""
 
-from cdgen_kernels import cpp, ops, reference
+import torch
 
-_MODULES = {"reference": reference, "cpp": cpp}
-IMPLEMENTATIONS = ["reference"] + ["cpp"] * cpp.available()[0]
+from cdgen_kernels import ops, reference
+from cdgen_kernels.rows import HeadCandidates, Samples
+
+IMPLEMENTATIONS = ["reference"] + ["cpp"] * (ops.implementation("cpu")[0] == "cpp")
+NO_CPP = "the C++ extension does not run: " + ops.implementation("cpu")[1]
+
+
+def run_head(implementation, good, margin, banned, vocab_size, capacity):
+    """`ops.head` of a named implementation, faults left in the counts."""
+    if implementation == "reference":
+        return reference.head(good, margin, banned, vocab_size, capacity)
+    return HeadCandidates(*torch.ops.cdgen.head(good, margin, banned, vocab_size, capacity))
 
 
 def run_sample(implementation, good, bad, rows, *, outside_head="mask", banned=None, vocab_size=None, logprobs=False):
     """`ops.sample` of a named implementation, faults left in the tokens."""
     vocab_size = vocab_size or min(x.shape[1] for x in (good, bad) if x is not None)
-    outside = ops._outside(outside_head)
-    return _MODULES[implementation].sample(good, bad, rows, banned, vocab_size, *outside, logprobs)
+    rest = (banned, vocab_size, *ops._outside(outside_head), logprobs)
+    if implementation == "reference":
+        return reference.sample(good, bad, rows, *rest)
+    token, logprob = torch.ops.cdgen.sample(good, bad, *rows, *rest)
+    return Samples(token, *logprob.unbind(0))
+
+
+def run_contrast_sample(implementation, candidates, bad, rows, vocab_size, logprobs):
+    """`ops.contrast_sample` of a named implementation, faults left in the tokens."""
+    if implementation == "reference":
+        return reference.contrast_sample(candidates, bad, rows, vocab_size, logprobs)
+    return torch.ops.cdgen.contrast_sample(*candidates, bad, *rows, vocab_size, logprobs)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from implementations import IMPLEMENTATIONS, run_sample
+from implementations import IMPLEMENTATIONS, NO_CPP, run_contrast_sample, run_head, run_sample
 
-from cdgen_kernels import cpp, reference
+from cdgen_kernels import reference
 from cdgen_kernels.ops import make_rows
 
-pytestmark = pytest.mark.skipif("cpp" not in IMPLEMENTATIONS, reason=cpp.available()[1])
+pytestmark = pytest.mark.skipif("cpp" not in IMPLEMENTATIONS, reason=NO_CPP)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # around the block of 256, the 8 of its words and the 4 of Philox; a prime; sizes of real vocabularies and beyond
@@ -120,14 +120,14 @@ def test_cpp_draws_what_the_reference_draws(problem):
 def test_cpp_finds_the_heads_the_reference_finds_and_draws_from_them(problem, capacity):
     good, bad, rows, banned, size, _, logprobs = problem
     wanted = reference.head(good, rows.margin, banned, size, capacity)
-    got = cpp.head(good, rows.margin, banned, size, capacity)
+    got = run_head("cpp", good, rows.margin, banned, size, capacity)
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     from_list = reference.contrast_sample(wanted, bad, rows, size, logprobs)
     drawn = from_list[0] >= 0
-    for a, b in zip(cpp.contrast_sample(got, bad, rows, size, logprobs), from_list, strict=True):
+    for a, b in zip(run_contrast_sample("cpp", got, bad, rows, size, logprobs), from_list, strict=True):
         torch.testing.assert_close(a[drawn] if a.numel() else a, b[drawn] if b.numel() else b, rtol=1e-5, atol=1e-5)
-    assert cpp.contrast_sample(got, bad, rows, size, False)[0].tolist() == from_list[0].tolist()
+    assert run_contrast_sample("cpp", got, bad, rows, size, False)[0].tolist() == from_list[0].tolist()
     fits = (wanted.count >= 0) & (wanted.count <= capacity)
     whole = run_sample("reference", good, bad, rows, banned=banned, vocab_size=size)
     assert from_list[0][fits].tolist() == whole.token[fits].tolist()
@@ -148,4 +148,4 @@ def test_nan_is_told_by_row(problem):
         run_sample("cpp", good, bad, rows, **call).token.tolist()
         == run_sample("reference", good, bad, rows, **call).token.tolist()
     )
-    assert cpp.head(good, rows.margin, banned, size, 4).count[row] == reference.NAN_GOOD
+    assert run_head("cpp", good, rows.margin, banned, size, 4).count[row] == reference.NAN_GOOD
