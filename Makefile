@@ -26,10 +26,11 @@ bench: $(VENV)/test
 clean:
 	rm -rf $(VENV) build dist *.egg-info kernels/*.so
 
+# torch alone from the index of CPU builds, then what it needs from PyPI
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --no-deps $(TORCH) $(INDEX)
-	$(PIP) install -q 'setuptools>=77' wheel ninja
+	$(PIP) install -q $(TORCH) 'setuptools>=77' wheel ninja
 	touch $@
 
 # torch is there already: the build uses it instead of fetching another

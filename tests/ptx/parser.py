@@ -1,0 +1,148 @@
+"""Reads the PTX that LLVM writes for one Triton kernel: parameters, registers, labels and instructions.
+
+Debug sections are skipped; there is one entry function, and no calls.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from .errors import UnknownOpcode
+
+_LABEL = re.compile(r"\s*([$\w]+):")
+_GUARD = re.compile(r"@(!?)([%\w]+)\s+(.*)", re.S)
+_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.S)
+_CONSTANT = re.compile(r"^\.global\s[^;]*?\.b8\s+([$\w]+)\[\d+\]\s*=\s*\{([^}]*)\}", re.M)
+_LOC = re.compile(r"\s*\.loc\s.*//\s*(\S+)")
+_UNDEFINED = re.compile(r"\s*// implicit-def: [$%](\w+)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    opcode: str  # with its qualifiers: "ld.global.v4.b32"
+    operands: tuple
+    guard: str | None  # the predicate register of "@%p1" or "@!%p1"
+    guard_is_negated: bool
+    text: str
+    line: int  # in the PTX, from 1
+    source: str  # "kernels.py:12:5", where the PTX carries line information
+
+    @property
+    def family(self):
+        return self.opcode.partition(".")[0]
+
+    @property
+    def qualifiers(self):
+        return self.opcode.split(".")[1:]
+
+
+@dataclass
+class Program:
+    name: str = ""
+    parameters: list = field(default_factory=list)  # PTX types, in order
+    threads: int = 0  # of a CTA
+    local_bytes: int = 0  # of a thread's stack
+    register_types: dict = field(default_factory=dict)  # "%r" -> "b32", or a whole name
+    instructions: list = field(default_factory=list)
+    labels: dict = field(default_factory=dict)  # name -> index of an instruction
+    constants: dict = field(default_factory=dict)  # name -> the bytes of module-level data
+    symbols: dict = field(default_factory=dict)  # name -> device address, filled in by the launch
+    maybe_undefined: set = field(default_factory=set)  # registers that may be read before they are written
+
+    def register_type(self, name):
+        try:
+            return self.register_types.get(name) or self.register_types[name.rstrip("0123456789")]
+        except KeyError:
+            raise UnknownOpcode(f"operand {name} is no declared register") from None
+
+
+def split_operands(text):
+    """Splits at the commas outside braces and brackets."""
+    parts, depth, current = [], 0, ""
+    for character in text:
+        depth += (character in "{[(") - (character in "}])")
+        if character == "," and depth == 0:
+            parts.append(current.strip())
+            current = ""
+        else:
+            current += character
+    if current.strip():
+        parts.append(current.strip())
+    return tuple(parts)
+
+
+def parse(ptx):
+    program = Program()
+    header, body, body_line = _split_entry(ptx)
+    program.name = re.search(r"\.entry\s+(\w+)", header).group(1)
+    program.parameters = re.findall(r"\.param\s+\.(\w+)", header)
+    if not (threads := re.search(r"\.reqntid\s+(\d+)", header)):
+        raise UnknownOpcode("an entry function without .reqntid")
+    program.threads = int(threads.group(1))
+    for name, values in _CONSTANT.findall(ptx):
+        program.constants[name] = bytes(int(value) for value in values.split(","))
+    source, pending, pending_line = "", "", 0
+    for number, line in enumerate(body.splitlines(), body_line):
+        if found := _LOC.match(line):
+            source = found.group(1)
+        if found := _UNDEFINED.match(line):
+            program.maybe_undefined.add("%" + found.group(1))
+        line = line.partition("//")[0]
+        if not pending.strip():
+            if line.split()[:1] in ([".loc"], [".file"]):
+                continue
+            pending_line = number
+        *statements, rest = (pending + line).split(";")
+        for statement in statements:
+            _statement(program, statement, pending_line, source)
+            pending_line = number
+        # A label needs no semicolon, and a brace that opens a scope of inline assembly stands alone.
+        pending = _take_labels(program, rest).strip().removeprefix("{").removeprefix("}") + " "
+    return program
+
+
+def _split_entry(ptx):
+    """The entry's header, its body without the outer braces, and the number of the body's first line."""
+    entry = re.search(r"\.visible\s+\.entry", ptx)
+    if not entry:
+        raise UnknownOpcode("PTX without an entry function")
+    start = ptx.index("{", entry.start())
+    depth = 0
+    for brace in re.compile("[{}]").finditer(ptx, start):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return ptx[entry.start() : start], ptx[start + 1 : brace.start()], ptx.count("\n", 0, start) + 1
+    raise UnknownOpcode("PTX that ends inside the entry function")
+
+
+def _take_labels(program, text):
+    while found := _LABEL.match(text):
+        program.labels[found.group(1)] = len(program.instructions)
+        text = text[found.end() :]
+    return text
+
+
+def _statement(program, text, line, source):
+    text = " ".join(_take_labels(program, text.strip().lstrip("{}").strip()).split()).lstrip("{} ")
+    if not text:
+        return
+    if text.startswith("."):
+        _directive(program, text)
+        return
+    guard, negated, rest = None, False, text
+    if found := _GUARD.match(text):
+        negated, guard, rest = found.group(1) == "!", found.group(2), found.group(3)
+    opcode, _, operands = rest.partition(" ")
+    operands = split_operands(operands)
+    program.instructions.append(Instruction(opcode, operands, guard, negated, text, line, source))
+    if guard and operands and not operands[0].startswith("["):
+        program.maybe_undefined.update(re.findall(r"[%\w]+", operands[0]))
+
+
+def _directive(program, text):
+    if found := _REGISTERS.match(text):
+        for name in found.group(2).split(","):
+            program.register_types[name.partition("<")[0].strip()] = found.group(1)
+    elif found := re.match(r"\.local\s.*\[(\d+)\]", text):
+        program.local_bytes += int(found.group(1))
+    elif not text.startswith(".pragma"):
+        raise UnknownOpcode(f"unknown directive: {text}")

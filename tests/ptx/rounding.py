@@ -1,0 +1,112 @@
+"""Correct rounding in float64 arithmetic: sums and fused products to round-to-odd, then to a PTX format in any mode.
+
+A value rounded to odd in float64 can be rounded again to any format of at most 51 bits with the result of a single
+rounding, in every rounding mode (Boldo and Melquiond 2008). That makes fma.rn.f32 exact without a hardware fma.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# The rounding modes of PTX, to integers; rna rounds halves away from zero.
+INTEGRAL = {"rn": np.rint, "rz": np.trunc, "rm": np.floor, "rp": np.ceil}
+INTEGRAL["rna"] = lambda values: np.copysign(np.floor(np.abs(values) + 0.5), values)
+
+
+class Format(NamedTuple):
+    precision: int  # bits of significand, the hidden one included
+    lowest_exponent: int  # of a normal number
+    largest: float
+
+
+FORMATS = {
+    "f16": Format(11, -14, 65504.0),
+    "bf16": Format(8, -126, float.fromhex("0x1.fep127")),
+    "tf32": Format(11, -126, float.fromhex("0x1.ffcp127")),
+    "f32": Format(24, -126, float.fromhex("0x1.fffffep127")),
+}
+
+
+def odd_sum(a, b):
+    """a + b in float64, rounded to odd: the exact sum where it fits, else its neighbour with an odd last bit."""
+    total = a + b
+    back = total - a
+    error = (a - (total - back)) + (b - back)
+    inexact = (error != 0) & np.isfinite(total)
+    if not inexact.any():
+        return total
+    bits = total.view(np.int64)
+    step = np.where((error > 0) == (total > 0), 1, -1)
+    return np.where(inexact & (bits & 1 == 0), bits + step, bits).view(np.float64)
+
+
+def odd_float64(values):
+    """Integers as float64, rounded to odd; other numbers as they are, exactly."""
+    if values.dtype not in (np.int64, np.uint64):
+        return values.astype(np.float64)
+    low = values & values.dtype.type(0xFFFFFFFF)
+    return odd_sum((values - low).astype(np.float64), low.astype(np.float64))
+
+
+def _two_sum(a, b):
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
+
+
+def _two_product(a, b):
+    def split(x):
+        scaled = x * 134217729.0  # 2**27 + 1
+        high = scaled - (scaled - x)
+        return high, x - high
+
+    product = a * b
+    (a_high, a_low), (b_high, b_low) = split(a), split(b)
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def fma_f64(a, b, c):
+    """a * b + c with one rounding, barring overflow and underflow inside the splitting."""
+    high, low = _two_product(a, b)
+    middle, lowest = _two_sum(c, low)
+    top, rest = _two_sum(high, middle)
+    exact = top + odd_sum(lowest, rest)
+    return np.where(np.isfinite(exact), exact, a * b + c)
+
+
+def fma_f32(a, b, c):
+    """a * b + c with one rounding: a product of two float32 is exact in float64."""
+    return odd_sum(a.astype(np.float64) * b, c.astype(np.float64)).astype(np.float32)
+
+
+def round_to(values, name, mode="rn"):
+    """float64 values rounded to a format, still as float64."""
+    form = FORMATS[name]
+    exponent = np.maximum(np.frexp(values)[1] - 1, form.lowest_exponent) - (form.precision - 1)
+    scaled = np.ldexp(values, -exponent)
+    rounded = np.ldexp(INTEGRAL[mode](scaled), exponent)
+    stays_finite = {"rz": True, "rm": values > 0, "rp": values < 0}.get(mode, False)
+    beyond = np.where(stays_finite & np.isfinite(values), form.largest, np.inf)
+    return np.where(np.abs(rounded) > form.largest, np.copysign(beyond, rounded), rounded)
+
+
+def decode(bits, name):
+    """Raw bits of a 16-bit or tf32 number, exactly, as float64."""
+    if name == "f16":
+        return bits.view(np.float16).astype(np.float64)
+    wide = bits.astype(np.uint32) << 16 if name == "bf16" else bits
+    return wide.view(np.float32).astype(np.float64)
+
+
+def encode(values, name, mode="rn"):
+    """float64 values as the raw bits of the nearest (or otherwise rounded) f16, bf16, tf32 or f32."""
+    if name == "f16" and mode == "rn":
+        bits = values.astype(np.float16).view(np.uint16)
+        return np.where(np.isnan(values), np.uint16(0x7FFF), bits)
+    rounded = round_to(values, name, mode)
+    if name == "f16":
+        return np.where(np.isnan(values), np.uint16(0x7FFF), rounded.astype(np.float16).view(np.uint16))
+    bits = rounded.astype(np.float32).view(np.uint32)
+    if name == "bf16":
+        return np.where(np.isnan(values), np.uint16(0x7FFF), (bits >> 16).astype(np.uint16))
+    return np.where(np.isnan(values), np.uint32(0x7FFFFFFF), bits)
