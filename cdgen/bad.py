@@ -14,7 +14,7 @@ _DROPOUT_ATTRIBUTES = ("attention_dropout", "attn_dropout", "attn_dropout_p", "d
 
 
 def parse_bad(text):
-    """Arguments of :class:`cdgen.ContrastiveLM` for the command line's `--bad`: `dropout:0.3`, `layers:12`, or a path or name."""
+    """Arguments of :class:`cdgen.ContrastiveLM` for a string: `dropout:0.3`, `layers:12`, or a path or name."""
     kind, _, value = text.partition(":")
     if kind not in ("dropout", "layers") or not value:
         return {"bad": text}
@@ -42,7 +42,9 @@ def attention_dropout(good, p):
     for part in attentions:
         _switch_on(part, 0.5)
     if not _is_noisy(bad):
-        raise InputError(f"dropout: no attention dropout found in {module.config.model_type}; use another checkpoint or layers=")
+        raise InputError(
+            f"dropout: no attention dropout found in {module.config.model_type}; use another checkpoint or layers="
+        )
     for part in attentions:
         _switch_on(part, p)
     return bad
@@ -63,7 +65,9 @@ def first_layers(good, n):
     lists = (part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) == total)
     layers = next(lists, None)  # modules() goes from the outside in, so this is not a list of experts
     if layers is None:
-        raise InputError(f"layers: no list of {total} layers found in {module.config.model_type}; use another checkpoint")
+        raise InputError(
+            f"layers: no list of {total} layers found in {module.config.model_type}; use another checkpoint"
+        )
     del layers[n:]
     config = module.config.get_text_config()
     kinds = getattr(config, "layer_types", None)

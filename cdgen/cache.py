@@ -1,6 +1,5 @@
 """A key-value cache that is written in place, and forked from prompts to their continuations."""
 
-import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
@@ -42,7 +41,9 @@ class InPlaceLayer(CacheLayerMixin):
         return self.length
 
     def get_max_length(self):
-        return -1  # the length grows from the caller's side, as a dynamic cache's does; -1 is transformers' "no maximum"
+        return (
+            -1
+        )  # the length grows from the caller's side, as a dynamic cache's does; -1 is transformers' "no maximum"
 
     def fork(self, rows, max_len):
         layer = InPlaceLayer(max_len)

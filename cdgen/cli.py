@@ -14,12 +14,16 @@ def build_parser():
     parser = Parser(prog="cdgen", description="Contrastive decoding with two language models, and corpora from them.")
     parser.add_argument("--version", action="version", version=f"cdgen {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    generate = commands.add_parser("generate", help="write a corpus", description="Continue every seed and write a corpus.")
+    generate = commands.add_parser(
+        "generate", help="write a corpus", description="Continue every seed and write a corpus."
+    )
     add_generate(generate)
     add_sampling(generate)
     generate.set_defaults(run=run_generate)
     demo = commands.add_parser("demo", help="write two small corpora with SmolLM2-135M and compare them")
-    demo.add_argument("--out", default="demo-corpus", metavar="FOLDER", help="where the corpora go (default: demo-corpus)")
+    demo.add_argument(
+        "--out", default="demo-corpus", metavar="FOLDER", help="where the corpora go (default: demo-corpus)"
+    )
     demo.add_argument("--max-tokens", type=int, default=60, metavar="N", help="new tokens of each text (default: 60)")
     demo.add_argument("--show", type=int, default=4, metavar="N", help="documents to print (default: 4)")
     demo.set_defaults(run=run_demo)
@@ -37,6 +41,8 @@ def main(argv=None):
         return _fail(error, 2)
     except CorpusError as error:
         return _fail(error, 1)
+    except OSError as error:  # a file that is there and cannot be read
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         print("cdgen: interrupted; finished shards are kept, and the same command goes on from there", file=sys.stderr)
         return 130
@@ -47,9 +53,18 @@ def _fail(error, code):
     return code
 
 
+def _load_ops():
+    """Import the ops, slow as torch is; what they find wrong with CDGEN_IMPL is the user's to mend."""
+    try:
+        import cdgen_kernels.ops  # noqa: F401
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def run_generate(args):
     """Load models and seeds, write the corpus, say where it is."""
     params = sampling_params(args)
+    _load_ops()
     from cdgen.bad import parse_bad
     from cdgen.corpus import write_corpus
     from cdgen.folder import OutputFolder
@@ -59,7 +74,9 @@ def run_generate(args):
 
     bad = parse_bad(args.bad) if args.bad else {}
     if params.contrast_strength and not bad:
-        raise InputError(f"--bad is missing: the method {params.method} contrasts GOOD with it; or use --method ancestral")
+        raise InputError(
+            f"--bad is missing: the method {params.method} contrasts GOOD with it; or use --method ancestral"
+        )
     prefix = PREFIX_TOKENS if args.prefix_tokens is None and args.chunk_words is not None else args.prefix_tokens
     with OutputFolder(args.out) as folder:
         options = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
@@ -87,12 +104,16 @@ def run_generate(args):
     counts = manifest["counts"]
     if not args.quiet:
         state = f"{written} shards written" if written else "complete already, nothing to do"
-        print(f"{args.out}: {state}; {counts['documents']} documents, {counts['new_tokens']} new tokens in {counts['shards']} shards")
+        print(
+            f"{args.out}: {state}; {counts['documents']} documents, {counts['new_tokens']} new tokens "
+            f"in {counts['shards']} shards"
+        )
     return 0
 
 
 def run_demo(args):
     """Two corpora of the built-in prompts, side by side."""
+    _load_ops()
     from cdgen.demo import demo
 
     return demo(args.out, args.max_tokens, args.show)
@@ -100,6 +121,7 @@ def run_demo(args):
 
 def run_info(args):
     """What would run here, and why."""
+    _load_ops()
     from cdgen.info import report
 
     print(report())

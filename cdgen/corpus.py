@@ -8,7 +8,6 @@ import logging
 from dataclasses import asdict
 
 import torch
-from cdgen_kernels.ops import implementation
 
 from cdgen import manifest as manifests
 from cdgen import shards
@@ -18,6 +17,7 @@ from cdgen.models import versions
 from cdgen.progress import Progress
 from cdgen.seeds import fingerprint
 from cdgen.text import decode
+from cdgen_kernels.ops import implementation
 
 log = logging.getLogger("cdgen")
 
@@ -67,7 +67,10 @@ def write_corpus(
         "dtype": str(good.module.dtype).removeprefix("torch."),
         "device": good.device.type,
     }
-    models = {role: model and {"name": model.name, "fingerprint": model.fingerprint} for role, model in (("good", good), ("bad", bad))}
+    models = {
+        role: model and {"name": model.name, "fingerprint": model.fingerprint}
+        for role, model in (("good", good), ("bad", bad))
+    }
     seeds_info = {"fingerprint": fingerprint(seeds), "count": len(seeds)} | (seeds_info or {})
     manifest = _begin(folder, manifests.new(settings, models, seeds_info), resume)
     done = manifests.finished(folder, manifest)
@@ -92,17 +95,18 @@ def write_corpus(
 
 def _begin(folder, manifest, resume):
     """The folder's manifest if it is one to go on with, else `manifest`, written."""
-    present = [path for prefix in ("shard", "documents") for path in folder.path.glob(f"{prefix}-[0-9]*")]
     if resume:
         old = manifests.read(folder)
         if old is not None:
             manifests.check_same(folder, old, manifest)
             return old
-        if present:
-            raise CorpusError(f"{folder.path}: holds {present[0].name} but no manifest.json; choose another folder, or --no-resume to write it anew")
+        if present := sorted(folder.path.glob("shard-*")):
+            raise CorpusError(
+                f"{folder.path}: holds {present[0].name} but no manifest.json; "
+                "choose another folder, or --no-resume to write it anew"
+            )
     else:
-        for path in (folder.path / manifests.NAME, *present):
-            path.unlink(missing_ok=True)
+        folder.remove(manifests.NAME, "shard-[0-9]*", "documents-[0-9]*")
     manifests.write(folder, manifest)  # before the first shard: the settings are held from the start
     return manifest
 
@@ -120,10 +124,7 @@ class _ShardWriter:
         self.lm, self.seeds, self.folder, self.params = lm, seeds, folder, params
         self.format, self.split_documents, self.progress = format, split_documents, progress
         self.token_ids = [seed.token_ids for seed in seeds]
-        self.schema = shards.ROW
-        if params.logprobs:
-            for name, kind in shards.LOGPROBS.items():
-                self.schema = self.schema.append(shards.pa.field(name, kind))
+        self.schema = shards.ROW_WITH_LOGPROBS if params.logprobs else shards.ROW
 
     def write(self, number, rows):
         """Generate and write shard `number` of (seed, continuation) index pairs; returns its entry in the manifest."""

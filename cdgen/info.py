@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import torch
-from cdgen_kernels.ops import implementation
 
 from cdgen.models import versions
+from cdgen_kernels.ops import implementation
 
 
 def cache_folder():
@@ -28,11 +28,8 @@ def report():
     if len(devices) == 1:
         lines.append("cuda: none")
     for device in devices:
-        try:
-            name, reason = implementation(device)
-            lines.append(f"ops for {device}: {name} ({reason})")
-        except ValueError as error:  # CDGEN_IMPL asks for what cannot be
-            lines.append(f"ops for {device}: none ({error})")
+        name, reason = implementation(device)
+        lines.append(f"ops for {device}: {name} ({reason})")
     lines.append(f"triton: {'installed' if importlib.util.find_spec('triton') else 'not installed'}")
     lines.append(f"cache folder: {cache_folder()}")
     return "\n".join(lines)

@@ -5,10 +5,11 @@ from itertools import groupby
 from cdgen.bad import attention_dropout, first_layers
 from cdgen.engine import Pair, decode_batch
 from cdgen.errors import InputError
-from cdgen.models import load, shared_vocab_size
+from cdgen.models import load
 from cdgen.outputs import CompletionOutput, RequestOutput
 from cdgen.params import SamplingParams
 from cdgen.text import decode, encode
+from cdgen.vocabulary import shared_vocab_size
 
 SEQUENCES_PER_PROMPT = 2**32  # continuation c of prompt p is text number p * 2**32 + c
 
@@ -63,7 +64,9 @@ class ContrastiveLM:
             good_tokenizer, bad_tokenizer = tokenizer, None
         vocab_size = shared_vocab_size(good, bad, good_tokenizer, bad_tokenizer)
         tokenizer = good_tokenizer or bad_tokenizer
-        eos = good.eos_token_ids | ({tokenizer.eos_token_id} if tokenizer and tokenizer.eos_token_id is not None else set())
+        eos = good.eos_token_ids | (
+            {tokenizer.eos_token_id} if tokenizer and tokenizer.eos_token_id is not None else set()
+        )
         self.pair = Pair(good, bad, tokenizer, vocab_size, tuple(sorted(i for i in eos if i < vocab_size)))
 
     @property
@@ -100,7 +103,9 @@ class ContrastiveLM:
         requests = [RequestOutput(self._text(*both), both[1], []) for both in zip(prompts, token_ids, strict=True)]
         rows = [(prompt, index) for prompt in range(len(prompts)) for index in range(params.n)]
         for batch in batches(rows, params.n, self.max_num_seqs):
-            for (prompt, index), drawn in zip(batch, self.continue_rows(token_ids, batch, params, progress), strict=True):
+            for (prompt, index), drawn in zip(
+                batch, self.continue_rows(token_ids, batch, params, progress), strict=True
+            ):
                 output = CompletionOutput(index, drawn.text, drawn.token_ids, drawn.finish_reason, drawn.logprobs)
                 requests[prompt].outputs.append(output)
         return requests
@@ -126,7 +131,7 @@ class ContrastiveLM:
         )
 
     def prompt_ids(self, prompt, name):
-        """Token ids of a string, or of ids as given; an empty prompt is the start of text. `name` is for the message."""
+        """Token ids of a string, or of ids as given; an empty prompt is the start of text. `name` is for messages."""
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise InputError(f"{name}: is a string, but there is no tokenizer; give tokenizer=, or token ids")
@@ -149,16 +154,20 @@ class ContrastiveLM:
         limit = min((model.position_limit for model in used if model.position_limit), default=None)
         for token in params.stop_token_ids:
             if token >= self.pair.vocab_size:
-                raise InputError(f"stop_token_ids: {token} is out of range; the vocabulary has {self.pair.vocab_size} tokens")
+                raise InputError(
+                    f"stop_token_ids: {token} is out of range; the vocabulary has {self.pair.vocab_size} tokens"
+                )
         for index, ids in enumerate(token_ids):
             name = names[index] if names else f"prompt {index}"
             wrong = next((token for token in ids if not 0 <= token < self.pair.vocab_size), None)
             if wrong is not None:
-                raise InputError(f"{name}: token id {wrong} is out of range; the vocabulary has {self.pair.vocab_size} tokens")
+                raise InputError(
+                    f"{name}: token id {wrong} is out of range; the vocabulary has {self.pair.vocab_size} tokens"
+                )
             if limit is not None and len(ids) + params.max_tokens > limit:
                 raise InputError(
-                    f"{name}: {len(ids)} tokens and max_tokens = {params.max_tokens} more exceed the models' {limit} positions; "
-                    "shorten the one or lower the other"
+                    f"{name}: {len(ids)} tokens and max_tokens = {params.max_tokens} more exceed the models' {limit} "
+                    "positions; shorten the one or lower the other"
                 )
 
     def _text(self, prompt, ids):

@@ -30,9 +30,13 @@ def read(folder):
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise CorpusError(f"{path}: cannot be read: {error}; choose another folder, or --no-resume to write it anew") from error
+        raise CorpusError(
+            f"{path}: cannot be read: {error}; choose another folder, or --no-resume to write it anew"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        raise CorpusError(f"{path}: not a manifest of format version {FORMAT_VERSION}; choose another folder, or --no-resume")
+        raise CorpusError(
+            f"{path}: not a manifest of format version {FORMAT_VERSION}; choose another folder, or --no-resume"
+        )
     return manifest
 
 
@@ -48,7 +52,7 @@ def write(folder, manifest):
 
 
 def check_same(folder, old, new):
-    """Raise InputError naming the first setting, model or seed in which a run differs from the one that began the folder."""
+    """Raise InputError naming what first differs between this run and the one that began the folder."""
 
     def compared(manifest):
         models = {role: model and model["fingerprint"] for role, model in manifest["models"].items()}

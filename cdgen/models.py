@@ -1,4 +1,4 @@
-"""Loading a language model from a folder, a hub name or a GGUF file, and checking that two of them fit together."""
+"""Loading a language model from a folder, a hub name or a GGUF file."""
 
 import contextlib
 import hashlib
@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import logging
+import platform
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +17,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from cdgen import __version__
 from cdgen.cache import InPlaceCache
 from cdgen.errors import InputError
+from cdgen.folder import file_sha256
 
 log = logging.getLogger("cdgen")
 
-_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "moe", "mlp"}  # layer types the cache can hold
+_ATTENTION = {
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "moe",
+    "mlp",
+}  # layer types the cache can hold
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -47,7 +56,9 @@ class LanguageModel:
         if config.is_encoder_decoder:
             raise InputError(f"{self.name}: {config.model_type} is an encoder-decoder; give a decoder-only model")
         if getattr(self.module, "_is_stateful", False) or kinds - _ATTENTION:
-            raise InputError(f"{self.name}: {config.model_type} keeps a state instead of attention's keys and values; not supported")
+            raise InputError(
+                f"{self.name}: {config.model_type} keeps a state instead of attention's keys and values; not supported"
+            )
         self._accepts = frozenset(inspect.signature(self.module.forward).parameters)
         self.width = self._probe()
 
@@ -119,21 +130,29 @@ class LanguageModel:
         return width
 
 
-def file_sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def private_noise(device):
-    """A context in which torch's generators may be seeded and used without the user's noticing."""
+    """A context that puts the generators of the CPU and of `device` back as the user had them."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def default_device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def seed_noise(device, seed):
+    """Seed the generator that dropout on `device` draws from, and no other device's, as torch.manual_seed would."""
+    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    generator.manual_seed(seed)
+
+
+def _device(name):
+    """A torch device that can be used; the default is cuda where there is one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # all three, for names torch does not know or run
+        raise InputError(f"device = {str(name)!r}: cannot be used here: {_first_line(error)}") from error
+    return device
 
 
 def load(source, *, dtype=None, device=None, trust_remote_code=False):
@@ -150,7 +169,7 @@ def load(source, *, dtype=None, device=None, trust_remote_code=False):
     """
     if isinstance(source, PreTrainedModel):
         return LanguageModel(source.eval(), source.config.name_or_path or type(source).__name__), None
-    device = torch.device(device or default_device())
+    device = _device(device)
     dtype = _dtype(dtype, device)
     folder, gguf = _locate(source)
     options = {"trust_remote_code": trust_remote_code} | ({"gguf_file": gguf} if gguf else {})
@@ -178,12 +197,10 @@ def _load_tokenizer(folder, options):
 def _dtype(dtype, device):
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, str(dtype), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputError(f"dtype = {dtype!r}: use float32, bfloat16 or float16")
-    return found
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype = {name!r}: use float32, bfloat16 or float16")
+    return getattr(torch, name)
 
 
 def _locate(source):
@@ -209,7 +226,7 @@ def _locate(source):
 
 
 def _weight_files(folder):
-    """The files that make the model what it is, of a folder or of a hub name that was just loaded: config and weights."""
+    """Config and weights, of a folder or of a hub name that was just loaded."""
 
     def find(name):
         path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False, local_files_only=True)
@@ -241,52 +258,8 @@ def quiet_transformers():
             transformers_logging.enable_progress_bar()
 
 
-def shared_vocab_size(good, bad, good_tokenizer, bad_tokenizer):
-    """Number of token ids both models score alike, padding of their output layers left out.
-
-    Args:
-        good, bad: :class:`LanguageModel`; `bad` None where there is none.
-        good_tokenizer, bad_tokenizer: their tokenizers, or None.
-    Raises:
-        InputError: the vocabularies differ; the message names the difference.
-    """
-    widths = [good.width] if bad is None else [good.width, bad.width]
-    if good_tokenizer is not None and bad_tokenizer is not None:
-        _check_same_tokens(good_tokenizer.get_vocab(), bad_tokenizer.get_vocab())
-    tokenizer = good_tokenizer or bad_tokenizer
-    if tokenizer is None:
-        if len(set(widths)) > 1:
-            raise InputError(
-                f"the models do not share a vocabulary: GOOD scores {widths[0]} tokens, BAD {widths[1]}; "
-                "where this is padding only, give tokenizer="
-            )
-        return widths[0]
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    without = [bad] * (bad is not None and bad_tokenizer is None) + [good] * (good_tokenizer is None)
-    for model in without:
-        if model.width < tokens:
-            raise InputError(f"the models do not share a vocabulary: the tokenizer has {tokens} tokens, {model.name} scores {model.width}")
-    return min(tokens, *widths)
-
-
-def _check_same_tokens(good, bad):
-    if good == bad:
-        return
-    if len(good) != len(bad):
-        raise InputError(f"the models do not share a vocabulary: GOOD has {len(good)} tokens, BAD has {len(bad)}")
-    good, bad = ({index: token for token, index in vocab.items()} for vocab in (good, bad))
-    first = min(index for index in good.keys() | bad.keys() if good.get(index) != bad.get(index))
-    raise InputError(
-        f"the models do not share a vocabulary: id {first} is {good.get(first)!r} to GOOD and {bad.get(first)!r} to BAD"
-    )
-
-
 def versions():
     """Versions of what decides the numbers, by name."""
-    import platform
-
-    from cdgen import __version__
-
     return {
         "cdgen": __version__,
         "torch": torch.__version__,

@@ -31,14 +31,20 @@ _SAMPLING_HELP = {
 def add_sampling(parser):
     """Options for every field of SamplingParams; what is not given is absent, so that a method's values stand."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--method", choices=METHODS, default="contrastive", help="values to start from (default: contrastive)")
+    group.add_argument("--method", choices=METHODS, help="values to start from (default: those below, contrastive)")
     for name in FIELDS:
         flag, default = f"--{name.replace('_', '-')}", getattr(_DEFAULT, name)
-        options = {"default": argparse.SUPPRESS, "dest": name, "help": f"{_SAMPLING_HELP[name]} (default: {_shown(default)})"}
+        options = {
+            "default": argparse.SUPPRESS,
+            "dest": name,
+            "help": f"{_SAMPLING_HELP[name]} (default: {_shown(default)})",
+        }
         if isinstance(default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         elif isinstance(default, tuple):
-            group.add_argument(flag, action="append", type=int if name == "stop_token_ids" else str, metavar="X", **options)
+            group.add_argument(
+                flag, action="append", type=int if name == "stop_token_ids" else str, metavar="X", **options
+            )
         else:
             kind = _number_or_name if name == "outside_head" else type(default)
             group.add_argument(flag, type=kind, metavar="X", **options)
@@ -46,30 +52,62 @@ def add_sampling(parser):
 
 def sampling_params(args):
     """SamplingParams of parsed options."""
-    return SamplingParams.for_method(args.method, **{name: getattr(args, name) for name in FIELDS if name in args})
+    given = {name: getattr(args, name) for name in FIELDS if name in args}
+    return SamplingParams(**given) if args.method is None else SamplingParams.for_method(args.method, **given)
 
 
 def add_generate(parser):
     models = parser.add_argument_group("models")
     models.add_argument("--good", required=True, help="a folder, a GGUF file, or a hub name")
-    models.add_argument("--bad", help="the same, or dropout:0.3, or layers:12 (GOOD itself, changed); none for plain sampling")
-    models.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU, else the checkpoint's)")
+    models.add_argument(
+        "--bad", help="the same, or dropout:0.3, or layers:12 (GOOD itself, changed); none for plain sampling"
+    )
+    models.add_argument(
+        "--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU, else the checkpoint's)"
+    )
     models.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     models.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
     seeds = parser.add_argument_group("seeds")
     seeds.add_argument(
-        "--seeds", required=True, nargs="+", metavar="PATH", help=".txt (a prompt a line), .jsonl, .jsonl.gz, .parquet, datasets folder"
+        "--seeds",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help=".txt (a prompt a line), .jsonl, .jsonl.gz, .parquet, datasets folder",
     )
-    seeds.add_argument("--seed-field", default="text", metavar="NAME", help="of records: the field with the text (default: text)")
-    seeds.add_argument("--prefix-tokens", type=int, metavar="N", help="keep a seed's first N tokens (default: 20 with --chunk-words, else all)")
-    seeds.add_argument("--chunk-words", type=int, metavar="N", help="cut documents into chunks of N words or more; a .txt is one document")
+    seeds.add_argument(
+        "--seed-field", default="text", metavar="NAME", help="of records: the field with the text (default: text)"
+    )
+    seeds.add_argument(
+        "--prefix-tokens",
+        type=int,
+        metavar="N",
+        help="keep a seed's first N tokens (default: 20 with --chunk-words, else all)",
+    )
+    seeds.add_argument(
+        "--chunk-words",
+        type=int,
+        metavar="N",
+        help="cut documents into chunks of N words or more; a .txt is one document",
+    )
     corpus = parser.add_argument_group("corpus")
     corpus.add_argument("--out", required=True, metavar="FOLDER", help="where the corpus goes")
-    corpus.add_argument("--shard-size", type=int, default=1000, metavar="N", help="documents of a shard (default: 1000)")
-    corpus.add_argument("--format", choices=("parquet", "jsonl.gz"), default="parquet", help="of the shards (default: parquet)")
+    corpus.add_argument(
+        "--shard-size", type=int, default=1000, metavar="N", help="documents of a shard (default: 1000)"
+    )
+    corpus.add_argument(
+        "--format", choices=("parquet", "jsonl.gz"), default="parquet", help="of the shards (default: parquet)"
+    )
     corpus.add_argument("--batch-size", type=int, default=64, metavar="N", help="rows decoded together (default: 64)")
-    corpus.add_argument("--split-documents", action="store_true", help="also write the texts cut at start and end of text")
-    corpus.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with what is in the folder (default), or write it anew")
+    corpus.add_argument(
+        "--split-documents", action="store_true", help="also write the texts cut at start and end of text"
+    )
+    corpus.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on with what is in the folder (default), or write it anew",
+    )
     corpus.add_argument("--quiet", action="store_true", help="no progress")
 
 

@@ -25,7 +25,7 @@ def read_seeds(paths, prompt_ids, *, field="text", prefix_tokens=None, chunk_wor
     """Read seeds from one or more files.
 
     Args:
-        paths: .txt files (a prompt a line), .jsonl, .jsonl.gz, .parquet, or folders of `datasets`; records may carry an `id`.
+        paths: .txt (a prompt a line), .jsonl, .jsonl.gz, .parquet, or folders of `datasets`; records may have an `id`.
         prompt_ids: function (text, name) -> list of token ids, as `ContrastiveLM.prompt_ids`.
         field: of the records, the one that holds the text.
         prefix_tokens: keep the first so many tokens; default all.
@@ -96,7 +96,9 @@ def _decode(path, data):
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; convert the file, as with iconv -t utf-8") from error
+        raise InputError(
+            f"{path}: byte {error.start} is not UTF-8; convert the file, as with iconv -t utf-8"
+        ) from error
 
 
 def _from_jsonl(path, field):
@@ -154,7 +156,9 @@ def _from_datasets(path, field):
 
 def _record(path, place, number, record, field):
     if field not in record:
-        raise InputError(f"{path}: {place} has no field {field!r} but {', '.join(map(str, record))}; choose with --seed-field")
+        raise InputError(
+            f"{path}: {place} has no field {field!r} but {', '.join(map(str, record))}; choose with --seed-field"
+        )
     text, own = record[field], record.get("id")
     if text is None:
         text = ""

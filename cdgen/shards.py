@@ -17,7 +17,8 @@ ROW = pa.schema(
         "finish_reason": pa.string(),  # "stop" or "length"
     }
 )
-LOGPROBS = {"logprob": pa.list_(pa.float32()), "good_logprob": pa.list_(pa.float32()), "bad_logprob": pa.list_(pa.float32())}
+LOGPROBS = ("logprob", "good_logprob", "bad_logprob")  # of the tokens drawn, where they were asked for
+ROW_WITH_LOGPROBS = pa.schema([*ROW, *(pa.field(name, pa.list_(pa.float32())) for name in LOGPROBS)])
 DOCUMENT = pa.schema({"seed_id": pa.string(), "continuation": pa.int32(), "document": pa.int32(), "text": pa.string()})
 
 FORMATS = {"parquet": ".parquet", "jsonl.gz": ".jsonl.gz"}

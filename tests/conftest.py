@@ -1,6 +1,9 @@
 """Tiny models with a tiny tokenizer, made on the spot, and the one real model where its package is installed."""
 
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+torch.set_num_threads(1)  # models this small are slower with more, and the figures do not depend on the machine
 
 VOCABULARY = 300
 SENTENCES = [
@@ -18,7 +22,7 @@ SENTENCES = [
 
 
 def make_tokenizer(sentences=SENTENCES, bos=True):
-    """A byte-level BPE of `VOCABULARY` tokens; every text can be written with it. <s> is 0 and put in front, </s> is 1."""
+    """A byte-level BPE of `VOCABULARY` tokens; all text can be written. <s> is 0 and put in front, </s> is 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,7 +77,7 @@ def bad():
 def folders(tmp_path_factory, good, bad, tokenizer):
     """Saved models by name: good, bad, other (another vocabulary), wide (padded output layer), bare (no tokenizer)."""
     root = tmp_path_factory.mktemp("models")
-    other = make_tokenizer(["zebra quartz vex jolly " * 4])
+    other = make_tokenizer([sentence.upper() for sentence in SENTENCES])
     saved = {
         "good": (good, tokenizer),
         "bad": (bad, tokenizer),
@@ -98,3 +102,86 @@ def smollm2():
         return smollm2_folder()
     except InputError as error:
         pytest.skip(str(error))
+
+
+SERVER = """
+import json, os, sys
+import torch
+torch.set_num_threads(1)
+import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama, pyarrow.parquet
+import cdgen.cli, cdgen.corpus, cdgen.folder, cdgen.progress, cdgen.seeds
+for line in sys.stdin:
+    argv, output, limit, environment = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        sys.stdin.close()
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1), os.dup2(file, 2)
+        os.environ.update(environment)
+        if limit:
+            import resource
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            code = cdgen.cli.main(argv)
+        except SystemExit as stop:
+            code = stop.code or 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            code = 99
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class CommandLine:
+    """Runs `cdgen` in processes of its own, forked from one that has done the slow imports."""
+
+    def __init__(self, folder):
+        self._output, self._running = folder / "output.txt", False
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, *argv, limit=0, **environment):
+        """Start a run, with files of at most `limit` bytes; returns its process id."""
+        if self._running:  # a test that failed did not wait for its run
+            self.wait()
+        self._running = True
+        request = [list(map(str, argv)), str(self._output), limit, environment]
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def wait(self):
+        """(exit code, what the run printed); the code is -9 after kill -9."""
+        code = int(self._server.stdout.readline())
+        self._running = False
+        return code, self._output.read_text()
+
+    def __call__(self, *argv, **options):
+        self.start(*argv, **options)
+        return self.wait()
+
+    def close(self):
+        self._server.stdin.close()
+        self._server.wait(timeout=30)
+        self._server.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def cdgen_command(tmp_path_factory):
+    command = CommandLine(tmp_path_factory.mktemp("command"))
+    yield command
+    command.close()
+
+
+@pytest.fixture(scope="session")
+def seeds_file(tmp_path_factory):
+    """Fifty short prompts, a line each."""
+    path = tmp_path_factory.mktemp("seeds") / "seeds.txt"
+    words = SENTENCES[1].split()
+    path.write_text("".join(f"{' '.join(words[i % 7 : i % 7 + 2 + i % 4])} {i}\n" for i in range(50)))
+    return path

@@ -7,103 +7,13 @@ import pytest
 import torch
 import transformers
 from conftest import VOCABULARY, make_llama, make_tokenizer
+from families import FAMILIES, family, ids
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.bad import attention_dropout, first_layers, parse_bad
-from cdgen.cache import InPlaceCache
 from cdgen.errors import InputError
 from cdgen.models import LanguageModel, load
-
-# Small configs of other families; `initializer_range` makes random logits as peaked as a language model's.
-SMALL = {"vocab_size": VOCABULARY, "initializer_range": 0.25, "bos_token_id": 0, "eos_token_id": 1}
-LLAMA_LIKE = SMALL | {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-FAMILIES = {
-    "llama": lambda: transformers.LlamaConfig(**LLAMA_LIKE),
-    "qwen2": lambda: transformers.Qwen2Config(**LLAMA_LIKE),
-    "mistral": lambda: transformers.MistralConfig(
-        **LLAMA_LIKE, sliding_window=6, head_dim=16
-    ),  # shorter than the texts
-    "gemma2": lambda: transformers.Gemma2Config(
-        **LLAMA_LIKE, sliding_window=6, head_dim=16
-    ),  # sliding and full in turn
-    "gpt2": lambda: transformers.GPT2Config(**SMALL, n_embd=64, n_layer=3, n_head=4, n_positions=256),
-    "gpt_neox": lambda: transformers.GPTNeoXConfig(
-        **{k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}
-    ),
-    "bloom": lambda: transformers.BloomConfig(**SMALL, hidden_size=64, n_layer=3, n_head=4),  # ALiBi, no position ids
-    "opt": lambda: transformers.OPTConfig(
-        **{k: v for k, v in SMALL.items() if k != "initializer_range"},
-        init_std=0.25,
-        hidden_size=64,
-        ffn_dim=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        word_embed_proj_dim=64,
-    ),
-}
-
-
-def family(name, seed=0):
-    torch.manual_seed(seed)
-    return transformers.AutoModelForCausalLM.from_config(FAMILIES[name]()).eval()
-
-
-def ids(batch, length, seed=0):
-    return torch.randint(2, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-# ------------------------------------------------------------------------------------------------ the cache
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_cache_gives_the_logits_of_transformers_own(name):
-    model = family(name)
-    tokens = ids(2, 14)
-    ours, theirs = LanguageModel(model, name).new_cache(14), transformers.DynamicCache(config=model.config)
-    pointers = None
-    with torch.inference_mode():
-        for start, end in ((0, 5), *((at, at + 1) for at in range(5, 14))):
-            mask = torch.ones(2, end, dtype=torch.long)
-            a, b = (
-                model(tokens[:, start:end], attention_mask=mask, past_key_values=c, use_cache=True).logits
-                for c in (ours, theirs)
-            )
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-            now = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in ours.layers]
-            assert pointers in (None, now), "the buffers moved"
-            pointers = now
-
-
-def test_cache_is_written_in_place_and_read_as_views():
-    cache = InPlaceCache(1, 8)
-    first = torch.randn(2, 3, 4, 5)
-    keys, _ = cache.update(first, -first, 0)
-    more = torch.randn(2, 3, 1, 5)
-    keys_again, values = cache.update(more, -more, 0)
-    assert keys.data_ptr() == keys_again.data_ptr() == cache.layers[0].keys.data_ptr()
-    assert torch.equal(keys_again, torch.cat([first, more], 2)) and torch.equal(values, -keys_again)
-    assert cache.get_seq_length() == 5 and cache.get_mask_sizes(1, 0) == (6, 0)
-
-
-def test_forked_rows_copy_the_prefix_and_then_go_their_own_way():
-    cache = InPlaceCache(1, 3)
-    prefix = torch.randn(2, 1, 3, 4)
-    cache.update(prefix, prefix, 0)
-    forked = cache.fork(torch.tensor([1, 1, 0]), max_len=6)
-    assert forked.layers[0].keys.shape == (3, 1, 6, 4)
-    new = torch.randn(3, 1, 1, 4)
-    keys, _ = forked.update(new, new, 0)
-    assert torch.equal(keys[:, :, :3], prefix[[1, 1, 0]]) and torch.equal(keys[:, :, 3:], new)
-    assert torch.equal(cache.layers[0].keys, prefix), "the fork wrote into its origin"
-
+from cdgen.vocabulary import shared_vocab_size
 
 # ------------------------------------------------------------------------------------------------ loading
 
@@ -139,7 +49,7 @@ def test_loads_gguf(tmp_path, tokenizer):
         loaded, found = load(source)
         with torch.inference_mode():
             torch.testing.assert_close(loaded.module(ids(1, 9)).logits, model(ids(1, 9)).logits, rtol=1e-4, atol=1e-4)
-        assert found.get_vocab() == tokenizer.get_vocab()
+        assert shared_vocab_size(loaded, load(model)[0], found, tokenizer) == VOCABULARY
         assert loaded.fingerprint.startswith("sha256:") and len(loaded.files) == 1
     (tmp_path / "second.gguf").write_bytes((tmp_path / "model.gguf").read_bytes())
     with pytest.raises(InputError, match="holds 2 GGUF files; name one"):
@@ -166,9 +76,10 @@ def write_gguf(gguf, path, model, tokenizer):
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     names = {
-        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     }  # fmt: skip
     heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
@@ -201,9 +112,14 @@ def test_what_cannot_be_loaded_is_named(tmp_path, good):
 
 
 def test_models_without_attention_cache_are_refused():
-    config = transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
-    with pytest.raises(InputError, match="mamba keeps a state"):
-        load(transformers.MambaForCausalLM(config))
+    mamba = transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
+    rwkv = transformers.RwkvConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
+    for config in (mamba, rwkv):
+        with pytest.raises(InputError, match=f"{config.model_type} keeps a state"):
+            load(transformers.AutoModelForCausalLM.from_config(config))
+    t5 = transformers.T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
+    with pytest.raises(InputError, match="encoder-decoder"):
+        load(transformers.T5ForConditionalGeneration(t5))
 
 
 # ------------------------------------------------------------------------------------------------ vocabularies
@@ -217,28 +133,22 @@ def test_models_must_share_a_vocabulary(folders, good, tokenizer):
         ContrastiveLM(folders["good"], narrow)
     with pytest.raises(InputError, match="GOOD scores 300 tokens, BAD 299"):
         ContrastiveLM(good, narrow)
-    small = make_tokenizer()
-    small.add_tokens(["<extra>"])
+    larger = make_tokenizer()
+    larger.add_tokens(["<extra>"])
+    wide = load(make_llama(3, vocab_size=VOCABULARY + 20))[0]
     with pytest.raises(InputError, match="GOOD has 300 tokens, BAD has 301"):
-        from cdgen.models import shared_vocab_size
-
-        shared_vocab_size(load(good)[0], load(good)[0], tokenizer, small)
+        shared_vocab_size(wide, wide, tokenizer, larger)
 
 
 def test_padding_of_an_output_layer_is_never_drawn(folders, tokenizer):
-    wide = make_llama(3, vocab_size=VOCABULARY + 20)
+    wide, wider = make_llama(3, vocab_size=VOCABULARY + 20), make_llama(3, vocab_size=VOCABULARY + 33)
     wide.lm_head.weight.data[VOCABULARY:] *= 50  # GOOD would nearly always draw padding
-    for lm in (
-        ContrastiveLM(wide, folders["bad"], tokenizer=tokenizer),
-        ContrastiveLM(folders["bad"], wide, tokenizer=tokenizer),
-    ):
+    for models in ((wide, folders["bad"]), (folders["bad"], wide), (wide, wider)):
+        lm = ContrastiveLM(*models, tokenizer=tokenizer)
         assert lm.pair.vocab_size == VOCABULARY
-        for params in (
-            SamplingParams(n=8, max_tokens=20, ignore_eos=True),
-            SamplingParams(n=8, max_tokens=20, alpha=0.0, ignore_eos=True),
-        ):
-            drawn = [t for out in lm.generate("The", params)[0].outputs for t in out.token_ids]
-            assert max(drawn) < VOCABULARY
+        for alpha in (0.1, 0.0):
+            requests = lm.generate("The", SamplingParams(n=8, max_tokens=20, alpha=alpha, ignore_eos=True))
+            assert max(token for output in requests[0].outputs for token in output.token_ids) < VOCABULARY
 
 
 # ------------------------------------------------------------------------------------------------ BAD from GOOD
@@ -263,7 +173,6 @@ def test_dropout_bad_is_good_with_noise_in_its_attention_alone(name):
     again = logits(bad, ids(2, 10))
     torch.manual_seed(7)
     assert torch.equal(logits(bad, ids(2, 10)), again)
-    # one attention weight per head and key: with one token there is nothing but it, kept and scaled, or dropped
     shared = {t.data_ptr() for t in (*good.module.parameters(), *good.module.buffers())}
     assert {t.data_ptr() for t in (*bad.module.parameters(), *bad.module.buffers())} == shared
     quiet = copy.deepcopy(bad.module).eval()  # every dropout off: GOOD again, so nothing else was changed
@@ -274,7 +183,7 @@ def test_dropout_bad_is_good_with_noise_in_its_attention_alone(name):
 
 @pytest.mark.parametrize("p", [0.1, 0.6])
 def test_dropout_probability_is_the_one_asked_for(p):
-    """Equal weights over 16 keys whose values are unit vectors: the output shows each weight, kept and scaled or dropped."""
+    """Equal weights over 16 keys, values unit vectors: the output shows each weight, scaled or dropped."""
     bad = attention_dropout(LanguageModel(family("llama"), "llama"), p).module
     attention = bad.model.layers[0].self_attn
     interface = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS[bad.config._attn_implementation]
@@ -330,5 +239,5 @@ def test_bad_as_the_command_line_writes_it():
     assert parse_bad("dropout:0.3") == {"dropout": 0.3}
     assert parse_bad("layers:12") == {"layers": 12}
     assert parse_bad("some/folder") == {"bad": "some/folder"}
-    with pytest.raises(InputError, match="use dropout:0.3, layers:12, or a path or name"):
+    with pytest.raises(InputError, match=r"use dropout:0\.3, layers:12, or a path or name"):
         parse_bad("dropout:much")

@@ -1,0 +1,54 @@
+"""kill -9 at random moments, and the very same command again: the rows of an unbroken run, byte for byte."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+KILLS = 10
+SHARDS = 40  # of 5 documents
+
+
+def settled(out):
+    """Contents of the folder, by name."""
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def shards(out):
+    return len(list(out.glob("shard-*"))) if out.exists() else 0
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "dropout"])
+def test_a_killed_run_goes_on_to_the_same_bytes(kind, cdgen_command, folders, seeds_file, tmp_path):
+    """200 documents in 40 shards. Each start is killed a random moment after it has begun to generate."""
+    bad = {"checkpoint": folders["bad"], "dropout": "dropout:0.5"}[kind]
+    argv = [
+        "generate", "--good", folders["good"], "--bad", bad, "--seeds", seeds_file, "--n", 4, "--max-tokens", 24,
+        "--alpha", 0.01, "--shard-size", 5, "--batch-size", 4, "--ignore-eos", "--split-documents", "--quiet",
+    ]  # fmt: skip
+    assert cdgen_command(*argv, "--out", tmp_path / "unbroken") == (0, "")
+    written = sorted(path.stat().st_mtime for path in (tmp_path / "unbroken").glob("shard-*"))
+    interval = (written[-1] - written[0]) / (SHARDS - 1)  # seconds from shard to shard
+    expected = settled(tmp_path / "unbroken")
+    assert len(expected) == 2 * SHARDS + 1
+
+    out, dice, moments = tmp_path / "killed", random.Random(kind), []
+    for _ in range(KILLS):
+        before = shards(out)
+        child = cdgen_command.start(*argv, "--out", out)
+        deadline = time.monotonic() + 60
+        while not shards(out) > before and time.monotonic() < deadline:  # it is generating
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 1.5 * interval))
+        os.kill(child, signal.SIGKILL)
+        code, output = cdgen_command.wait()
+        assert code == -signal.SIGKILL, f"ended by itself with {code}: {output}"
+        moments.append(
+            (shards(out), len(list(out.glob(".tmp-*"))), json.loads((out / "manifest.json").read_text())["complete"])
+        )
+    assert not any(complete for *_, complete in moments) and len({count for count, *_ in moments}) > 3, moments
+    assert cdgen_command(*argv, "--out", out) == (0, ""), "the very same command must go on by itself"
+    assert settled(out) == expected
