@@ -41,7 +41,7 @@ def extension():
                 explain(error)
                 self.extensions = []  # nothing to copy into the package
 
-    flags = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
+    flags = ["-O3", "-funroll-loops", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
     stable_abi = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10
     sources = ["csrc/looks.cpp", "csrc/ops.cpp"]
     return {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 // The loops below are plain integer code that compilers vectorise without being allowed to reorder floating point;
 // the loader picks the widest build that the CPU at hand can run.
@@ -48,17 +49,23 @@ constexpr typename Type::Int lowest_key() {
   return key<Int>(static_cast<Int>(Type::kInfinity | std::numeric_limits<Int>::min()));
 }
 
+// The maximum of n logits from their raw bits, three plain reductions: as signed numbers any positive float is above
+// all negative ones; where all are negative the greatest float is the lowest number; and as unsigned numbers negative
+// NaNs are above everything else.
 template <typename Type>
 CDGEN_INLINE float extreme(const typename Type::Int* bits, int64_t n) {
   using Int = typename Type::Int;
+  using UInt = std::make_unsigned_t<Int>;
   Int low = std::numeric_limits<Int>::max(), high = std::numeric_limits<Int>::min();
+  UInt top = 0;
   for (int64_t i = 0; i < n; i++) {
-    const Int k = key(bits[i]);
-    low = std::min(low, k);
-    high = std::max(high, k);
+    high = std::max(high, bits[i]);
+    low = std::min(low, bits[i]);
+    top = std::max(top, static_cast<UInt>(bits[i]));
   }
-  const bool has_nan = high > Type::kInfinity || low < lowest_key<Type>();
-  return has_nan ? std::numeric_limits<float>::quiet_NaN() : Type::from_bits(key(high));
+  const Int negative_infinity = Type::kInfinity | std::numeric_limits<Int>::min();
+  const bool has_nan = high > Type::kInfinity || top > static_cast<UInt>(negative_infinity);
+  return has_nan ? std::numeric_limits<float>::quiet_NaN() : Type::from_bits(high >= 0 ? high : low);
 }
 
 template <typename Type>

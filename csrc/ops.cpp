@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "sample_row.h"
 
@@ -37,7 +38,9 @@ struct Logits {
 
 template <typename T>
 const T* per_row(const Tensor& t, int64_t rows) {
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == rows && (rows <= 1 || t.stride(0) == 1), "expected a contiguous tensor [B]");
+  const auto dtype = std::is_same_v<T, float> ? ScalarType::Float : sizeof(T) == 4 ? ScalarType::Int : ScalarType::Long;
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == rows && (rows <= 1 || t.stride(0) == 1) && t.scalar_type() == dtype,
+                  "per-row arguments must be contiguous tensors [B] of the dtypes that make_rows gives");
   return static_cast<const T*>(t.const_data_ptr());
 }
 

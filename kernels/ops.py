@@ -56,10 +56,8 @@ def _check_vocabulary(vocab_size, *logits):
 
 
 def _check_rows(rows, batch):
-    for name, tensor in zip(Rows._fields, rows, strict=True):
-        if tensor.shape != (batch,):
-            raise ValueError(f"{name}: {tensor.shape[0]} values for {batch} rows of logits")
-    return rows
+    if rows.margin.shape[0] != batch:
+        raise ValueError(f"rows: made for {rows.margin.shape[0]}, but there are {batch} rows of logits")
 
 
 def _check_banned(banned, batch):
@@ -98,10 +96,10 @@ def head(good, rows, *, vocab_size=None, banned=None, capacity=1024):
     good = _check_logits("good", good)
     if capacity < 1:
         raise ValueError(f"capacity = {capacity}: must be at least 1")
-    margin = _check_rows(rows, good.shape[0]).margin
+    _check_rows(rows, good.shape[0])
     vocab_size = _check_vocabulary(vocab_size, good)
-    found = torch.ops.cdgen.head.default(good, margin, _check_banned(banned, len(good)), vocab_size, capacity)
-    candidates = HeadCandidates(*found)
+    banned = _check_banned(banned, good.shape[0])
+    candidates = HeadCandidates(*torch.ops.cdgen.head.default(good, rows.margin, banned, vocab_size, capacity))
     _raise_on_fault(candidates.count)
     return candidates
 
@@ -130,10 +128,12 @@ def sample(good, bad, rows, *, vocab_size=None, outside_head="mask", banned=None
     good = _check_logits("good", good)
     bad = bad if bad is None else _check_logits("bad", bad, good.shape[0])
     vocab_size = _check_vocabulary(vocab_size, good, *(() if bad is None else (bad,)))
-    rest = (_check_banned(banned, len(good)), vocab_size, *_outside(outside_head), logprobs)
-    token, logprobs = torch.ops.cdgen.sample.default(good, bad, *_check_rows(rows, len(good)), *rest)
+    _check_rows(rows, good.shape[0])
+    banned = _check_banned(banned, good.shape[0])
+    outside, value = _outside(outside_head)
+    token, out = torch.ops.cdgen.sample.default(good, bad, *rows, banned, vocab_size, outside, value, logprobs)
     _raise_on_fault(token)
-    return Samples(token, *logprobs.unbind(0))
+    return Samples(token, *out.unbind(0)) if logprobs else Samples(token)
 
 
 def contrast_sample(candidates, bad, rows, *, vocab_size=None, logprobs=False):
@@ -145,19 +145,19 @@ def contrast_sample(candidates, bad, rows, *, vocab_size=None, logprobs=False):
         vocab_size: bound of the token ids; default the width of `bad`, which must then be given.
         logprobs: also give the log-probability of the token under the distribution it was drawn from.
     Returns:
-        (token int64 [B], logprob float32 [B] or [0])
+        :class:`Samples` with `token` and, where asked for, `logprob`.
     Raises:
         ValueError: wrong shapes; on the CPU also, by number, a row whose head is longer than its list.
     """
     batch = candidates.token.shape[0]
+    _check_rows(rows, batch)
     bad = bad if bad is None else _check_logits("bad", bad, batch)
     if bad is None and vocab_size is None:
         raise ValueError("vocab_size: give it where there are no logits of BAD")
     vocab_size = vocab_size if bad is None else _check_vocabulary(vocab_size, bad)
-    rows = _check_rows(rows, batch)
     token, logprob = torch.ops.cdgen.contrast_sample.default(*candidates, bad, *rows, vocab_size, logprobs)
     _raise_on_fault(token)
-    return token, logprob
+    return Samples(token, logprob if logprobs else None)
 
 
 # ------------------------------------------------------------------------------------------------ registration
@@ -178,18 +178,19 @@ _SCHEMAS = {
 }
 
 
-def _reference_head(*arguments):
-    return tuple(reference.head(*arguments))
+def _reference_head(good, margin, *rest):
+    return tuple(reference.head(good, margin, *rest))
 
 
 def _reference_sample(good, bad, *rest):
     token, *logprobs = reference.sample(good, bad, Rows(*rest[:9]), *rest[9:])
-    return token, torch.stack(logprobs)
+    return token, torch.stack(logprobs) if rest[-1] else good.new_empty((3, 0), dtype=torch.float32)
 
 
 def _reference_contrast_sample(token, logit, count, maximum, bad, *rest):
     candidates = HeadCandidates(token, logit, count, maximum)
-    return reference.contrast_sample(candidates, bad, Rows(*rest[:9]), *rest[9:])
+    drawn = reference.contrast_sample(candidates, bad, Rows(*rest[:9]), *rest[9:])
+    return drawn.token, drawn.logprob if rest[-1] else logit.new_empty(0)
 
 
 def _fake_head(good, margin, banned, vocab_size, capacity):

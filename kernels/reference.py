@@ -173,8 +173,7 @@ def sample(good, bad, rows: Rows, banned, vocab_size, outside, value, logprobs):
     score = _keep_top(_scores(allowed, bad, rows, outside, value), rows.top_k, rows.top_p)
     token = _draw(score, rows)
 
-    empty = score.new_empty(0, dtype=torch.float32)
-    result = Samples(token, empty, empty, empty)
+    result = Samples(token)
     if logprobs:
         drawn_from = score - torch.logsumexp(score, 1, keepdim=True)
         each = (drawn_from, log_softmax(good[:, :vocab_size]), log_softmax(bad))
@@ -200,4 +199,4 @@ def contrast_sample(candidates: HeadCandidates, bad, rows: Rows, vocab_size, log
     drawn = sample(good[:, :vocab_size], bad, every_candidate, None, vocab_size, MASK, 0.0, logprobs)
     token = torch.where(candidates.count > candidates.token.shape[1], HEAD_OVERFLOW, drawn.token)
     token = torch.where(candidates.count < 0, candidates.count.long(), token)
-    return token, drawn.logprob
+    return drawn._replace(token=token)

@@ -33,12 +33,12 @@ class HeadCandidates(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """One drawn token a row. The log-probabilities are empty tensors unless they were asked for."""
+    """One drawn token a row, and its log-probabilities where they were asked for."""
 
     token: torch.Tensor  # int64 [B]
-    logprob: torch.Tensor  # float32 [B], under the distribution it was drawn from (at temperature 0: that of T = 1)
-    good_logprob: torch.Tensor  # float32 [B], log softmax of GOOD's logits as given: no temperature, no ban
-    bad_logprob: torch.Tensor  # float32 [B], the same of BAD's
+    logprob: torch.Tensor | None = None  # float32 [B], under what it was drawn from (temperature 0: that of T = 1)
+    good_logprob: torch.Tensor | None = None  # float32 [B], log softmax of GOOD's logits: no temperature, no ban
+    bad_logprob: torch.Tensor | None = None  # float32 [B], the same of BAD's
 
 
 def make_rows(

@@ -23,11 +23,12 @@ def run_sample(implementation, good, bad, rows, *, outside_head="mask", banned=N
     if implementation == "reference":
         return reference.sample(good, bad, rows, *rest)
     token, logprob = torch.ops.cdgen.sample(good, bad, *rows, *rest)
-    return Samples(token, *logprob.unbind(0))
+    return Samples(token, *logprob.unbind(0)) if logprobs else Samples(token)
 
 
 def run_contrast_sample(implementation, candidates, bad, rows, vocab_size, logprobs):
     """`ops.contrast_sample` of a named implementation, faults left in the tokens."""
     if implementation == "reference":
         return reference.contrast_sample(candidates, bad, rows, vocab_size, logprobs)
-    return torch.ops.cdgen.contrast_sample(*candidates, bad, *rows, vocab_size, logprobs)
+    token, logprob = torch.ops.cdgen.contrast_sample(*candidates, bad, *rows, vocab_size, logprobs)
+    return Samples(token, logprob if logprobs else None)

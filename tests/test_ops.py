@@ -163,7 +163,7 @@ def test_bans():
         (lambda g, b, r: sample(g, b[:1], r), "bad: 1 rows, but GOOD has 3"),
         (lambda g, b, r: sample(g, b[:, :20], r, vocab_size=21), "vocab_size = 21: must be 1 to 20"),
         (lambda g, b, r: sample(g, b, r, outside_head="tail"), "outside_head = 'tail': use 'mask', 'shifted_good' or"),
-        (lambda g, b, r: sample(g, b, make_rows(2)), "margin: 2 values for 3 rows"),
+        (lambda g, b, r: sample(g, b, make_rows(2)), "rows: made for 2, but there are 3 rows of logits"),
         (lambda g, b, r: sample(g, b, r, banned=torch.zeros(2, 1)), r"banned: expected integers \[3, N\]"),
         (lambda g, b, r: head(g, r, capacity=0), "capacity = 0: must be at least 1"),
         (lambda g, b, r: contrast_sample(head(g, r), None, r), "vocab_size: give it"),
