@@ -74,4 +74,4 @@ def test_sample(benchmark, source, vocab_size, batch, dtype):
     calls = {name: functools.partial(rival, good, bad) for name, rival in rivals.items()}
     if plain_reader():
         calls["plain read"] = functools.partial(plain_reader(), good)
-    compare(benchmark, ("fused", functools.partial(sample, good, bad, rows)), calls, rounds=15)
+    compare(benchmark, ("fused", functools.partial(sample, good, bad, rows)), calls, rounds=9)

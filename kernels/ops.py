@@ -32,9 +32,10 @@ def _raise_on_fault(codes):
     """On the CPU, where looking costs nothing; not while tracing, where there is nothing to see."""
     if torch.compiler.is_compiling() or type(codes) is not torch.Tensor or codes.device.type != "cpu":
         return
-    if codes.numel() and int(codes.min()) < 0:
-        row = int((codes < 0).nonzero()[0])
-        raise ValueError(f"row {row}: {FAULTS[int(codes[row])]}")
+    codes = codes.tolist()  # a fraction of what a torch op takes
+    if min(codes, default=0) < 0:
+        row, code = next((row, code) for row, code in enumerate(codes) if code < 0)
+        raise ValueError(f"row {row}: {FAULTS[code]}")
 
 
 def _check_logits(name, logits, batch=None):
