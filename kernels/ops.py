@@ -4,7 +4,7 @@
     token = sample(good_logits, bad_logits, rows).token          # [B]
 
 Each op is registered as `torch.ops.cdgen.*` with a fake, traces under `torch.compile(fullgraph=True)`, and never waits
-for a device. `CDGEN_IMPL=reference|cpp`, read at import, overrides the choice of implementation.
+for a device. `CDGEN_IMPL=reference|cpp|triton`, read at import, overrides the choice of implementation.
 """
 
 import importlib
@@ -227,17 +227,29 @@ def _load_extension():
     return True, "the C++ extension is loaded"
 
 
+def _triton_sample(good, bad, *rest):
+    from cdgen_kernels import triton_sample  # the first call pays for importing Triton
+
+    token, *logprobs = triton_sample.sample(good, bad, Rows(*rest[:9]), *rest[9:])
+    return token, torch.stack(logprobs) if rest[-1] else good.new_empty((3, 0), dtype=torch.float32)
+
+
 def _decide():
     """{device type: (implementation, reason)}"""
     wanted = os.environ.get("CDGEN_IMPL")
-    if wanted not in (None, "reference", "cpp"):
-        raise ValueError(f"CDGEN_IMPL={wanted}: no such implementation; use reference or cpp, or unset it")
+    if wanted not in (None, "reference", "cpp", "triton"):
+        raise ValueError(f"CDGEN_IMPL={wanted}: no such implementation; use reference, cpp or triton, or unset it")
     if wanted == "reference":
         return dict.fromkeys(("cpu", "cuda"), ("reference", "CDGEN_IMPL is set"))
     loaded, reason = _load_extension()
     if wanted == "cpp" and not loaded:
         raise ValueError(f"CDGEN_IMPL=cpp: {reason}")
-    return {"cpu": ("cpp" if loaded else "reference", reason), "cuda": ("reference", "there is no kernel for cuda yet")}
+    cuda = ("triton", "Triton is installed; sample() is its kernel, head() and contrast_sample() are plain PyTorch")
+    if importlib.util.find_spec("triton") is None:
+        if wanted == "triton":
+            raise ValueError("CDGEN_IMPL=triton: Triton is not installed")
+        cuda = ("reference", "Triton is not installed")
+    return {"cpu": ("cpp" if loaded else "reference", reason), "cuda": cuda}
 
 
 def _register():
@@ -249,7 +261,9 @@ def _register():
         torch.library.define(f"cdgen::{name}", _SCHEMAS[name])
         torch.library.register_fake(f"cdgen::{name}")(fake)
         for device_type, (chosen, _) in _DECISIONS.items():
-            if chosen == "reference":
+            if chosen == "triton" and name == "sample":
+                torch.library.impl("cdgen::sample", "CUDA")(_triton_sample)
+            elif chosen != "cpp":  # the C++ kernels have registered themselves
                 torch.library.impl(f"cdgen::{name}", device_type.upper())(plain)
 
 

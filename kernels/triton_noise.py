@@ -1,0 +1,50 @@
+"""Random numbers in Triton: the Philox words of reference.py to the bit, and Gumbel noise in float32."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def philox_word(token, seed, sequence, position):
+    """uint32 word of each token (int32): Philox 4x32-10, counter (token // 4, position, sequence), word token % 4.
+
+    `seed`, `sequence` and `position` are int64 scalars.
+    """
+    c0 = (token >> 2).to(tl.uint32)
+    c1 = tl.zeros_like(c0) + position.to(tl.uint32)
+    c2 = tl.zeros_like(c0) + sequence.to(tl.uint32)
+    c3 = tl.zeros_like(c0) + (sequence >> 32).to(tl.uint32)
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        high0 = tl.umulhi(c0, 0xD2511F53)
+        low0 = c0 * 0xD2511F53
+        high1 = tl.umulhi(c2, 0xCD9E8D57)
+        low1 = c2 * 0xCD9E8D57
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    word = token & 3
+    return tl.where(word < 2, tl.where(word == 0, c0, c1), tl.where(word == 2, c2, c3))
+
+
+@triton.jit
+def gumbel(word):
+    """-log(-log1p(-v)) with v = (word + 1/2) / 2^32, float32, within 1e-6 of float64.
+
+    Large values come from small v, where 1 - v would round to 1: there -log1p(-v) is its series. Elsewhere 1 - v is
+    made from the word's complement, which loses nothing.
+    """
+    v = (word.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    series = 1.0 / 8 + v * (1.0 / 9)
+    series = 1.0 / 7 + v * series
+    series = 1.0 / 6 + v * series
+    series = 1.0 / 5 + v * series
+    series = 1.0 / 4 + v * series
+    series = 1.0 / 3 + v * series
+    series = 1.0 / 2 + v * series
+    rest = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    return -tl.log(tl.where(v < 0.125, v + v * v * series, -tl.log(rest)))
