@@ -8,7 +8,6 @@ from cdgen_kernels.triton_looks import is_allowed
 NAN_GOOD = tl.constexpr(-1)  # the codes of reference.FAULTS
 NOTHING_POSSIBLE = tl.constexpr(-2)
 NAN_BAD = tl.constexpr(-3)
-HEAD_OVERFLOW = tl.constexpr(-4)
 
 
 @triton.jit
