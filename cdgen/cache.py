@@ -41,9 +41,7 @@ class InPlaceLayer(CacheLayerMixin):
         return self.length
 
     def get_max_length(self):
-        return (
-            -1
-        )  # the length grows from the caller's side, as a dynamic cache's does; -1 is transformers' "no maximum"
+        return -1  # transformers' "no maximum": the length grows from the caller's side, as a dynamic cache's does
 
     def fork(self, rows, max_len):
         layer = InPlaceLayer(max_len)

@@ -83,9 +83,9 @@ class ContrastiveLM:
     def generate(self, prompts, sampling_params=None, progress=None):
         """Continue every prompt `sampling_params.n` times.
 
-        The same seed gives the same texts in whatever order and batches the prompts come, except with a dropout BAD,
-        whose noise belongs to the batch. (Batches of another size round otherwise; where two scores tie to the last
-        bits of the logits' dtype, a token may turn.)
+        A text is a function of the seed, its prompt's place in the list and its own number among the n, whatever
+        batches they are decoded in, except with a dropout BAD, whose noise belongs to the batch. (Batches of another
+        size round otherwise; where two scores tie to the last bits of the logits' dtype, a token may turn.)
 
         Args:
             prompts: a string, a list of token ids, or a list of either kind.

@@ -146,11 +146,7 @@ def _device(name):
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # all three, for names torch does not know or run
+    except (RuntimeError, AssertionError) as error:  # names that torch does not know, or has no device for
         raise InputError(f"device = {str(name)!r}: cannot be used here: {_first_line(error)}") from error
     return device
 

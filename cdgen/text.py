@@ -19,9 +19,8 @@ def decode(tokenizer, ids, skip_special_tokens):
 def decode_after(tokenizer, prompt, ids, skip_special_tokens):
     """Text that `ids` add to the text of `prompt` (both lists of ids)."""
     context = prompt[-_CONTEXT:]
-    before = decode(tokenizer, context, skip_special_tokens).rstrip(
-        "\ufffd"
-    )  # a character cut in two by the prompt's end
+    # the replacement character stands for one cut in two by the prompt's end
+    before = decode(tokenizer, context, skip_special_tokens).rstrip("\ufffd")
     both = decode(tokenizer, context + ids, skip_special_tokens)
     return both[len(before) :] if both.startswith(before) else decode(tokenizer, ids, skip_special_tokens)
 
@@ -34,10 +33,8 @@ class StopStrings:
             raise InputError("stop: stop strings need a tokenizer; give tokenizer=, or stop_token_ids")
         self._tokenizer, self._stop, self._skip = tokenizer, params.stop, params.skip_special_tokens
         self._ids = list(prompt[-_CONTEXT:])
-        self._start, self._read = (
-            0,
-            len(self._ids),
-        )  # tokens from _start are decoded again; those before _read are in text
+        # tokens from _start are decoded again; those before _read are in text
+        self._start, self._read = 0, len(self._ids)
         self.text = ""
 
     def append(self, token):

@@ -36,6 +36,12 @@ def log_sum_exp(x, vocab_size, scale, banned, banned_count, N: tl.constexpr):
 
 
 @triton.jit
+def log_probability(x, log_sum, at_infinity):
+    """Log-probability of scaled logits x, given what :func:`log_sum_exp` found of their row."""
+    return tl.where(at_infinity, tl.where(x == float("inf"), -log_sum, float("-inf")), x - log_sum)
+
+
+@triton.jit
 def contrast(good, bad, weight, strength, HAS_BAD: tl.constexpr):
     """(score, rank) of scaled logits: an infinite contrast outranks finite scores, among equals the rest decides."""
     score = weight * good
@@ -80,9 +86,7 @@ def score_tile(i, head, logits, weights, outside, HAS_BAD: tl.constexpr, OUTSIDE
         y = tl.load(bad + token, mask=in_head & (strengths != 0), other=0.0).to(tl.float32)
     has_nan = tl.max((y != y).to(tl.int32), 0)
     good_score = tl.where(best == float("inf"), 0.0, z / scale) - good_log_sum
-    bad_score = y / scale - bad_log_sum
-    if OUTSIDE == 1:
-        bad_score = tl.where(bad_at_infinity, tl.where(y == float("inf"), -bad_log_sum, float("-inf")), bad_score)
+    bad_score = log_probability(y / scale, bad_log_sum, bad_at_infinity)  # y / scale where no normaliser is needed
     score, rank = contrast(good_score, bad_score, weight, strength, HAS_BAD)
     if OUTSIDE == 0:
         inside = in_head

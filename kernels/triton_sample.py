@@ -9,7 +9,15 @@ import triton
 import triton.language as tl
 
 from cdgen_kernels.rows import Samples
-from cdgen_kernels.triton_draw import NAN_BAD, NAN_GOOD, NOTHING_POSSIBLE, log_sum_exp, order_key, score_tile
+from cdgen_kernels.triton_draw import (
+    NAN_BAD,
+    NAN_GOOD,
+    NOTHING_POSSIBLE,
+    log_probability,
+    log_sum_exp,
+    order_key,
+    score_tile,
+)
 from cdgen_kernels.triton_looks import first_look, row_layout, second_look
 from cdgen_kernels.triton_noise import gumbel, philox_word
 
@@ -159,10 +167,9 @@ def sample_kernel(
             y = tl.load(bad + drawn, mask=drawn < vocab_size, other=0.0).to(tl.float32)
             all_bad, bad_infinite = log_sum_exp(bad, vocab_size, 1.0, banned, 0, T * G)
             nan_bad = tl.maximum(nan_bad, (all_bad != all_bad).to(tl.int32))
-            y_logprob = tl.where(bad_infinite, tl.where(y == float("inf"), -all_bad, float("-inf")), y - all_bad)
+            y_logprob = log_probability(y, all_bad, bad_infinite)
         tl.store(logprobs_out + row, at_drawn - top_score - tl.log(mass))
-        z_logprob = tl.where(at_infinity, tl.where(z == float("inf"), -all_good, float("-inf")), z - all_good)
-        tl.store(logprobs_out + batch + row, z_logprob)
+        tl.store(logprobs_out + batch + row, log_probability(z, all_good, at_infinity))
         tl.store(logprobs_out + 2 * batch + row, y_logprob)
 
     result = drawn.to(tl.int64)
