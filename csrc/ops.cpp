@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensor> contrast_sample(
     const Tensor& token, const Tensor& logit, const Tensor& count, const Tensor& maximum,
     const std::optional<Tensor>& bad_logits, const Tensor& margin, const Tensor& good_weight,
     const Tensor& contrast_strength, const Tensor& temperature, const Tensor& top_p, const Tensor& top_k,
-    const Tensor& seed, const Tensor& sequence, const Tensor& position, int64_t vocab_size, bool logprobs) {
+    const Tensor& seed, const Tensor& sequence, const Tensor& position, int64_t vocab_size, bool gathered, bool logprobs) {
   const int64_t rows = token.size(0), capacity = token.size(1);
   STD_TORCH_CHECK(token.is_contiguous() && logit.is_contiguous(), "candidates must be contiguous");
   const std::optional<Logits> bad = optional_logits(bad_logits);
@@ -205,7 +205,8 @@ std::tuple<Tensor, Tensor> contrast_sample(
       c.clear();
       for (int64_t i = r * capacity; i < r * capacity + counts[r]; i++) {
         c.add(tokens[i], std::isinf(maxima[r]) ? 0.0 : logits[i] / row.divisor());
-        const double of_bad = contrast ? bad->row(r)[tokens[i]] / row.divisor() : 0.0;
+        const int64_t place = gathered ? i - r * capacity : tokens[i];
+        const double of_bad = contrast ? bad->row(r)[place] / row.divisor() : 0.0;
         sound &= !std::isnan(of_bad);
         c.contrast(c.token.size() - 1, of_bad, row);
       }

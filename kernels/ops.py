@@ -1,4 +1,4 @@
-"""The public ops: checks, registration with torch, and the one place that decides which implementation runs.
+"""The public ops: what they take and give, and the checks of it.
 
     rows = make_rows(batch, alpha=0.1, contrast_strength=1.0, seed=0)
     token = sample(good_logits, bad_logits, rows).token          # [B]
@@ -7,25 +7,24 @@ Each op is registered as `torch.ops.cdgen.*` with a fake, traces under `torch.co
 for a device. `CDGEN_IMPL=reference|cpp|triton`, read at import, overrides the choice of implementation.
 """
 
-import importlib
-import importlib.util
-import logging
-import os
-
 import torch
 
-from cdgen_kernels import reference
+from cdgen_kernels.dispatch import implementation
 from cdgen_kernels.reference import CONSTANT, FAULTS, MASK, SHIFTED_GOOD
 from cdgen_kernels.rows import HeadCandidates, Rows, Samples, make_rows
 
-__all__ = ["HeadCandidates", "Rows", "Samples", "contrast_sample", "head", "implementation", "make_rows", "sample"]
-
-log = logging.getLogger("cdgen")
-
-
-def implementation(device_type):
-    """(name, reason): which implementation runs for tensors of a device type, `"cpu"` or `"cuda"`, and why."""
-    return _DECISIONS[device_type]
+__all__ = [
+    "HeadCandidates",
+    "Rows",
+    "Samples",
+    "contrast_sample",
+    "gathered_scores",
+    "head",
+    "implementation",
+    "linear_head",
+    "make_rows",
+    "sample",
+]
 
 
 def _raise_on_fault(codes):
@@ -137,13 +136,15 @@ def sample(good, bad, rows, *, vocab_size=None, outside_head="mask", banned=None
     return Samples(token, *out.unbind(0)) if logprobs else Samples(token)
 
 
-def contrast_sample(candidates, bad, rows, *, vocab_size=None, logprobs=False):
+def contrast_sample(candidates, bad, rows, *, gathered=False, vocab_size=None, logprobs=False):
     """Draw one token a row from :func:`head`'s candidates and BAD's logits.
 
     Args:
-        candidates: :class:`HeadCandidates`, bans applied. bad: logits [B, V''], read at the candidates only; or None.
+        candidates: :class:`HeadCandidates`, bans applied.
+        bad: BAD's logits [B, V''], read at the candidates only; where `gathered`, those of the candidates alone, slot
+            by slot, [B, C], as :func:`gathered_scores` makes them; or None.
         rows: :class:`Rows`; its margin has done its work in :func:`head`.
-        vocab_size: bound of the token ids; default the width of `bad`, which must then be given.
+        vocab_size: bound of the token ids. Default: the width of `bad`, where that is V''.
         logprobs: also give the log-probability of the token under the distribution it was drawn from.
     Returns:
         :class:`Samples` with `token` and, where asked for, `logprob`.
@@ -153,121 +154,63 @@ def contrast_sample(candidates, bad, rows, *, vocab_size=None, logprobs=False):
     batch = candidates.token.shape[0]
     _check_rows(rows, batch)
     bad = bad if bad is None else _check_logits("bad", bad, batch)
-    if bad is None and vocab_size is None:
-        raise ValueError("vocab_size: give it where there are no logits of BAD")
-    vocab_size = vocab_size if bad is None else _check_vocabulary(vocab_size, bad)
-    token, logprob = torch.ops.cdgen.contrast_sample.default(*candidates, bad, *rows, vocab_size, logprobs)
+    if bad is None or gathered:
+        if vocab_size is None:
+            raise ValueError("vocab_size: give it where there are no logits of BAD over the vocabulary")
+        if gathered and (bad is None or bad.shape != candidates.token.shape):
+            got = None if bad is None else tuple(bad.shape)
+            raise ValueError(f"bad: gathered logits are {tuple(candidates.token.shape)}, as the candidates; got {got}")
+    else:
+        vocab_size = _check_vocabulary(vocab_size, bad)
+    token, logprob = torch.ops.cdgen.contrast_sample.default(*candidates, bad, *rows, vocab_size, gathered, logprobs)
     _raise_on_fault(token)
     return Samples(token, logprob if logprobs else None)
 
 
-# ------------------------------------------------------------------------------------------------ registration
-
-_ROWS = (
-    "Tensor margin, Tensor good_weight, Tensor contrast_strength, Tensor temperature, Tensor top_p, "
-    "Tensor top_k, Tensor seed, Tensor sequence, Tensor position"
-)
-_SCHEMAS = {
-    "head": "(Tensor good, Tensor margin, Tensor? banned, int vocab_size, int capacity)"
-    " -> (Tensor token, Tensor logit, Tensor count, Tensor max)",
-    "sample": f"(Tensor good, Tensor? bad, {_ROWS}, Tensor? banned, "
-    "int vocab_size, int outside, float value, bool logprobs)"
-    " -> (Tensor token, Tensor logprobs)",
-    "contrast_sample": f"(Tensor token, Tensor logit, Tensor count, Tensor max, Tensor? bad, {_ROWS}, "
-    "int vocab_size, bool logprobs)"
-    " -> (Tensor token, Tensor logprob)",
-}
+def _check_layer(hidden, weight):
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
+        got = f"{hidden.dtype} {tuple(hidden.shape)} and {weight.dtype} {tuple(weight.shape)}"
+        raise ValueError(f"hidden, weight: expected [B, D] and [V, D] of one dtype, got {got}")
 
 
-def _reference_head(good, margin, *rest):
-    return tuple(reference.head(good, margin, *rest))
+def linear_head(hidden, weight, rows, *, vocab_size=None, banned=None, capacity=1024):
+    """:func:`head` of the logits `hidden @ weight.T`, which on a GPU are never stored.
+
+    Args:
+        hidden: GOOD's last hidden states [B, D], float16, bfloat16 or float32.
+        weight: its output layer [V', D], of the same dtype, rows contiguous.
+        rows, vocab_size, banned, capacity: as for :func:`head`; a capacity of V' holds any head.
+    Returns:
+        :class:`HeadCandidates`; logits are summed in float32, not rounded to the dtype of the states.
+    Raises:
+        ValueError: as for :func:`head`.
+    """
+    _check_layer(hidden, weight)
+    if capacity < 1:
+        raise ValueError(f"capacity = {capacity}: must be at least 1")
+    _check_rows(rows, hidden.shape[0])
+    vocab_size = weight.shape[0] if vocab_size is None else vocab_size
+    if not 1 <= vocab_size <= weight.shape[0]:
+        raise ValueError(f"vocab_size = {vocab_size}: must be 1 to {weight.shape[0]}, the rows of the output layer")
+    banned = _check_banned(banned, hidden.shape[0])
+    found = torch.ops.cdgen.linear_head.default(hidden, weight, rows.margin, banned, vocab_size, capacity)
+    candidates = HeadCandidates(*found)
+    _raise_on_fault(candidates.count)
+    return candidates
 
 
-def _reference_sample(good, bad, *rest):
-    token, *logprobs = reference.sample(good, bad, Rows(*rest[:9]), *rest[9:])
-    return token, torch.stack(logprobs) if rest[-1] else good.new_empty((3, 0), dtype=torch.float32)
+def gathered_scores(hidden, weight, candidates):
+    """BAD's logits of GOOD's candidates alone, so that BAD needs no output layer.
 
-
-def _reference_contrast_sample(token, logit, count, maximum, bad, *rest):
-    candidates = HeadCandidates(token, logit, count, maximum)
-    drawn = reference.contrast_sample(candidates, bad, Rows(*rest[:9]), *rest[9:])
-    return drawn.token, drawn.logprob if rest[-1] else logit.new_empty(0)
-
-
-def _fake_head(good, margin, banned, vocab_size, capacity):
-    batch = good.shape[0]
-    return (
-        good.new_empty((batch, capacity), dtype=torch.int32),
-        good.new_empty((batch, capacity), dtype=torch.float32),
-        good.new_empty(batch, dtype=torch.int32),
-        good.new_empty(batch, dtype=torch.float32),
-    )
-
-
-def _fake_sample(good, *rest):
-    batch = good.shape[0]
-    logprobs = good.new_empty((3, batch if rest[-1] else 0), dtype=torch.float32)
-    return good.new_empty(batch, dtype=torch.int64), logprobs
-
-
-def _fake_contrast_sample(token, *rest):
-    batch = token.shape[0]
-    logprob = token.new_empty(batch if rest[-1] else 0, dtype=torch.float32)
-    return token.new_empty(batch, dtype=torch.int64), logprob
-
-
-def _load_extension():
-    """(whether the C++ kernels are loaded, one line that says why); loading registers them for CPU tensors."""
-    if importlib.util.find_spec("cdgen_kernels._C") is None:
-        return False, "the C++ extension is not built: `pip install --no-build-isolation` with a C++ compiler builds it"
-    try:
-        importlib.import_module("cdgen_kernels._C")
-    except (ImportError, OSError) as error:
-        return False, f"the C++ extension does not load: {error}"
-    return True, "the C++ extension is loaded"
-
-
-def _triton_sample(good, bad, *rest):
-    from cdgen_kernels import triton_sample  # the first call pays for importing Triton
-
-    token, *logprobs = triton_sample.sample(good, bad, Rows(*rest[:9]), *rest[9:])
-    return token, torch.stack(logprobs) if rest[-1] else good.new_empty((3, 0), dtype=torch.float32)
-
-
-def _decide():
-    """{device type: (implementation, reason)}"""
-    wanted = os.environ.get("CDGEN_IMPL")
-    if wanted not in (None, "reference", "cpp", "triton"):
-        raise ValueError(f"CDGEN_IMPL={wanted}: no such implementation; use reference, cpp or triton, or unset it")
-    if wanted == "reference":
-        return dict.fromkeys(("cpu", "cuda"), ("reference", "CDGEN_IMPL is set"))
-    loaded, reason = _load_extension()
-    if wanted == "cpp" and not loaded:
-        raise ValueError(f"CDGEN_IMPL=cpp: {reason}")
-    cuda = ("triton", "Triton is installed; sample() is its kernel, head() and contrast_sample() are plain PyTorch")
-    if importlib.util.find_spec("triton") is None:
-        if wanted == "triton":
-            raise ValueError("CDGEN_IMPL=triton: Triton is not installed")
-        cuda = ("reference", "Triton is not installed")
-    return {"cpu": ("cpp" if loaded else "reference", reason), "cuda": cuda}
-
-
-def _register():
-    for name, plain, fake in (
-        ("head", _reference_head, _fake_head),
-        ("sample", _reference_sample, _fake_sample),
-        ("contrast_sample", _reference_contrast_sample, _fake_contrast_sample),
-    ):
-        torch.library.define(f"cdgen::{name}", _SCHEMAS[name])
-        torch.library.register_fake(f"cdgen::{name}")(fake)
-        for device_type, (chosen, _) in _DECISIONS.items():
-            if chosen == "triton" and name == "sample":
-                torch.library.impl("cdgen::sample", "CUDA")(_triton_sample)
-            elif chosen != "cpp":  # the C++ kernels have registered themselves
-                torch.library.impl(f"cdgen::{name}", device_type.upper())(plain)
-
-
-_DECISIONS = _decide()
-_register()
-for _device_type, (_name, _reason) in _DECISIONS.items():
-    log.info("%s tensors: %s implementation (%s)", _device_type, _name, _reason)
+    Args:
+        hidden: BAD's last hidden states [B, D]. weight: its output layer [V, D], of the same dtype.
+        candidates: :class:`HeadCandidates` [B, C].
+    Returns:
+        float32 [B, C], -inf past the end of each list: `bad` of :func:`contrast_sample` with `gathered=True`.
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+    """
+    _check_layer(hidden, weight)
+    if candidates.token.shape[0] != hidden.shape[0]:
+        raise ValueError(f"candidates: {candidates.token.shape[0]} rows, but there are {hidden.shape[0]} of hidden")
+    return torch.ops.cdgen.gathered_scores.default(hidden, weight, candidates.token, candidates.count)

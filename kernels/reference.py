@@ -190,13 +190,47 @@ def sample(good, bad, rows: Rows, banned, vocab_size, outside, value, logprobs):
     return result._replace(token=token)
 
 
-def contrast_sample(candidates: HeadCandidates, bad, rows: Rows, vocab_size, logprobs):
+def contrast_sample(candidates: HeadCandidates, bad, rows: Rows, vocab_size, gathered, logprobs):
     """Draw one token a row from head candidates. See :func:`cdgen_kernels.ops.contrast_sample`."""
     listed = candidates.token >= 0
+    place = torch.where(listed, candidates.token, vocab_size).long()
     good = candidates.logit.new_full((candidates.token.shape[0], vocab_size + 1), -torch.inf)
-    good.scatter_(1, torch.where(listed, candidates.token, vocab_size).long(), candidates.logit)
+    good.scatter_(1, place, candidates.logit)
+    if gathered:  # BAD's logits of the candidates, slot by slot
+        bad = torch.zeros_like(good, dtype=bad.dtype).scatter_(1, place, bad)[:, :vocab_size]
     every_candidate = rows._replace(margin=torch.full_like(rows.margin, torch.inf))
     drawn = sample(good[:, :vocab_size], bad, every_candidate, None, vocab_size, MASK, 0.0, logprobs)
     token = torch.where(candidates.count > candidates.token.shape[1], HEAD_OVERFLOW, drawn.token)
     token = torch.where(candidates.count < 0, candidates.count.long(), token)
     return drawn._replace(token=token)
+
+
+def _output_layer(hidden, weight):
+    """Logits [B, V]: products of the stored numbers, summed in float32, or in float64 where they came so."""
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    return hidden.to(wide) @ weight.to(wide).T
+
+
+def linear_head(hidden, weight, margin, banned, vocab_size, capacity):
+    """:func:`head` of the logits hidden @ weight.T, from hidden states [B, D] and an output layer [V', D]."""
+    return head(_output_layer(hidden, weight[:vocab_size]), margin, banned, vocab_size, capacity)
+
+
+def gathered_scores(hidden, weight, token, count):
+    """float32 [B, C]: hidden [B, D] . weight[token], with weight [V, D], for the first count tokens of each row.
+
+    `token` int32 [B, C] and `count` int32 [B] are those of :class:`HeadCandidates`: a count may exceed C, and below 0
+    it is a fault, of no tokens. -inf past the end.
+    """
+    listed = torch.arange(token.shape[1], device=token.device) < count.unsqueeze(1)
+    score = _output_layer(hidden, weight).gather(1, torch.where(listed, token, 0).long())
+    return torch.where(listed, score, -torch.inf).float()
+
+
+def linear_cross_entropy(hidden, weight, target, ignore_index, reduction):
+    """Cross entropy of an output layer. See :func:`cdgen_kernels.cross_entropy.linear_cross_entropy`."""
+    counts = target != ignore_index
+    logprob = torch.log_softmax(hidden @ weight.T, -1)  # [..., V]
+    at_target = logprob.gather(-1, torch.where(counts, target, 0).unsqueeze(-1)).squeeze(-1)
+    loss = -torch.where(counts, at_target, 0).sum()
+    return loss / counts.sum() if reduction == "mean" else loss

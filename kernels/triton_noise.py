@@ -5,12 +5,12 @@ import triton.language as tl
 
 
 @triton.jit
-def philox_word(token, seed, sequence, position):
-    """uint32 word of each token (int32): Philox 4x32-10, counter (token // 4, position, sequence), word token % 4.
+def philox_block(block, seed, sequence, position):
+    """The four uint32 words of each block (int32): Philox 4x32-10, counter (block, position, sequence), key the seed.
 
     `seed`, `sequence` and `position` are int64 scalars.
     """
-    c0 = (token >> 2).to(tl.uint32)
+    c0 = block.to(tl.uint32)
     c1 = tl.zeros_like(c0) + position.to(tl.uint32)
     c2 = tl.zeros_like(c0) + sequence.to(tl.uint32)
     c3 = tl.zeros_like(c0) + (sequence >> 32).to(tl.uint32)
@@ -27,8 +27,22 @@ def philox_word(token, seed, sequence, position):
         c3 = low0
         k0 += 0x9E3779B9
         k1 += 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def philox_word(token, seed, sequence, position):
+    """The uint32 word of each token (int32): word token % 4 of block token // 4."""
+    w0, w1, w2, w3 = philox_block(token >> 2, seed, sequence, position)
     word = token & 3
-    return tl.where(word < 2, tl.where(word == 0, c0, c1), tl.where(word == 2, c2, c3))
+    return tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
+
+
+@triton.jit
+def philox_words(start, seed, sequence, position, N: tl.constexpr):
+    """The words of tokens start (a multiple of 4) to start + N - 1, four from each block."""
+    w0, w1, w2, w3 = philox_block(start // 4 + tl.arange(0, N // 4), seed, sequence, position)
+    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [N])
 
 
 @triton.jit

@@ -26,9 +26,9 @@ def run_sample(implementation, good, bad, rows, *, outside_head="mask", banned=N
     return Samples(token, *logprob.unbind(0)) if logprobs else Samples(token)
 
 
-def run_contrast_sample(implementation, candidates, bad, rows, vocab_size, logprobs):
+def run_contrast_sample(implementation, candidates, bad, rows, vocab_size, logprobs, gathered=False):
     """`ops.contrast_sample` of a named implementation, faults left in the tokens."""
     if implementation == "reference":
-        return reference.contrast_sample(candidates, bad, rows, vocab_size, logprobs)
-    token, logprob = torch.ops.cdgen.contrast_sample(*candidates, bad, *rows, vocab_size, logprobs)
+        return reference.contrast_sample(candidates, bad, rows, vocab_size, gathered, logprobs)
+    token, logprob = torch.ops.cdgen.contrast_sample(*candidates, bad, *rows, vocab_size, gathered, logprobs)
     return Samples(token, logprob if logprobs else None)

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 from implementations import IMPLEMENTATIONS, NO_CPP, run_sample
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cdgen_kernels import ops
-from cdgen_kernels.ops import contrast_sample, head, make_rows, sample
+from cdgen_kernels.ops import Rows, contrast_sample, gathered_scores, head, linear_head, make_rows, sample
 
 
 def zipf(batch, vocab_size, seed=0, dtype=torch.float32):
@@ -77,11 +78,13 @@ def calls():
     return {
         "head": (good, rows.margin, banned, 70, 16),
         "sample": (good, bad, *rows, banned, 70, 2, 0.0, True),
-        "contrast_sample": (*candidates, bad, *rows, 77, True),
+        "contrast_sample": (*candidates, bad, *rows, 77, False, True),
+        "linear_head": (good[:, :9], bad.new_ones(77, 9), rows.margin, banned, 70, 16),
+        "gathered_scores": (good[:, :9], bad.new_ones(77, 9), candidates.token, candidates.count),
     }
 
 
-@pytest.mark.parametrize("name", ["head", "sample", "contrast_sample"])
+@pytest.mark.parametrize("name", ["head", "sample", "contrast_sample", "linear_head", "gathered_scores"])
 def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.cdgen, name).default, calls()[name])
 
@@ -101,6 +104,42 @@ def test_a_decode_step_compiles_whole():
         wanted = sample(good, bad, make_rows(4, seed=3, position=position)).token
         for token in step(good, bad, rows):
             assert token.equal(wanted)
+
+
+def from_hidden_states(good, bad, good_layer, bad_layer, rows):
+    """A decode step's end in which neither model's logits exist."""
+    candidates = linear_head(good, good_layer, rows, capacity=64)
+    scores = gathered_scores(bad, bad_layer, candidates)
+    vocab_size = good_layer.shape[0]
+    return contrast_sample(candidates, scores, rows, gathered=True, vocab_size=vocab_size).token
+
+
+def test_from_hidden_states_to_the_same_token():
+    """Of whole numbers, so that every matrix product is exact."""
+    good, bad, good_layer, bad_layer = (
+        torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
+        for seed, shape in enumerate([(6, 16), (6, 8), (501, 16), (501, 8)])
+    )
+    rows = make_rows(6, alpha=0.01, seed=3)
+    token = from_hidden_states(good, bad, good_layer, bad_layer, rows)
+    assert token.equal(sample(good @ good_layer.T, bad @ bad_layer.T, rows).token)
+    whole = torch.compile(from_hidden_states, fullgraph=True, backend="aot_eager")
+    assert whole(good, bad, good_layer, bad_layer, rows).equal(token)
+
+
+def test_a_decode_step_on_cuda_waits_for_nothing():
+    """Fake tensors have no values: whatever would wait for the device, or size memory by its data, raises."""
+    dtypes = [column.dtype for column in make_rows(4)]
+    with FakeTensorMode():
+        good, bad = (torch.empty(4, 512, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        rows = Rows(*(torch.empty(4, device="cuda", dtype=dtype) for dtype in dtypes))
+        banned = torch.empty(4, 3, device="cuda", dtype=torch.int64)
+        token = sample(good, bad, rows, banned=banned, logprobs=True).token
+        rows.position.add_(1)
+        again = contrast_sample(head(good, rows, banned=banned), bad, rows).token
+        unseen = from_hidden_states(good, bad, good.new_empty(32_000, 512), good.new_empty(32_000, 512), rows)
+        assert {x.device.type for x in (token, again, unseen)} == {"cuda"}
+        assert {x.shape for x in (token, again, unseen)} == {(4,)}
 
 
 def test_heads_longer_than_the_list_are_told_not_cut():

@@ -122,10 +122,15 @@ def test_cpp_finds_the_heads_the_reference_finds_and_draws_from_them(problem, ca
     got = run_head("cpp", good, rows.margin, banned, size, capacity)
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-    from_list = reference.contrast_sample(wanted, bad, rows, size, logprobs)
+    from_list = reference.contrast_sample(wanted, bad, rows, size, False, logprobs)
     drawn = from_list.token >= 0
     from_ours = run_contrast_sample("cpp", got, bad, rows, size, logprobs)
     assert from_ours.token.tolist() == from_list.token.tolist()
+    if bad is not None:
+        gathered = bad.gather(1, wanted.token.clamp(min=0).long())
+        for implementation in ("cpp", "reference"):
+            from_gathered = run_contrast_sample(implementation, wanted, gathered, rows, size, False, gathered=True)
+            assert from_gathered.token.tolist() == from_list.token.tolist()
     if logprobs:
         torch.testing.assert_close(from_ours.logprob[drawn], from_list.logprob[drawn], rtol=1e-5, atol=1e-5)
     fits = (wanted.count >= 0) & (wanted.count <= capacity)

@@ -29,8 +29,10 @@ def _check_compilable(function):
         raise TypeError(f"{function} is no triton.jit function; was TRITON_INTERPRET set when it was decorated?")
 
 
-def compile_ptx(function, signature, constexprs, sm, num_warps=4, divisible_by_16=(), fp_fusion=False, **options):
-    """Compiles `function` (a triton.jit function) for compute capability sm: 80, 90 or 100.
+def compile_kernel(
+    function, signature, constexprs, target, num_warps=4, divisible_by_16=(), fp_fusion=False, **options
+):
+    """Compiles `function` (a triton.jit function) for a triton GPUTarget; returns Triton's compiled kernel.
 
     `signature` maps the arguments that remain at run time to Triton types ("*bf16", "i32", "fp32"), `constexprs` the
     others to values. `divisible_by_16` names pointers and integers that Triton may assume to be multiples of 16, as
@@ -44,15 +46,20 @@ def compile_ptx(function, signature, constexprs, sm, num_warps=4, divisible_by_1
         raise TypeError(f"arguments {sorted(missing)} are not in exactly one of signature and constexprs")
     types = {name: signature.get(name, "constexpr") for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible_by_16}
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(function, types, constexprs, attributes),
-        target=GPUTarget("cuda", sm, 32),
+        target=target,
         options={"num_warps": num_warps, "enable_fp_fusion": fp_fusion, **options},
     )
+
+
+def compile_ptx(function, signature, constexprs, sm, *how, **options):
+    """:func:`compile_kernel` for compute capability sm: 80, 90 or 100; returns a :class:`Kernel` to launch."""
+    compiled = compile_kernel(function, signature, constexprs, GPUTarget("cuda", sm, 32), *how, **options)
     return Kernel(
         ptx=compiled.asm["ptx"],
         name=compiled.metadata.name,
-        argument_names=tuple(name for name in names if name in signature),
+        argument_names=tuple(name for name in function.arg_names if name in signature),
         shared_bytes=compiled.metadata.shared,
         sm=sm,
     )
@@ -75,16 +82,17 @@ _TYPES = {
 }
 
 
-def compile_for(function, arguments, sm, num_warps=4, fp_fusion=False, **options):
-    """compile_ptx for given arguments, by name: types and divisibility by 16 as Triton's launcher finds them.
+def specialise(function, arguments):
+    """(signature, constexprs, divisible_by_16) of given arguments, by name, as Triton's launcher finds them.
 
     Unlike the launcher it does not specialise for integers equal to 1.
     """
     _check_compilable(function)
-    constexprs = {parameter.name for parameter in function.params if parameter.is_constexpr}
-    signature, divisible = {}, []
-    for name, value in arguments.items():
-        if name in constexprs:
+    signature, fixed, divisible = {}, {}, []
+    for parameter in function.params:
+        name, value = parameter.name, arguments[parameter.name]
+        if parameter.is_constexpr:
+            fixed[name] = value
             continue
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + _TYPES[value.dtype]
@@ -94,9 +102,14 @@ def compile_for(function, arguments, sm, num_warps=4, fp_fusion=False, **options
             place = value
         else:
             signature[name], place = "fp32", 1
-        if place % 16 == 0:
+        if place % 16 == 0 and not parameter.do_not_specialize:
             divisible.append(name)
-    fixed = {name: arguments[name] for name in constexprs}
+    return signature, fixed, divisible
+
+
+def compile_for(function, arguments, sm, num_warps=4, fp_fusion=False, **options):
+    """compile_ptx for given arguments, by name."""
+    signature, fixed, divisible = specialise(function, arguments)
     return compile_ptx(function, signature, fixed, sm, num_warps, divisible, fp_fusion, **options)
 
 

@@ -34,7 +34,9 @@ class Allocation:
     def admit(self, tensor, initialised):
         touched = element_bytes(self.allowed, tensor)
         touched[...] = True
-        if not initialised:
+        if isinstance(initialised, np.ndarray):
+            self.bytes.initialised[: self.size] = initialised
+        elif not initialised:
             element_bytes(self.bytes.initialised, tensor)[...] = False
 
     def rows(self, access, counts):

@@ -20,7 +20,8 @@ def launch(kernel, grid, *arguments, uninitialised=(), by="cta", seed=0, max_blo
     """Runs `kernel` (see compile.py) on the arguments that its Triton function takes, constexprs left out.
 
     Tensors are CPU tensors and are changed in place, once the launch has ended without a Fault. `uninitialised` names
-    arguments that the kernel may not read before it writes them. `by` is "cta" (fast) or "warp". The seed decides the
+    arguments that the kernel may not read before it writes them, or maps them to bool arrays of their storage's bytes,
+    true where something has been written. `by` is "cta" (fast) or "warp". The seed decides the
     order of CTAs, of warps and of atomic operations. `max_blocks` bounds the blocks that one group of threads may
     run.
     """
@@ -39,7 +40,8 @@ def launch(kernel, grid, *arguments, uninitialised=(), by="cta", seed=0, max_blo
     packed = []
     for name, type_, value in zip(names, program.parameters, arguments, strict=False):
         if isinstance(value, torch.Tensor):
-            value = memory.add(name, value, name not in uninitialised)
+            known = uninitialised[name] if isinstance(uninitialised, dict) and name in uninitialised else None
+            value = memory.add(name, value, name not in uninitialised if known is None else known)
         packed.append(_pack(name, type_, value))
     constants = {name: torch.tensor(list(values), dtype=torch.uint8) for name, values in program.constants.items()}
     program.symbols = {name: memory.add(name, tensor, True) for name, tensor in constants.items()}
@@ -101,6 +103,11 @@ class Report:
             if allocation in (None, tensor) and kind in (None, what) and width in (None, traffic.bytes_per_lane):
                 total += traffic
         return total
+
+    def initialised(self, name):
+        """bool [bytes of the tensor's storage]: whether something has written each."""
+        allocation = self._memory.allocation_of(self._arguments[name])
+        return allocation.bytes.initialised[: allocation.size].copy()
 
     def reads(self, name):
         """How often each byte of a tensor was read (atomics included): int64 [*shape, itemsize]."""

@@ -1,0 +1,181 @@
+"""Registers the ops with torch and decides, in this one place, which implementation runs.
+
+Each op is `torch.ops.cdgen.*`, with a fake. An implementation is a module that has a function of the op's own name:
+`reference`, the `triton_*` modules, and for CPU tensors the C++ extension, which registers itself.
+"""
+
+import importlib
+import importlib.util
+import logging
+import os
+
+import torch
+
+from cdgen_kernels.rows import HeadCandidates, Rows
+
+log = logging.getLogger("cdgen")
+
+
+def implementation(device_type):
+    """(name, reason): which implementation runs for tensors of a device type, `"cpu"` or `"cuda"`, and why."""
+    return _DECISIONS[device_type]
+
+
+_ROWS = (
+    "Tensor margin, Tensor good_weight, Tensor contrast_strength, Tensor temperature, Tensor top_p, "
+    "Tensor top_k, Tensor seed, Tensor sequence, Tensor position"
+)
+SCHEMAS = {
+    "head": "(Tensor good, Tensor margin, Tensor? banned, int vocab_size, int capacity)"
+    " -> (Tensor token, Tensor logit, Tensor count, Tensor max)",
+    "sample": f"(Tensor good, Tensor? bad, {_ROWS}, Tensor? banned, "
+    "int vocab_size, int outside, float value, bool logprobs)"
+    " -> (Tensor token, Tensor logprobs)",
+    "contrast_sample": f"(Tensor token, Tensor logit, Tensor count, Tensor max, Tensor? bad, {_ROWS}, "
+    "int vocab_size, bool gathered, bool logprobs)"
+    " -> (Tensor token, Tensor logprob)",
+    "linear_head": "(Tensor hidden, Tensor weight, Tensor margin, Tensor? banned, int vocab_size, int capacity)"
+    " -> (Tensor token, Tensor logit, Tensor count, Tensor max)",
+    "gathered_scores": "(Tensor hidden, Tensor weight, Tensor token, Tensor count) -> Tensor",
+}
+
+
+_HOMES = {  # where an implementation of an op, by the op's own name, is found
+    "reference": dict.fromkeys(SCHEMAS, "reference"),
+    "triton": {
+        "head": "triton_head",
+        "sample": "triton_sample",
+        "contrast_sample": "triton_head",
+        "linear_head": "triton_linear",
+        "gathered_scores": "triton_linear",
+    },
+}
+
+
+def _implementation(home, name):
+    def call(*arguments):  # imports at the first call, which for Triton takes a second
+        function = getattr(importlib.import_module(f"cdgen_kernels.{home}"), name)
+        return _CONVENTIONS[name](function, *arguments)
+
+    return call
+
+
+def _call_head(function, *arguments):
+    return tuple(function(*arguments))
+
+
+def _call_sample(function, good, bad, *rest):
+    token, *logprobs = function(good, bad, Rows(*rest[:9]), *rest[9:])
+    return token, torch.stack(logprobs) if rest[-1] else good.new_empty((3, 0), dtype=torch.float32)
+
+
+def _call_contrast_sample(function, token, logit, count, maximum, bad, *rest):
+    drawn = function(HeadCandidates(token, logit, count, maximum), bad, Rows(*rest[:9]), *rest[9:])
+    return drawn.token, drawn.logprob if rest[-1] else logit.new_empty(0)
+
+
+def _call_gathered_scores(function, *arguments):
+    return function(*arguments)
+
+
+_CONVENTIONS = {  # from an op's tensors to the arguments of its function, and back
+    "head": _call_head,
+    "sample": _call_sample,
+    "contrast_sample": _call_contrast_sample,
+    "linear_head": _call_head,
+    "gathered_scores": _call_gathered_scores,
+}
+
+
+def _fake_head(good, margin, banned, vocab_size, capacity):
+    batch = good.shape[0]
+    return (
+        good.new_empty((batch, capacity), dtype=torch.int32),
+        good.new_empty((batch, capacity), dtype=torch.float32),
+        good.new_empty(batch, dtype=torch.int32),
+        good.new_empty(batch, dtype=torch.float32),
+    )
+
+
+def _fake_sample(good, *rest):
+    batch = good.shape[0]
+    logprobs = good.new_empty((3, batch if rest[-1] else 0), dtype=torch.float32)
+    return good.new_empty(batch, dtype=torch.int64), logprobs
+
+
+def _fake_contrast_sample(token, *rest):
+    batch = token.shape[0]
+    logprob = token.new_empty(batch if rest[-1] else 0, dtype=torch.float32)
+    return token.new_empty(batch, dtype=torch.int64), logprob
+
+
+def _fake_linear_head(hidden, weight, margin, banned, vocab_size, capacity):
+    return _fake_head(hidden, margin, banned, vocab_size, capacity)
+
+
+def _fake_gathered_scores(hidden, weight, token, count):
+    return hidden.new_empty(token.shape, dtype=torch.float32)
+
+
+_FAKES = {
+    "head": _fake_head,
+    "sample": _fake_sample,
+    "contrast_sample": _fake_contrast_sample,
+    "linear_head": _fake_linear_head,
+    "gathered_scores": _fake_gathered_scores,
+}
+_CPP = ("head", "sample", "contrast_sample")
+
+
+def _load_extension():
+    """(whether the C++ kernels are loaded, one line that says why); loading registers them for CPU tensors."""
+    if importlib.util.find_spec("cdgen_kernels._C") is None:
+        return False, "the C++ extension is not built: `pip install --no-build-isolation` with a C++ compiler builds it"
+    try:
+        importlib.import_module("cdgen_kernels._C")
+    except (ImportError, OSError) as error:
+        return False, f"the C++ extension does not load: {error}"
+    return True, "the C++ extension is loaded"
+
+
+def _decide():
+    """{device type: (implementation, reason)}"""
+    wanted = os.environ.get("CDGEN_IMPL")
+    if wanted not in (None, "reference", "cpp", "triton"):
+        raise ValueError(f"CDGEN_IMPL={wanted}: no such implementation; use reference, cpp or triton, or unset it")
+    if wanted == "reference":
+        return dict.fromkeys(("cpu", "cuda"), ("reference", "CDGEN_IMPL is set"))
+    loaded, reason = _load_extension()
+    if wanted == "cpp" and not loaded:
+        raise ValueError(f"CDGEN_IMPL=cpp: {reason}")
+    cuda = ("triton", "Triton is installed")
+    if importlib.util.find_spec("triton") is None:
+        if wanted == "triton":
+            raise ValueError("CDGEN_IMPL=triton: Triton is not installed")
+        cuda = ("reference", "Triton is not installed")
+    return {"cpu": ("cpp" if loaded else "reference", reason), "cuda": cuda}
+
+
+def _linear_head_of_cpp(hidden, weight, margin, banned, vocab_size, capacity):
+    """A matrix product, which MKL does, and the C++ head of what it gives."""
+    logits = hidden.float() @ weight[:vocab_size].float().T
+    return torch.ops.cdgen.head.default(logits, margin, banned, vocab_size, capacity)
+
+
+def _register():
+    for name, schema in SCHEMAS.items():
+        torch.library.define(f"cdgen::{name}", schema)
+        torch.library.register_fake(f"cdgen::{name}")(_FAKES[name])
+        for device_type, (chosen, _) in _DECISIONS.items():
+            if chosen == "cpp" and name in _CPP:
+                continue  # has registered itself
+            call = _implementation(_HOMES.get(chosen, _HOMES["reference"])[name], name)
+            if chosen == "cpp" and name == "linear_head":
+                call = _linear_head_of_cpp
+            torch.library.impl(f"cdgen::{name}", device_type.upper())(call)
+
+
+_DECISIONS = _decide()
+_register()
+for _device_type, (_name, _reason) in _DECISIONS.items():
+    log.info("%s tensors: %s implementation (%s)", _device_type, _name, _reason)
