@@ -9,6 +9,7 @@ for a device. `CDGEN_IMPL=reference|cpp|triton`, read at import, overrides the c
 
 import torch
 
+from cdgen_kernels.cross_entropy import linear_cross_entropy
 from cdgen_kernels.dispatch import implementation
 from cdgen_kernels.reference import CONSTANT, FAULTS, MASK, SHIFTED_GOOD
 from cdgen_kernels.rows import HeadCandidates, Rows, Samples, make_rows
@@ -21,6 +22,7 @@ __all__ = [
     "gathered_scores",
     "head",
     "implementation",
+    "linear_cross_entropy",
     "linear_head",
     "make_rows",
     "sample",

@@ -24,7 +24,7 @@ from cdgen_kernels.triton_looks import (
     row_maximum,
     second_look,
 )
-from cdgen_kernels.triton_settings import CAPACITY, GROUPS, LAUNCH, NUM_WARPS, split
+from cdgen_kernels.triton_settings import CAPACITY, GROUPS, THREADS, launch_options, split
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def head(good, margin, banned, vocab_size, capacity):
             good, margin, token if banned is None else banned, *shape.scratch(good), token, logit, count, best,
             vocab_size, good.stride(0), 0 if banned is None else banned.shape[1],
             shape.chunks, shape.segment, capacity,
-            SPLIT=shape.programs > 1, CAPACITY=CAPACITY, T=shape.threads, G=shape.group, R=GROUPS, **LAUNCH,
+            SPLIT=shape.programs > 1, CAPACITY=CAPACITY, T=THREADS, G=shape.group, R=GROUPS, **launch_options(),
         )  # fmt: skip
     return HeadCandidates(token, logit, count, best)
 
@@ -154,15 +154,14 @@ def contrast_sample(candidates, bad, rows, vocab_size, gathered, logprobs):
     It follows the list, and so has no need of vocab_size.
     """
     batch, capacity = candidates.token.shape
-    threads = 32 * NUM_WARPS
     token = candidates.token.new_empty(batch, dtype=torch.int64)
     logprob = candidates.logit.new_empty(batch if logprobs else 0)
     if batch:
         contrast_sample_kernel[(batch,)](
             *candidates, candidates.logit if bad is None else bad, *rows[1:],
-            candidates.logit.new_empty((batch, threads)), token, logprob,
+            candidates.logit.new_empty((batch, THREADS)), token, logprob,
             0 if bad is None else bad.stride(0), capacity,
             BAD=(NO_BAD if bad is None else BAD_BY_SLOT if gathered else BAD_BY_TOKEN).value,
-            LOGPROBS=logprobs, T=threads, **LAUNCH,
+            LOGPROBS=logprobs, T=THREADS, **launch_options(),
         )  # fmt: skip
     return Samples(token, logprob if logprobs else None)

@@ -34,7 +34,7 @@ from cdgen_kernels.triton_looks import (
     row_maximum,
     second_look,
 )
-from cdgen_kernels.triton_settings import CAPACITY, GROUPS, LAUNCH, split
+from cdgen_kernels.triton_settings import CAPACITY, GROUPS, THREADS, launch_options, split
 
 
 @triton.jit
@@ -179,11 +179,11 @@ def sample(good, bad, rows, banned, vocab_size, outside, value, logprobs):
         shape = split(good, vocab_size)
         sample_kernel[(batch, shape.programs)](
             good, good if bad is None else bad, *rows, token if banned is None else banned,
-            *shape.scratch(good), good.new_empty((batch, shape.threads), dtype=torch.float32), token, out,
+            *shape.scratch(good), good.new_empty((batch, THREADS), dtype=torch.float32), token, out,
             vocab_size, good.stride(0), 0 if bad is None else bad.stride(0), 0 if banned is None else banned.shape[1],
             shape.chunks, batch, shape.segment, float(value),
             BAD=(NO_BAD if bad is None else BAD_BY_TOKEN).value, OUTSIDE=outside, LOGPROBS=logprobs,
-            SPLIT=shape.programs > 1, CAPACITY=CAPACITY, T=shape.threads, G=shape.group, R=GROUPS,
-            **LAUNCH,
+            SPLIT=shape.programs > 1, CAPACITY=CAPACITY, T=THREADS, G=shape.group, R=GROUPS,
+            **launch_options(),
         )  # fmt: skip
     return Samples(token, *out.unbind(0)) if logprobs else Samples(token)

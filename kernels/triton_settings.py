@@ -5,19 +5,23 @@ from typing import NamedTuple
 
 import torch
 
-NUM_WARPS = 4
+THREADS = 128
 GROUPS = 4  # of 16 bytes, read by a thread at once
 CAPACITY = 256  # tokens of a head that are listed; a longer one takes the path over the whole row
-# A program has NUM_WARPS * 32 * GROUPS * 16 = 8 KiB under way. By Little's law an H100 needs some 18 KiB for each of
+# A program has THREADS * GROUPS * 16 = 8 KiB under way. By Little's law an H100 needs some 18 KiB for each of
 # its multiprocessors (3.35 TB/s, 0.7 microseconds), other devices less.
 PROGRAMS_PER_MULTIPROCESSOR = 4
 MAX_REGISTERS = 128  # lets that many stand on one; without a bound ptxas takes fewer and spills to make room for more
 MULTIPROCESSORS = 132  # of a device that cannot be asked, such as the CPU of a test
 
-# Not fused: products and sums round as those of the C++ kernels and of the reference in float32 do.
-LAUNCH = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
-if torch.version.hip is None:
-    LAUNCH["maxnreg"] = MAX_REGISTERS
+
+def launch_options():
+    """What every launch passes to Triton."""
+    # Not fused: products and sums round as those of the C++ kernels and of the reference in float32 do.
+    options = {"enable_fp_fusion": False}
+    if torch.version.hip is None:
+        return options | {"num_warps": THREADS // 32, "maxnreg": MAX_REGISTERS}
+    return options | {"num_warps": THREADS // 64}
 
 
 @cache
@@ -31,7 +35,6 @@ def multiprocessors(device):
 class Split(NamedTuple):
     """How the rows of a tensor of logits are divided among programs."""
 
-    threads: int
     group: int  # logits in 16 bytes
     chunks: int  # in a row, those of a last, partial tile included
     programs: int  # that share a row
@@ -51,11 +54,10 @@ class Split(NamedTuple):
 
 def split(logits, vocab_size):
     """The :class:`Split` of logits [B, V'], of which vocab_size are read, over the programs the device has room for."""
-    threads = 32 * NUM_WARPS
     group = 16 // logits.element_size()
-    tile = threads * group * GROUPS
+    tile = THREADS * group * GROUPS
     tiles = -(-vocab_size // tile)
     room = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(logits.device)
     programs = max(1, min(tiles, room // logits.shape[0]))
     per_program = -(-tiles // programs)
-    return Split(threads, group, tiles * threads, -(-tiles // per_program), per_program * tile)
+    return Split(group, tiles * THREADS, -(-tiles // per_program), per_program * tile)

@@ -163,7 +163,7 @@ def test_what_it_reads_and_issues(sm, monkeypatch):
     wide = report.traffic("good", "load", 16)
     assert wide.bytes == good.nbytes and wide.sectors_per_request == 16
     in_head = good.float() >= 7.6
-    threads, place = 32 * triton_settings.NUM_WARPS, torch.arange(vocab_size)
+    threads, place = triton_settings.THREADS, torch.arange(vocab_size)
     tile = threads * 8 * triton_settings.GROUPS
     chunk = place // tile * threads + place % (threads * 8) // 8
     for row in range(2):

@@ -1,0 +1,37 @@
+"""What is compiled ahead of time and timed on a GPU: the ops, each at several sizes and dtypes."""
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.linear_ops import LINEAR_OPS
+from benchmarks.op import Op
+from benchmarks.sampling_ops import SAMPLING_OPS
+
+OPS = SAMPLING_OPS + LINEAR_OPS
+
+
+@dataclass(frozen=True)
+class Case:
+    op: Op
+    dtype: torch.dtype
+    batch: int
+    vocab_size: int
+
+    def __str__(self):
+        return f"{self.op.name}, {str(self.dtype)[6:]} [{self.batch}, {self.vocab_size}]"
+
+    def make(self, device, seed=0):
+        return self.op.make(self.batch, self.vocab_size, self.dtype, torch.device(device), seed)
+
+
+def cases(vocab_sizes=(128_256, 32_000)):
+    """Every case, the most telling first."""
+    return [
+        Case(op, dtype, op.batches[i], vocab_size)
+        for i in range(2)
+        for vocab_size in vocab_sizes
+        for op in OPS
+        for dtype in op.dtypes
+        if i < len(op.batches)
+    ]
