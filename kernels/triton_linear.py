@@ -161,10 +161,9 @@ def linear_head_kernel(
         tl.store(logit_out + slot, z, mask=kept & (slot < capacity))
         count += tl.sum(kept.to(tl.int32), 0)
     i = tl.arange(0, N)
-    for start in range(count // N * N, capacity, N):
-        past = (start + i >= count) & (start + i < capacity)
-        tl.store(token_out + start + i, -1, mask=past)
-        tl.store(logit_out + start + i, float("-inf"), mask=past)
+    for start in range(count, capacity, N):
+        tl.store(token_out + start + i, -1, mask=start + i < capacity)
+        tl.store(logit_out + start + i, float("-inf"), mask=start + i < capacity)
     count = tl.where(best == float("-inf"), NOTHING_POSSIBLE, count)
     tl.store(count_out + row, tl.where(has_nan > 0, NAN_GOOD, count))
     tl.store(max_out + row, best)
