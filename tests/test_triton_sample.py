@@ -145,11 +145,13 @@ def test_nan_anywhere_is_told(place):
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
 def test_what_it_reads_and_issues(sm, monkeypatch):
-    """V = 32,000, bfloat16, a head of ten, four programs a row, as 128 rows have on an H100.
+    """V = 32,000, bfloat16, a head of ten; as many programs a row as 128 rows have on an A100, H100 or B200.
 
     16 bytes a thread; every byte once but in chunks that hold head tokens; BAD at head tokens only.
     """
-    monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 2)
+    programs = triton_settings.PROGRAMS_PER_MULTIPROCESSOR * {80: 108, 90: 132, 100: 148}[sm] // 128
+    monkeypatch.setattr(triton_settings, "PROGRAMS_PER_MULTIPROCESSOR", 1)
+    monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 2 * programs)
     vocab_size = 32_000
     good, bad = make_pair(2, vocab_size, torch.bfloat16, seed=1)
     for row in range(2):
@@ -158,7 +160,7 @@ def test_what_it_reads_and_issues(sm, monkeypatch):
         good[row, best] = torch.linspace(9, 10, 10).bfloat16()
     got, wanted, launched = sample_both(good, bad, make_rows(2, seed=4), sm=sm)
     assert got.token.equal(wanted.token)
-    assert launched.grid == (2, 4)
+    assert launched.grid == (2, programs)
     report = launched.report
     wide = report.traffic("good", "load", 16)
     assert wide.bytes == good.nbytes and wide.sectors_per_request == 16

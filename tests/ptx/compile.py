@@ -88,6 +88,8 @@ def specialise(function, arguments):
     Unlike the launcher it does not specialise for integers equal to 1.
     """
     _check_compilable(function)
+    if wrong := set(function.arg_names) ^ set(arguments):
+        raise TypeError(f"arguments {sorted(wrong)} are missing, or not the function's")
     signature, fixed, divisible = {}, {}, []
     for parameter in function.params:
         name, value = parameter.name, arguments[parameter.name]
