@@ -37,11 +37,17 @@ SCHEMAS = {
     "linear_head": "(Tensor hidden, Tensor weight, Tensor margin, Tensor? banned, int vocab_size, int capacity)"
     " -> (Tensor token, Tensor logit, Tensor count, Tensor max)",
     "gathered_scores": "(Tensor hidden, Tensor weight, Tensor token, Tensor count) -> Tensor",
+    "add_rms_norm": "(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor normed, Tensor total)",
+    "rope_and_store": "(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor position, Tensor slot, "
+    "Tensor(a!) keys, Tensor(b!) values) -> Tensor",
+    "paged_attention": "(Tensor q, Tensor keys, Tensor values, Tensor page_table, Tensor row, Tensor position, "
+    "float scale, int window, float dropout, Tensor seed, Tensor sequence, int layer) -> Tensor",
 }
+_LAYER_OPS = ("add_rms_norm", "rope_and_store", "paged_attention")
 
 
 _HOMES = {  # where an implementation of an op, by the op's own name, is found
-    "reference": dict.fromkeys(SCHEMAS, "reference"),
+    "reference": dict.fromkeys(SCHEMAS, "reference") | dict.fromkeys(_LAYER_OPS, "reference_layers"),
     "triton": {
         "head": "triton_head",
         "sample": "triton_sample",
@@ -74,8 +80,13 @@ def _call_contrast_sample(function, token, logit, count, maximum, bad, *rest):
     return drawn.token, drawn.logprob if rest[-1] else logit.new_empty(0)
 
 
-def _call_gathered_scores(function, *arguments):
+def _call_as_is(function, *arguments):
     return function(*arguments)
+
+
+def _call_add_rms_norm(function, x, residual, weight, eps):
+    normed, total = function(x, residual, weight, eps)
+    return normed, x.new_empty(0) if residual is None else total  # an op may not return what it was given
 
 
 _CONVENTIONS = {  # from an op's tensors to the arguments of its function, and back
@@ -83,7 +94,10 @@ _CONVENTIONS = {  # from an op's tensors to the arguments of its function, and b
     "sample": _call_sample,
     "contrast_sample": _call_contrast_sample,
     "linear_head": _call_head,
-    "gathered_scores": _call_gathered_scores,
+    "gathered_scores": _call_as_is,
+    "add_rms_norm": _call_add_rms_norm,
+    "rope_and_store": _call_as_is,
+    "paged_attention": _call_as_is,
 }
 
 
@@ -117,12 +131,23 @@ def _fake_gathered_scores(hidden, weight, token, count):
     return hidden.new_empty(token.shape, dtype=torch.float32)
 
 
+def _fake_add_rms_norm(x, residual, weight, eps):
+    return torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
+
+
+def _fake_queries(q, *rest):
+    return q.new_empty(q.shape)
+
+
 _FAKES = {
     "head": _fake_head,
     "sample": _fake_sample,
     "contrast_sample": _fake_contrast_sample,
     "linear_head": _fake_linear_head,
     "gathered_scores": _fake_gathered_scores,
+    "add_rms_norm": _fake_add_rms_norm,
+    "rope_and_store": _fake_queries,
+    "paged_attention": _fake_queries,
 }
 _CPP = ("head", "sample", "contrast_sample")
 
@@ -169,7 +194,8 @@ def _register():
         for device_type, (chosen, _) in _DECISIONS.items():
             if chosen == "cpp" and name in _CPP:
                 continue  # has registered itself
-            call = _implementation(_HOMES.get(chosen, _HOMES["reference"])[name], name)
+            home = _HOMES.get(chosen, {}).get(name) or _HOMES["reference"][name]
+            call = _implementation(home, name)
             if chosen == "cpp" and name == "linear_head":
                 call = _linear_head_of_cpp
             torch.library.impl(f"cdgen::{name}", device_type.upper())(call)
