@@ -30,14 +30,14 @@ def attention_dropout(good, p):
     Args:
         good: :class:`LanguageModel`. p: probability to drop an attention weight, in (0, 1).
     Returns:
-        LanguageModel over the very tensors of `good`. Its noise comes from torch's global generator.
+        LanguageModel over the very tensors of `good`.
     Raises:
         InputError: p out of range, or an architecture whose attention dropout is not found.
     """
     if not 0 < p < 1:
         raise InputError(f"dropout = {p}: must be between 0 and 1, as 0.3")
     module = _share(good.module)
-    bad = LanguageModel(module, f"dropout:{p:g}", rule=f"dropout:{p:g}", parent=good, noisy=True)
+    bad = LanguageModel(module, f"dropout:{p:g}", rule=f"dropout:{p:g}", parent=good, dropout=p)
     attentions = [part for part in module.modules() if "Attention" in type(part).__name__]
     for part in attentions:
         _switch_on(part, 0.5)

@@ -1,6 +1,6 @@
 """Writing a corpus: shards in a folder, a manifest beside them, and a run that can be killed and started again.
 
-A shard is the unit of resumption. Which documents it holds and how they are batched follows from settings, seeds and
+A shard is the unit of resumption. Which documents it holds and how they are decoded follows from settings, seeds and
 shard number alone, and so does a noisy BAD's noise: a shard that was interrupted is written again, the same.
 """
 
@@ -12,7 +12,6 @@ import torch
 from cdgen import manifest as manifests
 from cdgen import shards
 from cdgen.errors import CorpusError, InputError
-from cdgen.llm import batches
 from cdgen.models import versions
 from cdgen.progress import Progress
 from cdgen.seeds import fingerprint
@@ -66,6 +65,7 @@ def write_corpus(
         "batch_size": lm.max_num_seqs,
         "dtype": str(good.module.dtype).removeprefix("torch."),
         "device": good.device.type,
+        "kv_cache_dtype": lm.kv_cache["kv_cache_dtype"] and str(lm.kv_cache["kv_cache_dtype"]).removeprefix("torch."),
     }
     models = {
         role: model and {"name": model.name, "fingerprint": model.fingerprint}
@@ -128,11 +128,9 @@ class _ShardWriter:
 
     def write(self, number, rows):
         """Generate and write shard `number` of (seed, continuation) index pairs; returns its entry in the manifest."""
-        records = []
-        for batch in batches(rows, self.params.n, self.lm.max_num_seqs):
-            drawn = self.lm.continue_rows(self.token_ids, batch, self.params, self.progress.tokens)
-            records += [self._record(*pair, text) for pair, text in zip(batch, drawn, strict=True)]
-            self.progress.batch(len(batch))
+        progress = self.progress
+        drawn = self.lm.continue_rows(self.token_ids, rows, self.params, progress.tokens, progress.batch)
+        records = [self._record(*pair, text) for pair, text in zip(rows, drawn, strict=True)]
         ending = f"{number:05d}{shards.FORMATS[self.format]}"
         entry = {"number": number, "name": f"shard-{ending}", "rows": len(records)}
         entry["tokens"] = sum(len(record["token_ids"]) for record in records)

@@ -1,19 +1,29 @@
-"""The decode loop: a batch of continuations in lockstep, both models on the same tokens.
+"""The decode loop: texts in lockstep, both models on the same tokens, the next in the place of each that ends.
 
-Every prompt is computed once and forked to its continuations; each step then runs both models on one token a row.
+The loop knows nothing of caches and models. It has one of two backends: :class:`cdgen.paged.PagedTexts`, which takes a
+new text wherever one has ended, and :class:`cdgen.static_batch.StaticBatch`, for any model of transformers, which
+takes texts only when none is running. A backend has
+
+    admit(request, most)        how many of a request's texts may start now, 0 to `most`; room for them is set aside
+    start([(request, n), ...])  (slots, outputs): computes what prompts it must, and starts n texts of each
+    step(texts, slots)          outputs of both models on the newest token of every running text
+    sample(outputs, rows, ...)  draws one token a row from outputs
+    release(slots)              ends texts
 """
 
-import hashlib
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 
 from cdgen.errors import InputError
-from cdgen.models import LanguageModel, private_noise, seed_noise
+from cdgen.models import LanguageModel, private_noise
 from cdgen.ngrams import repeated_ngram_bans
 from cdgen.outputs import TokenLogprobs
 from cdgen.text import StopStrings, decode_after
-from cdgen_kernels.ops import make_rows, sample
+from cdgen_kernels.ops import RowFault, Rows, make_rows
+from cdgen_kernels.reference import FAULTS
 
 
 @dataclass
@@ -26,6 +36,10 @@ class Pair:
     vocab_size: int  # token ids in use; the padding of wider output layers lies behind
     eos_token_ids: tuple[int, ...]
 
+    def models(self, params):
+        """The models that `params` need: GOOD, and BAD where there is contrast."""
+        return [self.good, self.bad] if params.contrast_strength else [self.good]
+
 
 @dataclass
 class Continuation:
@@ -37,64 +51,71 @@ class Continuation:
     logprobs: list[TokenLogprobs] | None
 
 
-def noise_seed(seed, sequence):
-    """Seed of torch's generator for a noisy BAD, of the batch whose first text is `sequence`."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {sequence}".encode()).digest()[:8], "little") >> 1
+@dataclass
+class Request:
+    """A prompt and those of its texts that have not started: (place among the results, number of the text) pairs."""
+
+    token_ids: list[int]
+    texts: deque
+    sequence: int  # number of its first text, which is the prompt's own
+    slot: int | None = None  # the backend's, where it holds the prompt
+    outputs: list[torch.Tensor] | None = None  # of each model on the prompt's last token
 
 
-def decode_batch(pair, prompts, owner, sequence, params, on_tokens=None):
-    """Draw one continuation for each row.
+@dataclass
+class _Text:
+    """The host's part of a running text."""
+
+    place: int
+    prompt: list[int]
+    slot: int
+    stop: StopStrings | None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+@dataclass
+class Texts:
+    """The device's part of the running texts, a row each."""
+
+    slot: torch.Tensor  # int32 [A], of the backend
+    ids: torch.Tensor  # int64 [A], the newest token, which the models have not read
+    position: torch.Tensor  # int64 [A], its place in the text
+    sequence: torch.Tensor  # int64 [A]
+    history: torch.Tensor | None  # int64 [A, L], the whole text from the left, where n-grams are banned
+
+    def apart(self, keep):
+        """The rows `keep`, int64 [A']."""
+        history = self.history if self.history is None else self.history[keep]
+        return Texts(self.slot[keep], self.ids[keep], self.position[keep], self.sequence[keep], history)
+
+    def joined(self, other):
+        histories = None if self.history is None else torch.cat([self.history, other.history])
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("slot", "ids", "position", "sequence"))
+        return Texts(*map(torch.cat, pairs), histories)
+
+
+class Engine:
+    """Draws every text of the requests.
 
     Args:
-        pair: :class:`Pair`. params: :class:`~cdgen.params.SamplingParams`; `n` has done its work in `owner`.
-        prompts: P lists of token ids, none empty.
-        owner: B indices into `prompts`: the prompt that each row continues.
-        sequence: B numbers, each text's own; with `params.seed` they decide the noise, whatever batch the text is in.
-        on_tokens: called after each step with the number of tokens drawn for rows that are still running.
-    Returns:
-        list of B :class:`Continuation`.
-    Raises:
-        InputError: a row from which nothing can be drawn: NaN in the logits, or everything banned.
+        pair: :class:`Pair`. backend: see above. params: :class:`~cdgen.params.SamplingParams`; `n` has done its work.
+        requests: list of :class:`Request`.
+        on_tokens: called after each step with the number of tokens drawn. on_finished: called with the number of texts
+            that ended.
     """
-    models = [pair.good, pair.bad] if params.contrast_strength else [pair.good]
-    with torch.inference_mode(), private_noise(pair.good.device):
-        if any(model.noisy for model in models):
-            seed_noise(pair.good.device, noise_seed(params.seed, sequence[0]))
-        batch = _Batch(pair, models, prompts, owner, sequence, params)
-        while batch.running():
-            batch.draw()
-            if on_tokens is not None:
-                on_tokens(int(batch.drawing.sum()))
-            batch.end_finished()
-            if batch.running():
-                batch.advance()
-        return batch.continuations()
 
-
-class _Batch:
-    """State of one batch. B rows, P prompts padded on the left to W tokens, L = W + max_tokens positions."""
-
-    def __init__(self, pair, models, prompts, owner, sequence, params):
-        self.pair, self.models, self.params = pair, models, params
-        self.prompts, self.owner = prompts, owner
-        device = pair.good.device
-        ids, mask = _left_padded(prompts, device)  # [P, W]
-        self.width = ids.shape[1]
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        caches = [model.new_cache(self.width) for model in models]
-        logits = [model.last_logits(ids, mask, positions, cache) for model, cache in zip(models, caches, strict=True)]
-
-        rows = torch.tensor(owner, device=device)
-        length = self.width + params.max_tokens
-        self.caches = [cache.fork(rows, length) for cache in caches]
-        self.logits = [x.index_select(0, rows) for x in logits]  # of each model, [B, V']
-        self.mask = mask.new_ones(len(owner), length)
-        self.mask[:, : self.width] = mask[rows]
-        self.history = ids.new_zeros(len(owner), length)  # [B, L]: prompts, then what was drawn
-        self.history[:, : self.width] = ids[rows]
-        self.text_start = self.width - mask.sum(1)[rows]  # [B]
-        self.rows = make_rows(
-            len(owner),
+    def __init__(self, pair, backend, requests, params, on_tokens=None, on_finished=None):
+        self.pair, self.backend, self.params = pair, backend, params
+        self.waiting = deque(requests)
+        self.results = {}
+        self.device = pair.good.device
+        self._tell = on_tokens or _ignore, on_finished or _ignore
+        self._stop_ids = set(params.stop_token_ids) | (set() if params.ignore_eos else set(pair.eos_token_ids))
+        self._stop_tensor = torch.tensor(sorted(self._stop_ids), dtype=torch.long, device=self.device)
+        self._length = max(len(request.token_ids) for request in requests) + params.max_tokens
+        self._row = make_rows(  # one row, that all rows are like
+            1,
             alpha=params.alpha,
             good_weight=params.good_weight,
             contrast_strength=params.contrast_strength,
@@ -102,94 +123,136 @@ class _Batch:
             top_k=params.top_k,
             top_p=params.top_p,
             seed=params.seed,
-            sequence=sequence,
-            position=self.width - self.text_start,
-            device=device,
+            device=self.device,
         )
-        stop_ids = set(params.stop_token_ids) | (set() if params.ignore_eos else set(pair.eos_token_ids))
-        self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
-        self.stop_strings = [StopStrings(pair.tokenizer, prompts[p], params) for p in owner] if params.stop else None
-        self.cut = [None] * len(owner)  # text before the stop string, where one ended the row
-        self.step = 0
-        self.drawing = mask.new_ones(len(owner), dtype=torch.bool)  # [B], rows that have not ended
-        self.by_token = torch.zeros_like(self.drawing)  # rows that a stop token ended
-        self.count = torch.zeros_like(self.text_start)  # [B], tokens drawn
-        self.logprobs = torch.empty(len(owner), params.max_tokens, 3, device=device) if params.logprobs else None
+        self._same = Rows(*self._row)  # grown as needed
+        self.texts, self.state = [], None
 
-    def running(self):
-        return self.step < self.params.max_tokens and bool(self.drawing.any())
+    def run(self):
+        """Returns a list of :class:`Continuation`, by the texts' places.
 
-    def draw(self):
-        """Sample one token a row from the logits at hand."""
-        params, bad = self.params, self.logits[1] if len(self.logits) > 1 else None
-        options = {"outside_head": params.outside_head, "banned": self._bans(), "logprobs": params.logprobs}
-        try:
-            drawn = sample(self.logits[0], bad, self.rows, vocab_size=self.pair.vocab_size, **options)
-        except ValueError as error:
-            raise InputError(f"nothing can be drawn after {self.step} new tokens: {error}") from error
-        self.history[:, self.width + self.step] = drawn.token
-        if params.logprobs:
-            self.logprobs[:, self.step] = torch.stack(drawn[1:], 1)
-        self.count += self.drawing
+        Raises:
+            InputError: a text from which nothing can be drawn: NaN in the logits, or everything banned.
+        """
+        with torch.inference_mode(), private_noise(self.device):
+            self._refill()
+            while self.texts:
+                outputs = self.backend.step(self.state, [text.slot for text in self.texts])
+                self.texts, self.state = self._draw(self.texts, self.state, outputs)
+                self._refill()
+        return [self.results[place] for place in range(len(self.results))]
 
-    def end_finished(self):
-        """Stop the rows whose newest token ended them."""
-        token = self.history[:, self.width + self.step]
-        self.step += 1
-        self.by_token |= self.drawing & torch.isin(token, self.stop_ids)
-        self.drawing &= ~self.by_token
-        if self.stop_strings is not None:
-            for row in self.drawing.nonzero().flatten().tolist():
-                text = self.stop_strings[row].append(int(token[row]))
-                if text is not None and self.step >= self.params.min_tokens:
-                    self.cut[row], self.drawing[row] = text, False
+    def _refill(self):
+        """Start waiting texts where there is room, and draw their first tokens."""
+        while self.waiting and (starts := self._admitted()):
+            slots, outputs = self.backend.start(starts)
+            texts, state = self._begin(starts, slots)
+            texts, state = self._draw(texts, state, outputs)
+            self.state = state if self.state is None else self.state.joined(state)
+            self.texts += texts
 
-    def advance(self):
-        """Run the models on the newest tokens."""
-        at = self.width + self.step  # positions filled
-        ids = self.history[:, at - 1 : at]
-        positions = self.rows.position.unsqueeze(1).clone()  # [B, 1]: the newest token's place in its text
-        self.logits = [
-            model.last_logits(ids, self.mask[:, :at], positions, cache)
-            for model, cache in zip(self.models, self.caches, strict=True)
-        ]
-        self.rows.position.add_(1)
+    def _admitted(self):
+        room, starts = self.backend.max_num_seqs - len(self.texts), []
+        while self.waiting and room:
+            request = self.waiting[0]
+            count = self.backend.admit(request, min(room, len(request.texts)))
+            if not count:
+                break
+            starts.append((request, count))
+            room -= count
+            if count < len(request.texts):
+                break
+            self.waiting.popleft()
+        return starts
 
-    def _bans(self):
-        bans = []
-        if self.step < self.params.min_tokens and len(self.stop_ids):
-            bans.append(self.stop_ids.expand(len(self.owner), -1))
+    def _begin(self, starts, slots):
+        """(texts, state) of the texts that start, before their first token."""
+        texts, sequence, strings = [], [], bool(self.params.stop)
+        for (request, _), own in zip(starts, slots, strict=True):
+            for slot in own:
+                place, number = request.texts.popleft()
+                watch = StopStrings(self.pair.tokenizer, request.token_ids, self.params) if strings else None
+                texts.append(_Text(place, request.token_ids, slot, watch))
+                sequence.append(number)
+        history = None
         if self.params.no_repeat_ngram_size:
-            history = self.history[:, : self.width + self.step]
-            repeated = repeated_ngram_bans(history, self.text_start, self.params.no_repeat_ngram_size)
-            bans.append(repeated.masked_fill(~self.drawing.unsqueeze(1), -1))  # a row that has ended cannot fail
+            padded = [text.prompt + [0] * (self._length - len(text.prompt)) for text in texts]
+            history = torch.tensor(padded, device=self.device)
+        last = [len(text.prompt) - 1 for text in texts]
+        ids = torch.tensor([text.prompt[-1] for text in texts], device=self.device)
+        slot = torch.tensor([text.slot for text in texts], dtype=torch.int32, device=self.device)
+        position, sequence = torch.tensor([last, sequence], device=self.device).unbind()
+        return texts, Texts(slot, ids, position, sequence, history)
+
+    def _draw(self, texts, state, outputs):
+        """Draw a token for each text from the models' outputs; (texts, state) of those that go on."""
+        state.position = state.position + 1
+        options = {"banned": self._bans(texts, state), "logprobs": self.params.logprobs}
+        try:
+            drawn = self.backend.sample(outputs, self._rows(state), **options)
+        except RowFault as error:  # on the CPU, where the op looks at once
+            raise self._fault(texts[error.row], error) from error
+        state.ids = drawn.token
+        if state.history is not None:
+            state.history.scatter_(1, state.position.unsqueeze(1), drawn.token.unsqueeze(1))
+        tokens = drawn.token.tolist()
+        if min(tokens) < 0:
+            row = next(row for row, token in enumerate(tokens) if token < 0)
+            raise self._fault(texts[row], f"row {row}: {FAULTS[tokens[row]]}")
+        logprobs = torch.stack(drawn[1:], 1).tolist() if self.params.logprobs else repeat(None)
+        keep = [row for row, each in enumerate(zip(texts, tokens, logprobs, strict=False)) if not self._ends(*each)]
+        self._tell[0](len(texts))
+        if len(keep) == len(texts):
+            return texts, state
+        ended = set(range(len(texts))).difference(keep)
+        self.backend.release([texts[row].slot for row in sorted(ended)])
+        self._tell[1](len(ended))
+        return [texts[row] for row in keep], state.apart(torch.tensor(keep, dtype=torch.long, device=self.device))
+
+    def _ends(self, text, token, logprobs):
+        """Add a token to a text; whether that ends it."""
+        params = self.params
+        text.tokens.append(token)
+        if logprobs is not None:
+            logprob, good, bad = logprobs
+            text.logprobs.append(TokenLogprobs(logprob, good, bad if params.contrast_strength else None))
+        if token in self._stop_ids:
+            return self._finish(text, "stop", shown=text.tokens[:-1])
+        cut = text.stop.append(token) if text.stop else None
+        if cut is not None and len(text.tokens) >= params.min_tokens:
+            return self._finish(text, "stop", cut)
+        return len(text.tokens) == params.max_tokens and self._finish(text, "length", shown=text.tokens)
+
+    def _finish(self, text, reason, cut=None, shown=()):
+        if cut is None and self.pair.tokenizer is not None:
+            cut = decode_after(self.pair.tokenizer, text.prompt, list(shown), self.params.skip_special_tokens)
+        logprobs = text.logprobs if self.params.logprobs else None
+        self.results[text.place] = Continuation(text.tokens, cut, reason, logprobs)
+        return True
+
+    def _rows(self, state):
+        """:class:`Rows` for the next token of every text."""
+        count = len(state.ids)
+        if len(self._same.margin) < count:
+            self._same = Rows(*(x.repeat(count) for x in self._row))
+        return Rows(*(x[:count] for x in self._same))._replace(sequence=state.sequence, position=state.position)
+
+    def _bans(self, texts, state):
+        """int64 [A, N] tokens that may not be drawn, or None. `state.position` is that of the token to be drawn."""
+        bans = []
+        if self.params.min_tokens and len(self._stop_tensor):
+            early = torch.tensor([len(text.tokens) < self.params.min_tokens for text in texts], device=self.device)
+            bans.append(torch.where(early.unsqueeze(1), self._stop_tensor, -1))
+        if self.params.no_repeat_ngram_size:
+            length = int(state.position.max())
+            start = length - state.position  # [A], of each text when all end together
+            at = (torch.arange(length, device=self.device) - start.unsqueeze(1)).clamp(min=0)
+            bans.append(repeated_ngram_bans(state.history.gather(1, at), start, self.params.no_repeat_ngram_size))
         return torch.cat(bans, 1) if bans else None
 
-    def continuations(self):
-        """What was drawn, on the host."""
-        tokens, count = self.history[:, self.width :].tolist(), self.count.tolist()
-        by_token = self.by_token.tolist()
-        logprobs = None if self.logprobs is None else self.logprobs.tolist()
-        result = []
-        for row, prompt in enumerate(self.owner):
-            ids = tokens[row][: count[row]]
-            shown = ids[:-1] if by_token[row] else ids
-            text = self.cut[row]
-            if text is None and self.pair.tokenizer is not None:
-                text = decode_after(self.pair.tokenizer, self.prompts[prompt], shown, self.params.skip_special_tokens)
-            reason = "stop" if by_token[row] or self.cut[row] is not None else "length"
-            each = logprobs and [self._token_logprobs(x) for x in logprobs[row][: count[row]]]
-            result.append(Continuation(ids, text, reason, each))
-        return result
-
-    def _token_logprobs(self, values):
-        logprob, good, bad = values
-        return TokenLogprobs(logprob, good, bad if len(self.models) > 1 else None)
+    def _fault(self, text, error):
+        return InputError(f"nothing can be drawn after {len(text.tokens)} new tokens: {error}")
 
 
-def _left_padded(prompts, device):
-    """(ids, mask), int64 [P, W], W the longest prompt; padding has id 0 and mask 0."""
-    width = max(map(len, prompts))
-    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+def _ignore(count):
+    pass

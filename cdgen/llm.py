@@ -1,15 +1,22 @@
 """ContrastiveLM: two models, and generate()."""
 
+import logging
+from collections import deque
 from itertools import groupby
 
 from cdgen.bad import attention_dropout, first_layers
-from cdgen.engine import Pair, decode_batch
+from cdgen.engine import Engine, Pair, Request
 from cdgen.errors import InputError
-from cdgen.models import load
+from cdgen.llama import unsupported
+from cdgen.models import float_dtype, load
 from cdgen.outputs import CompletionOutput, RequestOutput
+from cdgen.paged import PagedTexts
 from cdgen.params import SamplingParams
+from cdgen.static_batch import StaticBatch
 from cdgen.text import decode, encode
 from cdgen.vocabulary import shared_vocab_size
+
+log = logging.getLogger("cdgen")
 
 SEQUENCES_PER_PROMPT = 2**32  # continuation c of prompt p is text number p * 2**32 + c
 
@@ -26,7 +33,12 @@ class ContrastiveLM:
         dtype: of the weights; default float32 on the CPU, the checkpoint's own elsewhere.
         device: default cuda where there is one.
         trust_remote_code: run Python code that comes with a checkpoint.
-        max_num_seqs: rows decoded together.
+        max_num_seqs: texts decoded together.
+        kv_cache_dtype: of the cache's pages: float32, bfloat16 or float16; default the models' own.
+        kv_cache_memory_bytes: budget of the cache, both models together; default: what `max_num_seqs` texts need.
+    Attributes:
+        static: why these models are decoded in static batches by transformers' own forward, or None: Llama, Mistral,
+            Qwen2 and Qwen3 run on a paged cache, and a waiting text takes the place of each that ends.
     Raises:
         InputError (a ValueError): models that cannot be loaded or do not share a vocabulary.
     """
@@ -43,6 +55,8 @@ class ContrastiveLM:
         device=None,
         trust_remote_code=False,
         max_num_seqs=64,
+        kv_cache_dtype=None,
+        kv_cache_memory_bytes=None,
     ):
         if sum(choice is not None for choice in (bad, dropout, layers)) > 1:
             raise InputError("bad, dropout, layers: give one of them")
@@ -68,6 +82,14 @@ class ContrastiveLM:
             {tokenizer.eos_token_id} if tokenizer and tokenizer.eos_token_id is not None else set()
         )
         self.pair = Pair(good, bad, tokenizer, vocab_size, tuple(sorted(i for i in eos if i < vocab_size)))
+        reasons = {model.name: unsupported(model.module) for model in (good, bad) if model is not None}
+        self.static = next((f"{name}: {reason}" for name, reason in reasons.items() if reason), None)
+        if self.static:
+            log.warning("%s; decoded in static batches by transformers' own forward, which is slower", self.static)
+        self.kv_cache = {
+            "kv_cache_dtype": kv_cache_dtype and float_dtype("kv_cache_dtype", kv_cache_dtype),
+            "kv_cache_memory_bytes": kv_cache_memory_bytes,
+        }
 
     @property
     def tokenizer(self):
@@ -84,8 +106,9 @@ class ContrastiveLM:
         """Continue every prompt `sampling_params.n` times.
 
         A text is a function of the seed, its prompt's place in the list and its own number among the n, whatever
-        batches they are decoded in, except with a dropout BAD, whose noise belongs to the batch. (Batches of another
-        size round otherwise; where two scores tie to the last bits of the logits' dtype, a token may turn.)
+        batches they are decoded in; where `static` is not None a dropout BAD is an exception, whose noise belongs to
+        the batch. (Batches of another size round otherwise; where two scores tie to the last bits of the logits'
+        dtype, a token may turn.)
 
         Args:
             prompts: a string, a list of token ids, or a list of either kind.
@@ -102,33 +125,45 @@ class ContrastiveLM:
         self.check(token_ids, params)
         requests = [RequestOutput(self._text(*both), both[1], []) for both in zip(prompts, token_ids, strict=True)]
         rows = [(prompt, index) for prompt in range(len(prompts)) for index in range(params.n)]
-        for batch in batches(rows, params.n, self.max_num_seqs):
-            for (prompt, index), drawn in zip(
-                batch, self.continue_rows(token_ids, batch, params, progress), strict=True
-            ):
-                output = CompletionOutput(index, drawn.text, drawn.token_ids, drawn.finish_reason, drawn.logprobs)
-                requests[prompt].outputs.append(output)
+        drawn = self.continue_rows(token_ids, rows, params, progress)
+        for (prompt, index), text in zip(rows, drawn, strict=True):
+            output = CompletionOutput(index, text.text, text.token_ids, text.finish_reason, text.logprobs)
+            requests[prompt].outputs.append(output)
         return requests
 
-    def continue_rows(self, token_ids, batch, params, progress=None):
-        """Decode one batch.
+    def continue_rows(self, token_ids, rows, params, progress=None, finished=None):
+        """Decode any texts of a run.
 
         Args:
             token_ids: the run's prompts, as lists of ids; the place in this list is part of a text's number.
-            batch: list of (prompt, continuation) index pairs, each prompt's rows together.
+            rows: list of (prompt, continuation) index pairs, each prompt's rows together.
+            progress: called after each step with the number of tokens it drew.
+            finished: called with the number of texts that ended.
         Returns:
-            list of :class:`~cdgen.engine.Continuation`, one for each row of the batch.
+            list of :class:`~cdgen.engine.Continuation`, one for each row.
         """
-        present = [prompt for prompt, _ in groupby(prompt for prompt, _ in batch)]
-        place = {prompt: at for at, prompt in enumerate(present)}
-        return decode_batch(
-            self.pair,
-            [token_ids[prompt] for prompt in present],
-            [place[prompt] for prompt, _ in batch],
-            [prompt * SEQUENCES_PER_PROMPT + index for prompt, index in batch],
-            params,
-            progress,
-        )
+        if not self.static:
+            return self._engine(token_ids, rows, params, progress, finished).run() if rows else []
+        drawn = []
+        for batch in batches(rows, params.n, self.max_num_seqs):
+            drawn += self._engine(token_ids, batch, params, progress, finished).run()
+        return drawn
+
+    def _engine(self, token_ids, rows, params, progress, finished):
+        requests, place = [], 0
+        for prompt, group in groupby(rows, key=lambda row: row[0]):
+            first, texts = prompt * SEQUENCES_PER_PROMPT, deque()
+            for _, index in group:
+                texts.append((place, first + index))
+                place += 1
+            requests.append(Request(token_ids[prompt], texts, first))
+        size = min(self.max_num_seqs, len(rows))
+        if self.static:
+            backend = StaticBatch(self.pair, params, size)
+        else:
+            longest = max(len(request.token_ids) for request in requests) + params.max_tokens
+            backend = PagedTexts(self.pair, params, size, longest, **self.kv_cache)
+        return Engine(self.pair, backend, requests, params, progress, finished)
 
     def prompt_ids(self, prompt, name):
         """Token ids of a string, or of ids as given; an empty prompt is the start of text. `name` is for messages."""

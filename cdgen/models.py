@@ -47,7 +47,7 @@ class LanguageModel:
     files: tuple[Path, ...] = ()
     rule: str = ""
     parent: "LanguageModel | None" = None
-    noisy: bool = False  # draws random numbers in its forward pass
+    dropout: float = 0.0  # of attention weights while it decodes
     width: int = field(init=False)  # of its logits, padding included
 
     def __post_init__(self):
@@ -65,6 +65,11 @@ class LanguageModel:
     @property
     def device(self):
         return self.module.device
+
+    @property
+    def noisy(self):
+        """Whether its forward pass draws random numbers."""
+        return self.dropout > 0
 
     @property
     def num_layers(self):
@@ -193,9 +198,14 @@ def _load_tokenizer(folder, options):
 def _dtype(dtype, device):
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
+    return float_dtype("dtype", dtype)
+
+
+def float_dtype(field, dtype):
+    """The torch dtype of a name or dtype; `field` is for the message."""
     name = str(dtype).removeprefix("torch.")
     if name not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype = {name!r}: use float32, bfloat16 or float16")
+        raise InputError(f"{field} = {name!r}: use float32, bfloat16 or float16")
     return getattr(torch, name)
 
 

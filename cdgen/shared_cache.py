@@ -43,7 +43,8 @@ class SharedKVCache:
         slots: texts held at once, prompts included.
         max_length: tokens of the longest text.
         device: of the stores and the page table; the rest of the bookkeeping is numpy's, on the host.
-        memory_bytes: budget of all stores together; default: what `slots` texts of `max_length` need, and never more.
+        texts: at most the pages that so many texts of `max_length` need; default: `slots`.
+        memory_bytes: budget of all stores together; default: none but `texts`.
         page_size: tokens of a page.
 
     Attributes:
@@ -57,11 +58,11 @@ class SharedKVCache:
         InputError: the budget does not hold one text of `max_length`.
     """
 
-    def __init__(self, shapes, *, slots, max_length, device, memory_bytes=None, page_size=16):
+    def __init__(self, shapes, *, slots, max_length, device, texts=None, memory_bytes=None, page_size=16):
         self.page_size, self.max_length = page_size, max_length
         max_pages = self._pages(max_length)
         self.page_bytes = page_size * sum(shape.bytes_per_token for shape in shapes)
-        pages = slots * max_pages
+        pages = (texts or slots) * max_pages
         if memory_bytes is not None:
             pages = min(pages, memory_bytes // self.page_bytes)
         if pages < max_pages:
@@ -130,6 +131,10 @@ class SharedKVCache:
         self._prompts[slot][0] += n
         self.promised_pages += pages
         return True
+
+    def promised(self, slot):
+        """Continuations promised to a prompt and not forked."""
+        return self._prompts[slot][0]
 
     def fork(self, slot, n):
         """Start n of the continuations promised to a prompt; returns their slots. The prompt is empty after the last.

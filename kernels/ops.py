@@ -16,6 +16,7 @@ from cdgen_kernels.rows import HeadCandidates, Rows, Samples, make_rows
 
 __all__ = [
     "HeadCandidates",
+    "RowFault",
     "Rows",
     "Samples",
     "contrast_sample",
@@ -29,14 +30,21 @@ __all__ = [
 ]
 
 
+class RowFault(ValueError):
+    """Row number `row` has no answer; the message tells why."""
+
+    def __init__(self, row, code):
+        super().__init__(f"row {row}: {FAULTS[code]}")
+        self.row = row
+
+
 def _raise_on_fault(codes):
     """On the CPU, where looking costs nothing; not while tracing, where there is nothing to see."""
     if torch.compiler.is_compiling() or type(codes) is not torch.Tensor or codes.device.type != "cpu":
         return
     codes = codes.tolist()  # a fraction of what a torch op takes
     if min(codes, default=0) < 0:
-        row, code = next((row, code) for row, code in enumerate(codes) if code < 0)
-        raise ValueError(f"row {row}: {FAULTS[code]}")
+        raise RowFault(*next((row, code) for row, code in enumerate(codes) if code < 0))
 
 
 def _check_logits(name, logits, batch=None):

@@ -14,9 +14,10 @@ from families import FAMILIES, family
 
 import cdgen
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine import noise_seed
 from cdgen.errors import InputError
+from cdgen.llama import LlamaRunner
 from cdgen.llm import SEQUENCES_PER_PROMPT, batches
+from cdgen.static_batch import noise_seed
 from cdgen.text import decode_after
 from cdgen_kernels import reference
 from cdgen_kernels.ops import make_rows
@@ -27,6 +28,12 @@ PROMPTS = ["The quick brown", "Once", "How do you make bread? You take flour,", 
 @pytest.fixture(scope="module")
 def lm(folders):
     return ContrastiveLM(folders["good"], folders["bad"])
+
+
+@pytest.fixture
+def static(monkeypatch):
+    """Models loaded meanwhile are decoded in static batches, as those of other families are."""
+    monkeypatch.setattr("cdgen.llm.unsupported", lambda module: "made so")
 
 
 def drawn(requests):
@@ -112,7 +119,7 @@ def test_greedy_equals_a_loop_written_by_hand(good, bad, lm):
 # ------------------------------------------------------------------------------------------------ forks and batches
 
 
-def test_each_prompt_is_computed_once(folders, monkeypatch):
+def test_each_prompt_is_computed_once(folders, monkeypatch, static):
     lm = ContrastiveLM(folders["good"], folders["bad"])
     seen = []
     for model in (lm.pair.good, lm.pair.bad):
@@ -126,7 +133,38 @@ def test_each_prompt_is_computed_once(folders, monkeypatch):
     assert seen[2:] == [(10, 1)] * 2 * 5, "five more tokens, one at a time; the sixth needs no pass after it"
 
 
-def test_bad_is_not_run_without_contrast(lm, monkeypatch):
+def test_each_prompt_is_computed_once_on_pages(folders, monkeypatch):
+    seen = tokens_run(monkeypatch)
+    lm = ContrastiveLM(folders["good"], folders["bad"])
+    lm.generate([[3] * 9, [4] * 7], free(n=5, max_tokens=6))
+    assert seen == [9 + 7] * 2 + [10] * 2 * 5
+    seen.clear()
+    ContrastiveLM(folders["good"], folders["bad"], max_num_seqs=4).generate([[3] * 9], free(n=10, max_tokens=3))
+    assert seen == [9] * 2 + [4] * 4 + [4] * 4 + [2] * 4, "the prompt is kept until its last continuation has started"
+
+
+def tokens_run(monkeypatch):
+    """A list that every pass of a runner adds its number of tokens to."""
+    seen, original = [], LlamaRunner.hidden_states
+
+    def counted(self, ids, *rest):
+        seen.append(len(ids))
+        return original(self, ids, *rest)
+
+    monkeypatch.setattr(LlamaRunner, "hidden_states", counted)
+    return seen
+
+
+def test_bad_is_not_run_without_contrast(folders, monkeypatch):
+    seen = tokens_run(monkeypatch)
+    lm = ContrastiveLM(folders["good"], folders["bad"])
+    (request,) = lm.generate([[3] * 9], free(contrast_strength=0.0, logprobs=True))
+    assert seen == [9] + [1] * 11, "GOOD alone"
+    assert all(one.bad is None for one in request.outputs[0].logprobs)
+
+
+def test_bad_is_not_run_without_contrast_in_a_static_batch(folders, monkeypatch, static):
+    lm = ContrastiveLM(folders["good"], folders["bad"])
     monkeypatch.setattr(lm.pair.bad, "last_logits", lambda *_: pytest.fail("BAD was run"))
     (request,) = lm.generate("Once", free(contrast_strength=0.0, logprobs=True))
     assert all(one.bad is None for one in request.outputs[0].logprobs)
@@ -183,7 +221,7 @@ def test_dropout_bad_is_noisy_reproducible_and_leaves_the_users_generator_alone(
     assert noise_seed(0, 1) != noise_seed(1, 0) and noise_seed(0, SEQUENCES_PER_PROMPT) != noise_seed(0, 0)
 
 
-def test_dropout_noise_differs_from_batch_to_batch(folders):
+def test_dropout_noise_differs_from_batch_to_batch(folders, static):
     """The same prompt in two batches: text numbers apart, contrast is all that could tell their noise apart."""
     lm = ContrastiveLM(folders["good"], dropout=0.5)
     seen = []

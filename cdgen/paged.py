@@ -1,0 +1,127 @@
+"""The backend of the engine for models of the Llama family: pages, forks, refills, both models in one step."""
+
+import torch
+
+from cdgen.llama import LlamaRunner
+from cdgen.shared_cache import CacheShape, SharedKVCache
+from cdgen_kernels.ops import contrast_sample, gathered_scores, linear_head, sample
+
+_PREFILL_TOKENS = 4096  # prompts' tokens computed at once
+_CAPACITY = 256  # of the list of a head; where one is longer, its row is drawn from whole logits
+
+
+class PagedTexts:
+    """Texts on a :class:`SharedKVCache`, run by :class:`LlamaRunner`.
+
+    Args:
+        pair: :class:`~cdgen.engine.Pair`. params: :class:`~cdgen.params.SamplingParams`.
+        max_num_seqs: texts that run together at most. max_length: tokens of the longest, prompt included.
+        kv_cache_dtype: torch dtype of the pages; default the models' own.
+        kv_cache_memory_bytes: budget for the pages of both models; default: what `max_num_seqs` texts need.
+    """
+
+    def __init__(self, pair, params, max_num_seqs, max_length, *, kv_cache_dtype=None, kv_cache_memory_bytes=None):
+        models = pair.models(params)
+        self.max_num_seqs, self._vocab_size = max_num_seqs, pair.vocab_size
+        self._max_tokens, self._outside_head = params.max_tokens, params.outside_head
+        self._runners = [LlamaRunner(model.module, max_length, model.dropout) for model in models]
+        shapes = [
+            CacheShape(model.num_layers, runner.num_kv_heads, runner.head_dim, kv_cache_dtype or model.module.dtype)
+            for model, runner in zip(models, self._runners, strict=True)
+        ]
+        self.cache = SharedKVCache(
+            shapes,
+            slots=2 * max_num_seqs + 1,  # prompts have slots of their own until all their texts have started
+            texts=max_num_seqs + 1,  # a prompt is kept for those that have not
+            max_length=max_length,
+            device=pair.good.device,
+            memory_bytes=kv_cache_memory_bytes,
+        )
+        self._seed = torch.tensor([params.seed], device=pair.good.device)
+
+    def admit(self, request, most):
+        """See :mod:`cdgen.engine`. The promise of one more text keeps a prompt that is not started in full."""
+        if request.slot is not None:
+            for count in range(most, 0, -1):
+                extra = count - 1 + (count < len(request.texts))
+                if not extra or self.cache.promise(request.slot, extra):
+                    return count
+            return 0
+        length = len(request.token_ids)
+        for spare in (1, 0):  # without it the prompt is computed again for the rest
+            for count in range(most, 0, -1):
+                promised = count + (spare if count < len(request.texts) else 0)
+                if self.cache.can_hold(length, promised, self._max_tokens):
+                    request.slot = self.cache.allocate(length, promised, self._max_tokens)
+                    return count
+        return 0
+
+    def start(self, starts):
+        """See :mod:`cdgen.engine`."""
+        self._prefill([request for request, _ in starts if request.outputs is None])
+        slots = [self.cache.fork(request.slot, count) for request, count in starts]
+        counts = torch.tensor([count for _, count in starts], device=self.cache.page_table.device)
+        outputs = [
+            torch.stack(each).repeat_interleave(counts, 0)
+            for each in zip(*(request.outputs for request, _ in starts), strict=True)
+        ]
+        for request, _ in starts:
+            if not self.cache.promised(request.slot):
+                self.cache.release(request.slot)
+                request.slot = request.outputs = None
+        return slots, outputs
+
+    def step(self, texts, slots):
+        """See :mod:`cdgen.engine`."""
+        self.cache.extend(slots)
+        return self._run(texts.ids, texts.position, texts.slot, texts.sequence)
+
+    def sample(self, outputs, rows, *, banned, logprobs):
+        """Draw from hidden states [A, D] of each model. BAD's output layer is computed at GOOD's candidates only, where
+        the method allows.
+        """
+        weights = [runner.output_weight for runner in self._runners]
+        options = {"vocab_size": self._vocab_size, "banned": banned}
+        if len(outputs) == 1 or self._outside_head != "mask" or logprobs:
+            logits = [hidden @ weight.T for hidden, weight in zip(outputs, weights, strict=True)]
+            bad = logits[1] if len(logits) > 1 else None
+            return sample(logits[0], bad, rows, outside_head=self._outside_head, logprobs=logprobs, **options)
+        candidates = linear_head(outputs[0], weights[0], rows, capacity=_CAPACITY, **options)
+        if int(candidates.count.max()) > _CAPACITY:
+            candidates = linear_head(outputs[0], weights[0], rows, capacity=self._vocab_size, **options)
+        scores = gathered_scores(outputs[1], weights[1], candidates)
+        return contrast_sample(candidates, scores, rows, gathered=True, vocab_size=self._vocab_size)
+
+    def release(self, slots):
+        for slot in slots:
+            self.cache.release(slot)
+
+    def _prefill(self, requests):
+        """Compute prompts and keep each model's last state of each."""
+        while requests:
+            size, count = 0, 0
+            while count < len(requests) and (not count or size + len(requests[count].token_ids) <= _PREFILL_TOKENS):
+                size, count = size + len(requests[count].token_ids), count + 1
+            now, requests = requests[:count], requests[count:]
+            lengths = [len(request.token_ids) for request in now]
+            ids = [token for request in now for token in request.token_ids]
+            position = [at for length in lengths for at in range(length)]
+            device = self.cache.page_table.device
+            ids, position = torch.tensor([ids, position], device=device).unbind()
+            counts = torch.tensor(lengths, device=device)
+            row = torch.tensor([request.slot for request in now], dtype=torch.int32, device=device)
+            # a prompt's noise is that of its first text, whichever of them start now
+            sequence = torch.tensor([request.sequence for request in now], device=device)
+            row, sequence = row.repeat_interleave(counts), sequence.repeat_interleave(counts)
+            last = counts.cumsum(0) - 1
+            states = zip(*self._run(ids, position, row, sequence, last), strict=True)
+            for request, outputs in zip(now, states, strict=True):
+                request.outputs = list(outputs)
+
+    def _run(self, ids, position, row, sequence, last=None):
+        """Last hidden states [N or L, D] of each model."""
+        stores = zip(self._runners, self.cache.keys, self.cache.values, strict=True)
+        return [
+            runner.hidden_states(ids, position, row, self.cache.page_table, *store, self._seed, sequence, last)
+            for runner, *store in stores
+        ]
