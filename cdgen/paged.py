@@ -1,6 +1,7 @@
 """The backend of the engine for models of the Llama family: pages, forks, refills, both models in one step."""
 
 import torch
+from torch.nn.functional import linear
 
 from cdgen.llama import LlamaRunner
 from cdgen.shared_cache import CacheShape, SharedKVCache
@@ -83,7 +84,7 @@ class PagedTexts:
         weights = [runner.output_weight for runner in self._runners]
         options = {"vocab_size": self._vocab_size, "banned": banned}
         if len(outputs) == 1 or self._outside_head != "mask" or logprobs:
-            logits = [hidden @ weight.T for hidden, weight in zip(outputs, weights, strict=True)]
+            logits = [linear(*both) for both in zip(outputs, weights, strict=True)]
             bad = logits[1] if len(logits) > 1 else None
             return sample(logits[0], bad, rows, outside_head=self._outside_head, logprobs=logprobs, **options)
         candidates = linear_head(outputs[0], weights[0], rows, capacity=_CAPACITY, **options)
