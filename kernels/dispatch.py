@@ -54,6 +54,8 @@ _HOMES = {  # where an implementation of an op, by the op's own name, is found
         "contrast_sample": "triton_head",
         "linear_head": "triton_linear",
         "gathered_scores": "triton_linear",
+        "add_rms_norm": "triton_layers",
+        "rope_and_store": "triton_layers",
     },
 }
 
