@@ -135,14 +135,18 @@ class Engine:
             InputError: a text from which nothing can be drawn: NaN in the logits, or everything banned.
         """
         with torch.inference_mode(), private_noise(self.device):
-            self._refill()
+            self.refill()
             while self.texts:
-                outputs = self.backend.step(self.state, [text.slot for text in self.texts])
-                self.texts, self.state = self._draw(self.texts, self.state, outputs)
-                self._refill()
+                self.step()
+                self.refill()
         return [self.results[place] for place in range(len(self.results))]
 
-    def _refill(self):
+    def step(self):
+        """One token more for every running text."""
+        outputs = self.backend.step(self.state, [text.slot for text in self.texts])
+        self.texts, self.state = self._draw(self.texts, self.state, outputs)
+
+    def refill(self):
         """Start waiting texts where there is room, and draw their first tokens."""
         while self.waiting and (starts := self._admitted()):
             slots, outputs = self.backend.start(starts)
