@@ -27,23 +27,15 @@ LINES = 32 * triton_cross_entropy.NUM_WARPS * triton_cross_entropy.GROUPS
 
 
 def spell_out(ptx):
-    """Two idioms of sm_100 in other words, exactly the same, since ptx.Device does not know them.
-
-    It subtracts a float32 from a 16-bit number in one instruction; and it packs registers that nothing has written
-    into halves that nothing reads.
-    """
+    """An idiom of sm_100 in other words, since ptx.Device does not know it: 16-bit numbers minus float32, at once."""
     number = iter(range(10_000))
-    ptx = re.sub(
+    return re.sub(
         r"sub\.rn\.f32\.(bf16|f16)\s+(%r\d+), (%rs\d+), (%r\d+);",
         lambda x: ".reg .b32 %wide{0}; cvt.f32.{1} %wide{0}, {3}; sub.rn.f32 {2}, %wide{0}, {4};".format(
             next(number), *x.groups()
         ),
         ptx,
     )
-    half = re.compile(r"mov\.b64\s+%rd\d+, \{%r\d+, (%r\d+)\};")
-    elsewhere = set(re.findall(r"%r\d+", half.sub("", ptx)))
-    unwritten = "".join(f"// implicit-def: {register}\n" for register in set(half.findall(ptx)) - elsewhere)
-    return re.sub(r"(\.reg \.b64 .*\n)", r"\1" + unwritten, ptx, count=1)
 
 
 def make_rows(count, vocab_size, dtype, stride=None, seed=0):

@@ -13,6 +13,7 @@ _GUARD = re.compile(r"@(!?)([%\w]+)\s+(.*)", re.S)
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.S)
 _CONSTANT = re.compile(r"^\.global\s[^;]*?\.b8\s+([$\w]+)\[\d+\]\s*=\s*\{([^}]*)\}", re.M)
 _LOC = re.compile(r"\s*\.loc\s.*//\s*(\S+)")
+_REGISTER = re.compile(r"%\w+")
 _UNDEFINED = re.compile(r"\s*// implicit-def: [$%](\w+)")
 
 
@@ -97,7 +98,18 @@ def parse(ptx):
             pending_line = number
         # A label needs no semicolon, and a brace that opens a scope of inline assembly stands alone.
         pending = _take_labels(program, rest).strip().removeprefix("{").removeprefix("}") + " "
+    program.maybe_undefined |= _undefined_halves(program)
     return program
+
+
+def _undefined_halves(program):
+    """Registers that nothing writes and that are packed into a half of 64 bits: LLVM's word for a half not needed."""
+    packed, written = set(), set()
+    for instruction in program.instructions:
+        written.update(_REGISTER.findall(" ".join(instruction.operands[:1])))
+        if instruction.opcode == "mov.b64":
+            packed.update(_REGISTER.findall(instruction.operands[1]) if "{" in instruction.operands[1] else ())
+    return packed - written
 
 
 def _split_entry(ptx):

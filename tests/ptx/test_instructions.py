@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ptx.errors import UnknownOpcode
+from ptx.errors import Uninitialised, UnknownOpcode
 from ptx.snippet import execute
 
 RANDOM = np.random.default_rng(0)
@@ -578,3 +578,13 @@ def test_the_unknown_is_named(body):
     with pytest.raises(UnknownOpcode) as caught:
         execute(body + " mov.b32 %d0, 0;", [ints(32, 32)], [np.uint32])
     assert opcode in str(caught.value) and "PTX line" in str(caught.value)
+
+
+def test_a_half_that_nothing_writes_is_nan():
+    """sm_100's pairs of float32, where only one half is wanted; one that is written later is no such half."""
+    pack = "mov.b64 %q1, {%a0, %r9}; add.rn.f32x2 %q1, %q1, %q1; "
+    values = np.arange(40, dtype=np.float32)
+    assert (execute(pack + "mov.b64 {%d0, _}, %q1;", [values], [np.float32])[0] == 2 * values).all()
+    assert np.isnan(execute(pack + "mov.b64 {_, %d0}, %q1;", [values], [np.float32])[0]).all()
+    with pytest.raises(Uninitialised):
+        execute(pack + "mov.b32 %r9, 0; mov.b64 {%d0, _}, %q1;", [values], [np.float32])
