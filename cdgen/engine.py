@@ -6,8 +6,10 @@ takes texts only when none is running. A backend has
 
     admit(request, most)        how many of a request's texts may start now, 0 to `most`; room for them is set aside
     start([(request, n), ...])  (slots, outputs): computes what prompts it must, and starts n texts of each
-    step(texts, slots)          outputs of both models on the newest token of every running text
+    step(texts, slots, lengths) outputs of both models on the newest token of every running text
     sample(outputs, rows, ...)  draws one token a row from outputs
+    steps(..., rows, count)     tokens of so many steps, drawn without a look by the host
+    look_every                  steps that the backend would rather draw so; 1: `steps` is not called
     release(slots)              ends texts
 """
 
@@ -126,6 +128,7 @@ class Engine:
             device=self.device,
         )
         self._same = Rows(*self._row)  # grown as needed
+        self._needs_host = params.logprobs or params.min_tokens or params.no_repeat_ngram_size
         self.texts, self.state = [], None
 
     def run(self):
@@ -142,8 +145,19 @@ class Engine:
         return [self.results[place] for place in range(len(self.results))]
 
     def step(self):
-        """One token more for every running text."""
-        outputs = self.backend.step(self.state, [text.slot for text in self.texts])
+        """The next token of every running text, or the next few."""
+        slots = [text.slot for text in self.texts]
+        lengths = [len(text.prompt) + len(text.tokens) for text in self.texts]
+        left = self.params.max_tokens - max(len(text.tokens) for text in self.texts)
+        if not self._needs_host and (count := min(self.backend.look_every, left)) > 1:
+            drawn = self.backend.steps(self.state, slots, lengths, self._rows(self.state), count).tolist()
+            sound = next((at for at, tokens in enumerate(drawn) if min(tokens) < 0), count)
+            self.state.position = self.state.position + sound
+            if sound:  # what comes after a row without an answer is drawn again, with a look
+                self.state.ids = torch.tensor(drawn[sound - 1], device=self.device)
+                self.texts, self.state = self._accept(self.texts, self.state, drawn[:sound])
+                return
+        outputs = self.backend.step(self.state, slots, lengths)
         self.texts, self.state = self._draw(self.texts, self.state, outputs)
 
     def refill(self):
@@ -203,15 +217,24 @@ class Engine:
         if min(tokens) < 0:
             row = next(row for row, token in enumerate(tokens) if token < 0)
             raise self._fault(texts[row], f"row {row}: {FAULTS[tokens[row]]}")
-        logprobs = torch.stack(drawn[1:], 1).tolist() if self.params.logprobs else repeat(None)
-        keep = [row for row, each in enumerate(zip(texts, tokens, logprobs, strict=False)) if not self._ends(*each)]
-        self._tell[0](len(texts))
-        if len(keep) == len(texts):
+        logprobs = torch.stack(drawn[1:], 1).tolist() if self.params.logprobs else None
+        return self._accept(texts, state, [tokens], logprobs)
+
+    def _accept(self, texts, state, drawn, logprobs=None):
+        """Add the tokens of one or more steps, lists [steps][A], to the texts; (texts, state) of those that go on."""
+        logprobs = repeat(None) if logprobs is None else logprobs
+        going = dict(enumerate(zip(texts, logprobs, strict=False)))
+        for tokens in drawn:
+            self._tell[0](len(going))
+            going = {row: own for row, own in going.items() if not self._ends(own[0], tokens[row], own[1])}
+        if len(going) == len(texts):
             return texts, state
-        ended = set(range(len(texts))).difference(keep)
-        self.backend.release([texts[row].slot for row in sorted(ended)])
+        ended = [text.slot for row, text in enumerate(texts) if row not in going]
+        self.backend.release(ended)
         self._tell[1](len(ended))
-        return [texts[row] for row in keep], state.apart(torch.tensor(keep, dtype=torch.long, device=self.device))
+        return [texts[row] for row in going], state.apart(
+            torch.tensor(list(going), dtype=torch.long, device=self.device)
+        )
 
     def _ends(self, text, token, logprobs):
         """Add a token to a text; whether that ends it."""

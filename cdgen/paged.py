@@ -3,11 +3,13 @@
 import torch
 from torch.nn.functional import linear
 
-from cdgen.llama import LlamaRunner
+from cdgen.graphs import StepGraphs
+from cdgen.llama import LlamaRunner, slots
 from cdgen.shared_cache import CacheShape, SharedKVCache
 from cdgen_kernels.ops import contrast_sample, gathered_scores, linear_head, sample
 
 _PREFILL_TOKENS = 4096  # prompts' tokens computed at once
+_LOOK_EVERY = 4  # steps on a GPU between two looks at what was drawn, each of which waits for the device
 _CAPACITY = 256  # of the list of a head; where one is longer, its row is drawn from whole logits
 
 
@@ -39,6 +41,10 @@ class PagedTexts:
             memory_bytes=kv_cache_memory_bytes,
         )
         self._seed = torch.tensor([params.seed], device=pair.good.device)
+        on_gpu = pair.good.device.type == "cuda"
+        self.look_every = _LOOK_EVERY if on_gpu else 1
+        self._advance_many = StepGraphs(self._advance, max_num_seqs) if on_gpu else self._advance_in_turn
+        self._side = torch.cuda.Stream() if on_gpu and len(models) > 1 else None
 
     def admit(self, request, most):
         """See :mod:`cdgen.engine`. The promise of one more text keeps a prompt that is not started in full."""
@@ -72,14 +78,20 @@ class PagedTexts:
                 request.slot = request.outputs = None
         return slots, outputs
 
-    def step(self, texts, slots):
+    def step(self, texts, slots, lengths):
         """See :mod:`cdgen.engine`."""
-        self.cache.extend(slots)
+        self.cache.extend_to(slots, lengths)
         return self._run(texts.ids, texts.position, texts.slot, texts.sequence)
 
-    def sample(self, outputs, rows, *, banned, logprobs):
+    def steps(self, texts, slots, lengths, rows, count):
+        """See :mod:`cdgen.engine`."""
+        self.cache.extend_to(slots, [length + count - 1 for length in lengths])
+        return self._advance_many(texts.ids, texts.position, texts.slot, rows, count)
+
+    def sample(self, outputs, rows, *, banned=None, logprobs=False, look=True):
         """Draw from hidden states [A, D] of each model. BAD's output layer is computed at GOOD's candidates only, where
-        the method allows.
+        the method allows; a head longer than their list is drawn with a longer one, or, without `look`, which would
+        wait for the device, told by its token.
         """
         weights = [runner.output_weight for runner in self._runners]
         options = {"vocab_size": self._vocab_size, "banned": banned}
@@ -88,7 +100,7 @@ class PagedTexts:
             bad = logits[1] if len(logits) > 1 else None
             return sample(logits[0], bad, rows, outside_head=self._outside_head, logprobs=logprobs, **options)
         candidates = linear_head(outputs[0], weights[0], rows, capacity=_CAPACITY, **options)
-        if int(candidates.count.max()) > _CAPACITY:
+        if look and int(candidates.count.max()) > _CAPACITY:
             candidates = linear_head(outputs[0], weights[0], rows, capacity=self._vocab_size, **options)
         scores = gathered_scores(outputs[1], weights[1], candidates)
         return contrast_sample(candidates, scores, rows, gathered=True, vocab_size=self._vocab_size)
@@ -119,10 +131,32 @@ class PagedTexts:
             for request, outputs in zip(now, states, strict=True):
                 request.outputs = list(outputs)
 
+    def _advance(self, ids, position, row, rows):
+        """A step whole, without a look: reads tokens `ids` at `position`, both int64 [A], and draws the next."""
+        outputs = self._run(ids, position, row, rows.sequence)
+        return self.sample(outputs, rows._replace(position=position + 1), look=False).token
+
+    def _advance_in_turn(self, ids, position, row, rows, count):
+        drawn = []
+        for at in range(count):
+            ids = self._advance(ids.clamp(min=0), position + at, row, rows)
+            drawn.append(ids)
+        return torch.stack(drawn)
+
     def _run(self, ids, position, row, sequence, last=None):
-        """Last hidden states [N or L, D] of each model."""
+        """Last hidden states [N or L, D] of each model. In a graph the two run beside one another."""
+        table = self.cache.page_table
+        slot = slots(table, row, position, self.cache.page_size)
         stores = zip(self._runners, self.cache.keys, self.cache.values, strict=True)
-        return [
-            runner.hidden_states(ids, position, row, self.cache.page_table, *store, self._seed, sequence, last)
-            for runner, *store in stores
+        calls = [
+            (runner, (ids, position, row, slot, table, *store, self._seed, sequence, last)) for runner, *store in stores
         ]
+        if self._side is None or not torch.cuda.is_current_stream_capturing():
+            return [runner.hidden_states(*arguments) for runner, arguments in calls]
+        main, ((good, arguments), (bad, others)) = torch.cuda.current_stream(), calls
+        self._side.wait_stream(main)
+        with torch.cuda.stream(self._side):
+            second = bad.hidden_states(*others)
+        first = good.hidden_states(*arguments)
+        main.wait_stream(self._side)
+        return [first, second]

@@ -171,6 +171,12 @@ class SharedKVCache:
             self._take_own_pages(slots[not_own], columns[not_own], pages[not_own])
         self.lengths[slots] = lengths + 1
 
+    def extend_to(self, slots, lengths):
+        """Make room for B distinct continuations of these lengths, where there is less."""
+        slots, lengths = np.asarray(slots, dtype=np.int64), np.asarray(lengths)
+        while len(short := slots[self.lengths[slots] < lengths]):
+            self.extend(short)
+
     def places(self, slot):
         """Where all tokens of a text lie: int64 [length] of page * page_size + place in the page, on the device."""
         at = np.arange(self.lengths[slot])

@@ -21,6 +21,8 @@ class StaticBatch:
         max_num_seqs: texts of the batch at most.
     """
 
+    look_every = 1
+
     def __init__(self, pair, params, max_num_seqs):
         self.max_num_seqs, self._pair, self._params = max_num_seqs, pair, params
         self._models = pair.models(params)
@@ -50,7 +52,7 @@ class StaticBatch:
         slots = iter(range(len(owner)))
         return [[next(slots) for _ in range(count)] for count in counts], [x.index_select(0, owner) for x in outputs]
 
-    def step(self, texts, slots):
+    def step(self, texts, slots, lengths):
         """See :mod:`cdgen.engine`. Rows that have ended are computed with the rest, on token 0."""
         self._filled += 1
         ids, position = texts.ids.new_zeros(2, len(self._mask), 1)

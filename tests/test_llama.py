@@ -7,7 +7,7 @@ from conftest import SENTENCES, make_llama
 from families import FAMILIES, LLAMA_LIKE, ids
 
 from cdgen.bad import attention_dropout, first_layers
-from cdgen.llama import LlamaRunner, unsupported
+from cdgen.llama import LlamaRunner, slots, unsupported
 from cdgen.models import LanguageModel, load
 
 WINDOW = {
@@ -65,7 +65,8 @@ class Pages:
     def logits(self, tokens, texts, positions, seed=None, sequence=None):
         """Of tokens, each of the text and at the position given, all lists of one length."""
         row = torch.tensor(texts, dtype=torch.int32)
-        where = torch.tensor(positions), row, self.table, self.keys, self.values
+        at = torch.tensor(positions)
+        where = at, row, slots(self.table, row, at, 4), self.table, self.keys, self.values
         return self.runner.hidden_states(torch.tensor(tokens), *where, seed, sequence) @ self.runner.output_weight.T
 
 

@@ -1,0 +1,120 @@
+"""The decode step as a GPU would record it: it waits for nothing, makes no tensor of unknown size, and is counted."""
+
+from collections import Counter
+
+import pytest
+import torch
+from conftest import make_llama
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cdgen import ContrastiveLM, SamplingParams
+from cdgen.graphs import StepGraphs
+from cdgen.paged import PagedTexts
+from cdgen_kernels.ops import make_rows
+
+VIEWS = {
+    "view",
+    "_unsafe_view",
+    "unsqueeze",
+    "split",
+    "split_with_sizes",
+    "select",
+    "slice",
+    "t",
+    "transpose",
+    "expand",
+}
+VIEWS |= {
+    "permute",
+    "detach",
+    "alias",
+    "empty",
+    "new_empty",
+    "as_strided",
+    "_reshape_alias",
+    "reshape",
+    "unbind",
+    "chunk",
+}
+
+
+class Launches(TorchDispatchMode):
+    """Counts the ops that are work on the device, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name not in VIEWS:
+            self.found[name] += 1
+        return function(*args, **kwargs or {})
+
+
+def on_fake_cuda(thing):
+    """The same object with every tensor in it a fake one on CUDA."""
+    if isinstance(thing, torch.Tensor):
+        return torch.empty_strided(thing.shape, thing.stride(), dtype=thing.dtype, device="cuda")
+    if isinstance(thing, (list, tuple)) and not hasattr(thing, "_fields"):
+        return type(thing)(map(on_fake_cuda, thing))
+    if type(thing).__module__ in ("cdgen.llama", "cdgen.shared_cache", "cdgen.paged"):
+        for name, value in vars(thing).items():
+            setattr(thing, name, on_fake_cuda(value))
+    return thing
+
+
+def step_of(good, params, batch=8, **bad):
+    """(ops of a step on CUDA, its tokens)"""
+    lm = ContrastiveLM(good, **bad)
+    texts = PagedTexts(lm.pair, params, batch, 64)
+    rows = make_rows(batch)
+    ids, row = torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.int32)
+    with FakeTensorMode():
+        texts = on_fake_cuda(texts)
+        rows = type(rows)(*map(on_fake_cuda, rows))
+        ids, position, row = on_fake_cuda([ids, ids, row])
+        with Launches() as launches:
+            token = texts._advance(ids, position, row, rows)
+    return launches.found, token
+
+
+@pytest.mark.parametrize("bad", [{"layers": 2}, {"dropout": 0.3}, {"bad": None}], ids=str)
+@pytest.mark.parametrize("method", ["contrastive", "contrastive_tail"])
+def test_a_step_on_cuda_waits_for_nothing(bad, method):
+    if "bad" in bad:
+        method = "ancestral"
+    _, token = step_of(make_llama(0, layers=3), SamplingParams.for_method(method), **bad)
+    assert token.device.type == "cuda" and token.shape == (8,)
+
+
+def test_launches_of_a_step():
+    """Ten a layer: two norms, four products, rope and store, attention, two for the gate. The rest is constant."""
+    found = {n: step_of(make_llama(0, layers=n), SamplingParams(), layers=1)[0] for n in (3, 4)}
+    layer = found[4] - found[3]
+    assert sum(layer.values()) == 10, layer
+    assert layer["add_rms_norm"] == 2 and layer["rope_and_store"] == layer["paged_attention"] == 1
+    rest = sum(found[3].values()) - 4 * 10
+    print(f"\nlaunches of a step: 10 for each layer of either model, and {rest}")
+    assert rest <= 24, found[3]
+
+
+def test_graphs_are_few_and_idle_rows_are_nobodys(monkeypatch):
+    """With recording replaced by a call: sizes are powers of two, and only the rows asked for are read."""
+    made, seen = [], []
+
+    class Recorded:
+        def __init__(self, step, size, rows):
+            made.append(size)
+
+        def __call__(self, ids, position, row, rows, count):
+            seen.append(len(ids))
+            return ids.expand(count, -1)
+
+    monkeypatch.setattr("cdgen.graphs._Graph", Recorded)
+    graphs = StepGraphs(None, 100)
+    for live in (1, 2, 3, 64, 65, 100, 70, 4):
+        ids = torch.arange(live)
+        assert graphs(ids, ids, ids, make_rows(live), 3).shape == (3, live)
+    assert made == [1, 2, 4, 64, 100] and seen == [1, 2, 3, 64, 65, 100, 70, 4]
