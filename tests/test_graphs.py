@@ -13,30 +13,9 @@ from cdgen.graphs import StepGraphs
 from cdgen.paged import PagedTexts
 from cdgen_kernels.ops import make_rows
 
-VIEWS = {
-    "view",
-    "_unsafe_view",
-    "unsqueeze",
-    "split",
-    "split_with_sizes",
-    "select",
-    "slice",
-    "t",
-    "transpose",
-    "expand",
-}
-VIEWS |= {
-    "permute",
-    "detach",
-    "alias",
-    "empty",
-    "new_empty",
-    "as_strided",
-    "_reshape_alias",
-    "reshape",
-    "unbind",
-    "chunk",
-}
+NO_WORK = {"device", "empty", "new_empty", "detach", "alias"}  # and views:
+NO_WORK |= {"view", "_unsafe_view", "reshape", "_reshape_alias", "as_strided", "unsqueeze", "expand", "t", "transpose"}
+NO_WORK |= {"permute", "select", "slice", "split", "split_with_sizes", "chunk", "unbind"}
 
 
 class Launches(TorchDispatchMode):
@@ -48,7 +27,7 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        if name not in VIEWS:
+        if name not in NO_WORK:
             self.found[name] += 1
         return function(*args, **kwargs or {})
 
