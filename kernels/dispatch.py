@@ -56,6 +56,7 @@ _HOMES = {  # where an implementation of an op, by the op's own name, is found
         "gathered_scores": "triton_linear",
         "add_rms_norm": "triton_layers",
         "rope_and_store": "triton_layers",
+        "paged_attention": "triton_attention",
     },
 }
 
