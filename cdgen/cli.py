@@ -1,11 +1,11 @@
-"""The command `cdgen`: generate, demo, info."""
+"""The command `cdgen`: generate, plan, demo, info."""
 
 import logging
 import sys
 
 from cdgen import __version__
 from cdgen.errors import CorpusError, InputError
-from cdgen.options import Parser, add_generate, add_sampling, sampling_params
+from cdgen.options import Parser, add_generate, add_plan, add_sampling, sampling_params
 
 PREFIX_TOKENS = 20  # of a chunk of a document: the paper's prefix
 
@@ -20,6 +20,13 @@ def build_parser():
     add_generate(generate)
     add_sampling(generate)
     generate.set_defaults(run=run_generate)
+    plan = commands.add_parser(
+        "plan",
+        help="what fits, and how long it takes at best",
+        description="The batch that fits, memory by part, and the time of a step and of a corpus from the roofline.",
+    )
+    add_plan(plan)
+    plan.set_defaults(run=run_plan)
     demo = commands.add_parser("demo", help="write two small corpora with SmolLM2-135M and compare them")
     demo.add_argument(
         "--out", default="demo-corpus", metavar="FOLDER", help="where the corpora go (default: demo-corpus)"
@@ -79,8 +86,16 @@ def run_generate(args):
         )
     prefix = PREFIX_TOKENS if args.prefix_tokens is None and args.chunk_words is not None else args.prefix_tokens
     with OutputFolder(args.out) as folder:
-        options = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
-        lm = ContrastiveLM(args.good, **bad, **options, max_num_seqs=args.batch_size)
+        lm = ContrastiveLM(
+            args.good,
+            **bad,
+            dtype=args.dtype,
+            device=args.device,
+            trust_remote_code=args.trust_remote_code,
+            max_num_seqs=args.batch_size,
+            kv_cache_dtype=args.kv_cache_dtype,
+            kv_cache_memory_bytes=args.kv_cache_gb and int(args.kv_cache_gb * 1e9),
+        )
         reading = {"field": args.seed_field, "prefix_tokens": prefix, "chunk_words": args.chunk_words}
         seeds, dropped = read_seeds(args.seeds, lm.prompt_ids, **reading)
         if dropped:
@@ -108,6 +123,16 @@ def run_generate(args):
             f"{args.out}: {state}; {counts['documents']} documents, {counts['new_tokens']} new tokens "
             f"in {counts['shards']} shards"
         )
+    return 0
+
+
+def run_plan(args):
+    """Print what fits and how long it takes."""
+    _load_ops()
+    from cdgen.plan import plan
+
+    for line in plan(args):
+        print(line)
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -182,6 +182,17 @@ def load(source, *, dtype=None, device=None, trust_remote_code=False):
             raise InputError(f"{source}: cannot load the model: {_first_line(error)}") from error
         files = (Path(folder, gguf),) if gguf else _weight_files(folder)
         return LanguageModel(module.to(device).eval(), str(source), files), _load_tokenizer(folder, options)
+
+
+def load_config(source, *, trust_remote_code=False):
+    """The transformers config of what :func:`load` would load, without its weights."""
+    folder, gguf = _locate(source)
+    options = {"gguf_file": gguf} if gguf else {}
+    with quiet_transformers():
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"{source}: cannot read the config: {_first_line(error)}") from error
 
 
 def _load_tokenizer(folder, options):

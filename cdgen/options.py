@@ -56,7 +56,7 @@ def sampling_params(args):
     return SamplingParams(**given) if args.method is None else SamplingParams.for_method(args.method, **given)
 
 
-def add_generate(parser):
+def _add_models(parser):
     models = parser.add_argument_group("models")
     models.add_argument("--good", required=True, help="a folder, a GGUF file, or a hub name")
     models.add_argument(
@@ -65,8 +65,33 @@ def add_generate(parser):
     models.add_argument(
         "--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU, else the checkpoint's)"
     )
-    models.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    models.add_argument("--kv-cache-dtype", metavar="DTYPE", help="of the cache's pages (default: the models')")
     models.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
+    return models
+
+
+def add_plan(parser):
+    """Options of `cdgen plan`."""
+    _add_models(parser)
+    job = parser.add_argument_group("what is to be written, and where")
+    job.add_argument("--gpu", required=True, choices=("a100", "h100", "h200", "b200", "cpu"), help="cpu: this one")
+    job.add_argument("--tokens", type=float, default=100e6, metavar="N", help="new tokens in all (default: 100e6)")
+    job.add_argument("--prompt-tokens", type=int, default=20, metavar="N", help="of a prompt (default: 20)")
+    job.add_argument("--max-tokens", type=int, default=400, metavar="N", help="new tokens of a text (default: 400)")
+    job.add_argument("--n", type=int, default=8, metavar="N", help="texts of each prompt (default: 8)")
+    job.add_argument("--batch-size", type=int, default=512, metavar="N", help="texts at most at once (default: 512)")
+    job.add_argument("--memory-gb", type=float, metavar="X", help="to use, 10^9 bytes (default: 90 %% of all)")
+    job.add_argument(
+        "--run", action=argparse.BooleanOptionalAction, default=True, help="with --gpu cpu: a short real run beside it"
+    )
+
+
+def add_generate(parser):
+    models = _add_models(parser)
+    models.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    models.add_argument(
+        "--kv-cache-gb", type=float, metavar="X", help="for the cache of both models (default: what a batch needs)"
+    )
     seeds = parser.add_argument_group("seeds")
     seeds.add_argument(
         "--seeds",
@@ -98,7 +123,7 @@ def add_generate(parser):
     corpus.add_argument(
         "--format", choices=("parquet", "jsonl.gz"), default="parquet", help="of the shards (default: parquet)"
     )
-    corpus.add_argument("--batch-size", type=int, default=64, metavar="N", help="rows decoded together (default: 64)")
+    corpus.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts decoded together (default: 64)")
     corpus.add_argument(
         "--split-documents", action="store_true", help="also write the texts cut at start and end of text"
     )
