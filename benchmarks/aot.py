@@ -14,7 +14,7 @@ import triton
 
 from benchmarks.cases import cases
 from benchmarks.compiled import compile_all
-from benchmarks.limits import COUNTED, LIMITS, predict
+from benchmarks.limits import LIMITS, predict
 
 
 def aligned(table):
@@ -59,8 +59,7 @@ def describe_predictions(found):
     )
     return (
         "PREDICTION, not measured: least microseconds by memory / instruction issue / matrix units, launch left out.\n"
-        f"From data sheets: {sheet}.\nInstructions: executed PTX for sm_90, batch and vocabulary {COUNTED}.\n\n"
-        + aligned(lines)
+        f"From data sheets: {sheet}.\nInstructions: executed PTX for sm_90, of a small batch.\n\n" + aligned(lines)
     )
 
 
@@ -73,7 +72,7 @@ def main(arguments=None):
     print(
         f"Compiled by Triton {triton.__version__}; nothing was run. Spill (on AMD: vector registers), stack, shared and"
     )
-    print("load in bytes; load is the widest load of a thread from the logits or the weights.\n")
+    print("load in bytes; load is the widest load of a thread from what the kernel reads most of.\n")
     print(describe_kernels(rows))
     print()
     predictions = predict([case for case in wanted if case.batch == case.op.batches[0]])

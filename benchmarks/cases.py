@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.layer_ops import LAYER_OPS
 from benchmarks.linear_ops import LINEAR_OPS
 from benchmarks.op import Op
 from benchmarks.sampling_ops import SAMPLING_OPS
 
-OPS = SAMPLING_OPS + LINEAR_OPS
+OPS = SAMPLING_OPS + LINEAR_OPS + LAYER_OPS
 
 
 @dataclass(frozen=True)
@@ -16,21 +17,21 @@ class Case:
     op: Op
     dtype: torch.dtype
     batch: int
-    vocab_size: int
+    size: int
 
     def __str__(self):
-        return f"{self.op.name}, {str(self.dtype)[6:]} [{self.batch}, {self.vocab_size}]"
+        return f"{self.op.name}, {str(self.dtype)[6:]} [{self.batch}, {self.size}]"
 
     def make(self, device, seed=0):
-        return self.op.make(self.batch, self.vocab_size, self.dtype, torch.device(device), seed)
+        return self.op.make(self.batch, self.size, self.dtype, torch.device(device), seed)
 
 
-def cases(vocab_sizes=(128_256, 32_000)):
+def cases():
     """Every case, the most telling first."""
     return [
-        Case(op, dtype, op.batches[i], vocab_size)
+        Case(op, dtype, op.batches[i], op.sizes[j])
         for i in range(2)
-        for vocab_size in vocab_sizes
+        for j in range(2)
         for op in OPS
         for dtype in op.dtypes
         if i < len(op.batches)

@@ -24,12 +24,11 @@ LIMITS = {
     "B200": Limits(8e12, 148, 1.86e9, 2250e12),
 }
 LANES = 128  # thread-instructions that a multiprocessor issues in a clock: four schedulers of 32 lanes
-COUNTED = (2, 32_000)  # batch and vocabulary of the run that counts instructions
 
 
 def count_instructions(op, dtype):
     """(thread-instructions, bytes) of a small call: the op's PTX for sm_90, executed. None for matrix products."""
-    case = Case(op, dtype, *COUNTED)
+    case = Case(op, dtype, *op.counted)
     inputs = case.make("cpu")
     size = op.bytes(*inputs)
     if op.flops(*inputs):
@@ -57,6 +56,6 @@ def predict(cases):
             matmul = flops / gpu.matmul if flops and case.dtype.itemsize == 2 else None
             least = {"memory": size / gpu.bandwidth, "issue": issue, "matmul": matmul}
             times[name] = {limit: seconds and round(seconds * 1e6, 3) for limit, seconds in least.items()}
-        row = {"case": str(case), "entries": case.batch * case.vocab_size, "bytes": size, "flops": flops}
+        row = {"case": str(case), "entries": case.batch * case.size, "bytes": size, "flops": flops}
         found.append(row | {"instructions": instructions, "us": times})
     return found

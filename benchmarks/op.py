@@ -16,7 +16,7 @@ class Op:
     """One op, called in one way. `inputs` below are what `make` gives, and outputs are {name: tensor [B, ...]}."""
 
     name: str
-    make: Callable  # (batch, vocab_size, dtype, device, seed) -> inputs, a tuple
+    make: Callable  # (batch, size, dtype, device, seed) -> inputs, a tuple
     fused: Callable  # (*inputs) -> outputs of the op's Triton launcher
     plain: Callable  # (*inputs) -> outputs by the definition in kernels/reference.py
     eager: Callable  # (*inputs) -> whatever; what one would write in PyTorch
@@ -27,6 +27,8 @@ class Op:
     rivals: dict = field(default_factory=dict)  # name -> (*inputs) -> whatever
     dtypes: tuple = USUAL
     batches: tuple = (128, 1)
+    sizes: tuple = (128_256, 32_000)  # of the vocabulary, or what else an op has; the paper's last
+    counted: tuple = (2, 32_000)  # batch and size of the run that counts instructions
     compiled: bool = True  # False: another entry has its kernels
 
 

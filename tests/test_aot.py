@@ -38,6 +38,12 @@ CASES = [
     ("linear_head", torch.bfloat16),
     ("gathered_scores", torch.bfloat16),
     ("softmax_gradient", torch.bfloat16),
+    ("add_rms_norm", torch.bfloat16),
+    ("rope_and_store", torch.bfloat16),
+    ("paged_attention, 12 heads", torch.bfloat16),
+    ("paged_attention, 12 heads", torch.float32),
+    ("paged_attention, 12 heads, dropout", torch.bfloat16),
+    ("paged_attention, 32 heads on 8", torch.bfloat16),
 ]
 # Recorded on Triton 3.9, with some room. Of 65,536 registers, 128 a thread leave room for four programs of four warps.
 REGISTERS = {
@@ -48,6 +54,9 @@ REGISTERS = {
     "linear_head_kernel": 144,
     "gathered_scores_kernel": 96,
     "softmax_gradient_kernel": 64,
+    "add_rms_norm_kernel": 64,
+    "rope_and_store_kernel": 96,
+    "paged_attention_kernel": 192,  # of groups of four heads of 128
 }
 KIB = 1024
 SHARED = {
@@ -58,6 +67,9 @@ SHARED = {
     "linear_head_kernel": 36 * KIB,
     "gathered_scores_kernel": 20 * KIB,
     "softmax_gradient_kernel": KIB,
+    "add_rms_norm_kernel": KIB,
+    "rope_and_store_kernel": KIB,
+    "paged_attention_kernel": 2 * KIB,
 }
 SHARED_ON_AMD = 64 * KIB
 
@@ -79,10 +91,19 @@ def faults(row):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_the_kernels_take(target):
-    wanted = [Case(BY_NAME[name], dtype, BY_NAME[name].batches[0], 32_000) for name, dtype in CASES]
+    wanted = [Case(BY_NAME[name], dtype, BY_NAME[name].batches[0], BY_NAME[name].sizes[-1]) for name, dtype in CASES]
     rows = compile_all(wanted, [target])
     assert {row.kernel for row in rows} == set(REGISTERS)
     assert [fault for row in rows for fault in faults(row)] == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("batch", BY_NAME["paged_attention, 12 heads"].batches)
+def test_attention_of_single_heads_leaves_room_for_five_programs(batch, target):
+    """Which have 80 KiB under way on a multiprocessor; alone and with a shared text, that is, merging included."""
+    (row,) = compile_all([Case(BY_NAME["paged_attention, 12 heads"], torch.bfloat16, batch, 420)], [target])
+    assert faults(row) == [] and row.resources.registers <= 96
+    assert (row.launches, row.torch_ops) == (1, int(batch == 1))  # torch's sets the programs' counters to zero
 
 
 @pytest.mark.parametrize("vocab_size", [32_000, 65_536])

@@ -40,7 +40,19 @@ def test_what_it_is_compared_with_runs(name):
     assert op.bytes(*case.make("cpu")) > 0
 
 
-@pytest.mark.parametrize("name", ["sample, contrastive", "head", "gathered_scores", "softmax_gradient"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sample, contrastive",
+        "head",
+        "gathered_scores",
+        "softmax_gradient",
+        "add_rms_norm",
+        "rope_and_store",
+        "paged_attention, 12 heads, dropout",
+        "paged_attention, 32 heads on 8",
+    ],
+)
 def test_compiled_code_passes_the_check(name, monkeypatch):
     monkeypatch.setattr("benchmarks.check.CALLS", 1)
     with Device(90):
