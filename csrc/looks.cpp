@@ -1,18 +1,12 @@
 #include "looks.h"
 
+#include "vector.h"
+
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 
-// The loops below are plain integer code that compilers vectorise without being allowed to reorder floating point;
-// the loader picks the widest build that the CPU at hand can run.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define CDGEN_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
-#else
-#define CDGEN_CLONES
-#endif
-#define CDGEN_INLINE __attribute__((always_inline)) inline
-
+// The loops below are plain integer code that compilers vectorise without being allowed to reorder floating point.
 namespace cdgen {
 namespace {
 

@@ -152,7 +152,7 @@ _FAKES = {
     "rope_and_store": _fake_queries,
     "paged_attention": _fake_queries,
 }
-_CPP = ("head", "sample", "contrast_sample")
+_CPP = ("head", "sample", "contrast_sample", "gathered_scores", *_LAYER_OPS)
 
 
 def _load_extension():

@@ -1,0 +1,151 @@
+// Eight floats at a time, in plain C++: the compiler makes of it what the build at hand can run, and every build sums in
+// the same order. Inlined by force, since a clone of a function for another CPU takes in nothing that is not.
+#pragma once
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "logits.h"
+
+// The loader picks the widest build that the CPU can run.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define CDGEN_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define CDGEN_CLONES
+#endif
+#define CDGEN_INLINE __attribute__((always_inline)) inline
+
+namespace cdgen {
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // nothing here is called across object files
+#endif
+
+constexpr int64_t kLanes = 8;
+using Lanes = float __attribute__((vector_size(32)));
+using HalfLanes = float __attribute__((vector_size(16)));
+using LooseLanes = float __attribute__((vector_size(32), aligned(4), may_alias));
+
+CDGEN_INLINE Lanes load(const float* p) { return *reinterpret_cast<const LooseLanes*>(p); }
+CDGEN_INLINE void store(float* p, Lanes x) { *reinterpret_cast<LooseLanes*>(p) = x; }
+CDGEN_INLINE float sum(Lanes x) {
+  const HalfLanes low = __builtin_shufflevector(x, x, 0, 1, 2, 3), high = __builtin_shufflevector(x, x, 4, 5, 6, 7);
+  const HalfLanes four = low + high;
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// a . b over n numbers
+CDGEN_INLINE float dot(const float* a, const float* b, int64_t n) {
+  Lanes total = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) total += load(a + i) * load(b + i);
+  float rest = 0;
+  for (; i < n; i++) rest += a[i] * b[i];
+  return sum(total) + rest;
+}
+
+// out[j] = a . (b + j * n) for j < 4, as `dot` gives them: four sums at once hide one another's latency
+CDGEN_INLINE void dot4(const float* a, const float* b, int64_t n, float* out) {
+  Lanes t0 = {}, t1 = {}, t2 = {}, t3 = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Lanes x = load(a + i);
+    t0 += x * load(b + i);
+    t1 += x * load(b + n + i);
+    t2 += x * load(b + 2 * n + i);
+    t3 += x * load(b + 3 * n + i);
+  }
+  const Lanes four[4] = {t0, t1, t2, t3};
+  for (int64_t j = 0; j < 4; j++) {
+    float rest = 0;
+    for (int64_t at = i; at < n; at++) rest += a[at] * b[j * n + at];
+    out[j] = sum(four[j]) + rest;
+  }
+}
+
+// n numbers of a dtype as floats: `buffer`, filled, or the numbers themselves where they are floats.
+CDGEN_INLINE const float* as_floats(torch::headeronly::ScalarType dtype, const void* from, int64_t n, float* buffer) {
+  using torch::headeronly::ScalarType;
+  if (dtype == ScalarType::Float) return static_cast<const float*>(from);
+  const auto* bits = static_cast<const uint16_t*>(from);
+  auto* out = reinterpret_cast<uint32_t*>(buffer);
+  if (dtype == ScalarType::BFloat16) {
+    for (int64_t i = 0; i < n; i++) out[i] = static_cast<uint32_t>(bits[i]) << 16;
+    return buffer;
+  }
+  for (int64_t i = 0; i < n; i++) {
+    // the exponent is moved by a product, which makes subnormal numbers right as well; infinity and NaN are put back
+    const uint32_t magnitude = static_cast<uint32_t>(bits[i] & 0x7fff) << 13;
+    const uint32_t special = (bits[i] & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+    const uint32_t sign = static_cast<uint32_t>(bits[i] & 0x8000) << 16;
+    float value;
+    std::memcpy(&value, &magnitude, sizeof value);
+    value *= 0x1p112f;
+    uint32_t moved;
+    std::memcpy(&moved, &value, sizeof moved);
+    out[i] = moved | special | sign;
+  }
+  return buffer;
+}
+
+CDGEN_INLINE uint16_t half_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+  if (bits >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to more than 65504
+  if (bits < 0x38800000) {  // subnormal: the sum with 2^-1 leaves its last bits at steps of 2^-24, rounded to even
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof magnitude);
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    return static_cast<uint16_t>(sign | (bits - 0x3f000000));
+  }
+  return static_cast<uint16_t>(sign | ((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13));
+}
+
+// Rounds n floats to a dtype, ties to even.
+CDGEN_INLINE void from_floats(torch::headeronly::ScalarType dtype, const float* from, int64_t n, void* to) {
+  using torch::headeronly::ScalarType;
+  if (dtype == ScalarType::Float) {
+    if (to != from) std::memcpy(to, from, n * sizeof(float));
+    return;
+  }
+  auto* out = static_cast<uint16_t*>(to);
+  if (dtype == ScalarType::BFloat16) {
+    const auto* bits = reinterpret_cast<const uint32_t*>(from);
+    for (int64_t i = 0; i < n; i++) {
+      const uint32_t rounded = (bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16;
+      out[i] = static_cast<uint16_t>((bits[i] & 0x7fffffff) > 0x7f800000 ? bits[i] >> 16 | 0x40 : rounded);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < n; i++) out[i] = half_bits(from[i]);
+}
+
+// exp(x) for x <= 0, to 2 units in the last place; 0 below -87.
+CDGEN_INLINE float exp_of_negative(float x) {
+  const float clamped = x < -87.0f ? -87.0f : x;
+  const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number in the low bits
+  const float whole = shifted - 12582912.0f;
+  const float r = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
+  float p = 1.9875691500e-4f;  // Cephes' expf
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const float fraction = p * r * r + r + 1.0f;
+  uint32_t bits, steps;
+  std::memcpy(&bits, &fraction, sizeof bits);
+  std::memcpy(&steps, &shifted, sizeof steps);
+  bits += steps << 23;  // times 2^whole
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return x < -87.0f ? 0.0f : result;
+}
+
+}  // namespace cdgen
