@@ -8,7 +8,7 @@ from cdgen.llama import LlamaRunner, slots
 from cdgen.shared_cache import CacheShape, SharedKVCache
 from cdgen_kernels.ops import contrast_sample, gathered_scores, linear_head, sample
 
-_PREFILL_TOKENS = 4096  # prompts' tokens computed at once
+PREFILL_TOKENS = 4096  # prompts' tokens computed at once
 _LOOK_EVERY = 4  # steps on a GPU between two looks at what was drawn, each of which waits for the device
 _CAPACITY = 256  # of the list of a head; where one is longer, its row is drawn from whole logits
 
@@ -113,7 +113,7 @@ class PagedTexts:
         """Compute prompts and keep each model's last state of each."""
         while requests:
             size, count = 0, 0
-            while count < len(requests) and (not count or size + len(requests[count].token_ids) <= _PREFILL_TOKENS):
+            while count < len(requests) and (not count or size + len(requests[count].token_ids) <= PREFILL_TOKENS):
                 size, count = size + len(requests[count].token_ids), count + 1
             now, requests = requests[:count], requests[count:]
             lengths = [len(request.token_ids) for request in now]

@@ -20,7 +20,7 @@ from cdgen.engine import Engine, Request
 from cdgen.errors import InputError
 from cdgen.llm import ContrastiveLM
 from cdgen.models import float_dtype, load_config, quiet_transformers
-from cdgen.paged import PagedTexts
+from cdgen.paged import PREFILL_TOKENS, PagedTexts
 from cdgen.params import SamplingParams
 
 
@@ -50,6 +50,7 @@ class Shape:
     products: int  # those that a step multiplies with, the output layer left out
     output: int  # of the output layer
     cache: int  # numbers that a token leaves in the cache
+    activation: int  # numbers that a token needs while it passes through a layer
     vocab_size: int
 
     @classmethod
@@ -66,7 +67,15 @@ class Shape:
         total = sum(parameter.numel() for parameter in model.parameters())
         embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         apart = embedding.numel() + (0 if output is embedding else output.numel())
-        return cls(total, total - apart, output.numel(), 2 * config.num_hidden_layers * heads * dim, config.vocab_size)
+        inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
+        return cls(
+            total,
+            total - apart,
+            output.numel(),
+            2 * config.num_hidden_layers * heads * dim,
+            3 * inner + 6 * config.hidden_size,  # gate, up and their product; the residual, a norm, q, k, v, attention
+            config.vocab_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,9 @@ def parts_of_memory(good, bad, weights, batch, job, itemsize, cache_itemsize):
     return {
         "weights": weights * itemsize,
         "cache": (batch * own + prompts * shared) * per_token,
-        "activations": batch * 8 * good.vocab_size,  # logits and what is made of them: at most two float32 each
+        # of the prompts computed together, and logits and what is made of them: at most two float32 each
+        "activations": min(PREFILL_TOKENS, prompts * job.prompt) * good.activation * itemsize
+        + batch * 8 * good.vocab_size,
     }
 
 
@@ -187,7 +198,7 @@ def plan(args):
     batch = largest_batch(machine, *given, args.batch_size)
     if not batch:
         need = sum(parts_of_memory(good, bad, weights, 1, job, dtype.itemsize, cache_dtype.itemsize).values())
-        raise InputError(f"not one text fits: {need / 1e9:.1f} GB are needed, {machine.memory / 1e9:.1f} GB are there")
+        raise InputError(f"not one text fits: {need / 1e9:.3g} GB are needed, {machine.memory / 1e9:.3g} GB are there")
     memory = parts_of_memory(good, bad, weights, batch, job, dtype.itemsize, cache_dtype.itemsize)
     parts = parts_of_step(machine, good, bad, batch, job, dtype.itemsize, cache_dtype.itemsize, stored_logits=on_cpu)
     step = sum(parts.values())
