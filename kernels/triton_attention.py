@@ -18,16 +18,17 @@ import triton.language as tl
 from cdgen_kernels.reference_layers import GOLDEN
 from cdgen_kernels.triton_looks import is_last_to_arrive
 from cdgen_kernels.triton_noise import philox_block
-from cdgen_kernels.triton_settings import PROGRAMS_PER_MULTIPROCESSOR, THREADS, multiprocessors
+from cdgen_kernels.triton_settings import PROGRAMS_PER_MULTIPROCESSOR, multiprocessors
 
-# Launch settings; none has been measured on a GPU yet.
+# Launch settings; none has been measured on a GPU yet. A program has up to 8 KiB of keys and values under way.
+THREADS = 64
 KEYS = {
     1: 4,
     2: 4,
     4: 4,
     8: 2,
 }  # heads of a program -> keys of a line at a time, as registers allow; Philox has 4 words
-MERGED = 4096  # numbers of the programs' sums that the last of them reads at once
+MERGED = 2048  # numbers of the programs' sums that the last of them reads at once
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf, which minus itself is NaN
 _GOLDEN = tl.constexpr(GOLDEN)
@@ -95,37 +96,36 @@ def paged_attention_kernel(
     keys += kv_head.to(tl.int64) * (PAGE * DIM)
     values += kv_head.to(tl.int64) * (PAGE * DIM)
     n = tl.arange(0, D)[None, None, None, :]  # tensors of the loop are [G, KEYS, LINES, D], or some of these
-    r = tl.arange(0, KEYS)[None, :, None, None]
-    g = tl.program_id(1) % blocks * G + tl.arange(0, G)[:, None, None, None]
-    source = q + token * q_row_stride + (kv_head * GROUP + g).to(tl.int64) * q_head_stride + n
-    query = tl.load(source, mask=(g < GROUP) & (n < DIM), other=0.0).to(tl.float32) * scale
+    r = tl.arange(0, KEYS)[None, :, None]
+    g = tl.program_id(1) % blocks * G + tl.arange(0, G)[:, None, None]
+    source = q + token * q_row_stride + (kv_head * GROUP + g).to(tl.int64)[:, :, :, None] * q_head_stride + n
+    query = tl.load(source, mask=(g < GROUP)[:, :, :, None] & (n < DIM), other=0.0).to(tl.float32) * scale
     if DROPPED > 0:
-        golden = (layer * heads + head + 1).to(tl.int64) * _GOLDEN
-        seeds = tl.reshape(tl.load(seed) + (golden << 32), [G, 1, 1])
+        golden = (layer * heads + kv_head * GROUP + g + 1).to(tl.int64) * _GOLDEN
+        seeds = tl.load(seed) + (golden << 32)
         number = tl.load(sequence + token)
 
     best = tl.full([G, LINES], _LOWEST, tl.float32)
     total = tl.zeros([G, LINES], tl.float32)
     sums = tl.zeros([G, LINES, D], tl.float32)
-    lead = begin + tl.arange(0, LINES)[None, None, :, None] * KEYS  # a page holds all of a line's keys, or none
+    lead = begin + tl.arange(0, LINES)[None, None, :] * KEYS  # a page holds all of a line's keys, or none
     page = tl.load(page_table + lead // PAGE, mask=(lead + KEYS > first) & (lead < end), other=0)
     for _ in range(begin, stop, TILE):
         key = lead + r
         seen = (key >= first) & (key < end)
-        offset = page.to(tl.int64) * kv_heads * (PAGE * DIM) + (lead % PAGE + r) * DIM + n
-        k = tl.load(keys + offset, mask=seen & (n < DIM), other=0.0).to(tl.float32)
-        v = tl.load(values + offset, mask=seen & (n < DIM), other=0.0).to(tl.float32)
+        offset = (page.to(tl.int64) * kv_heads * (PAGE * DIM) + (lead % PAGE + r) * DIM)[:, :, :, None] + n
+        inside = seen[:, :, :, None] & (n < DIM)
+        k = tl.load(keys + offset, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(values + offset, mask=inside, other=0.0).to(tl.float32)
         ahead = lead + TILE
         page = tl.load(page_table + ahead // PAGE, mask=ahead < stop, other=0)  # the next tile need not wait for it
-        score = tl.where(tl.reshape(seen, [1, KEYS, LINES]), tl.sum(query * k, 3), float("-inf"))
+        score = tl.where(seen, tl.sum(query * k, 3), float("-inf"))
         higher = tl.maximum(best, tl.max(score, 1))
         share = tl.exp2(score - higher[:, None, :])
         shrink = tl.exp2(best - higher)
         total = total * shrink + tl.sum(share, 1)
         if DROPPED > 0:
-            leads = tl.reshape(lead, [1, 1, LINES])
-            gone = is_dropped(leads, tl.reshape(key, [1, KEYS, LINES]), seeds, number, place, DROPPED)
-            share = tl.where(gone, 0.0, share)
+            share = tl.where(is_dropped(lead, key, seeds, number, place, DROPPED), 0.0, share)
         sums = sums * shrink[:, :, None] + tl.sum(share[:, :, :, None] * v, 1)
         best = higher
         lead = ahead
@@ -188,6 +188,7 @@ def paged_attention(q, keys, values, page_table, row, position, scale, window, d
             float(scale) * math.log2(math.e), 1 - float(dropout), layer,
             GROUP=group, PAGE=page, DIM=dim, DROPPED=int(dropout * 2**32), SPLIT=splits > 1,
             G=together, KEYS=in_line, LINES=lines, D=width, S=max(MERGED // (together * width), 1),
-            num_warps=THREADS // (64 if torch.version.hip else 32), enable_fp_fusion=True,
+            **({"num_warps": THREADS // 64} if torch.version.hip else {"num_warps": THREADS // 32, "maxnreg": 255}),
+            enable_fp_fusion=True,
         )  # fmt: skip
     return out

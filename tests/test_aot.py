@@ -56,7 +56,7 @@ REGISTERS = {
     "softmax_gradient_kernel": 64,
     "add_rms_norm_kernel": 64,
     "rope_and_store_kernel": 96,
-    "paged_attention_kernel": 192,  # of groups of four heads of 128
+    "paged_attention_kernel": 208,  # of groups of four heads of 128
 }
 KIB = 1024
 SHARED = {
@@ -99,7 +99,7 @@ def test_what_the_kernels_take(target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("batch", BY_NAME["paged_attention, 12 heads"].batches)
-def test_attention_of_single_heads_leaves_room_for_five_programs(batch, target):
+def test_attention_of_single_heads_leaves_room_for_ten_programs(batch, target):
     """Which have 80 KiB under way on a multiprocessor; alone and with a shared text, that is, merging included."""
     (row,) = compile_all([Case(BY_NAME["paged_attention, 12 heads"], torch.bfloat16, batch, 420)], [target])
     assert faults(row) == [] and row.resources.registers <= 96

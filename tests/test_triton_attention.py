@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
 from ptx import Device, errors  # noqa: E402
-from ptx.faults import find, remove, shift_address, substitute, unguard  # noqa: E402
+from ptx.faults import remove, shift_address, substitute, unguard  # noqa: E402
 
 from cdgen_kernels import triton_attention  # noqa: E402
 
@@ -78,8 +78,8 @@ def programs(request):
 @every_sm
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_texts_of_any_length(sm, dtype):
-    """One key; a page, and one key more; a tile of 64, and one more; several tiles and programs."""
-    assert check(make_problem([1, 16, 17, 64, 65, 230], dtype=dtype), sm).grid[2] > 1
+    """One key; a page, and one key more; a tile of 32, and one more; several tiles and programs."""
+    assert check(make_problem([1, 16, 17, 32, 33, 230], dtype=dtype), sm).grid[2] > 1
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def check_reads(launch, problem, lengths):
         assert traffic.sectors_per_request > 15
 
 
-@pytest.mark.parametrize(("heads", "dim", "most"), [(1, 64, {80: 820, 90: 820, 100: 940}),
-                                                    (4, 128, {80: 3700, 90: 3700, 100: 4400})])  # fmt: skip
+@pytest.mark.parametrize(("heads", "dim", "most"), [(1, 64, {80: 760, 90: 760, 100: 880}),
+                                                    (4, 128, {80: 3450, 90: 3450, 100: 4150})])  # fmt: skip
 @every_sm
 def test_what_it_reads_and_issues(heads, dim, most, sm, alone):
     """Instructions a key and key-value head: those of a key's 32 lanes, over lines of 8 or 16 lanes."""
@@ -184,14 +184,14 @@ def test_what_it_reads_and_issues(heads, dim, most, sm, alone):
 def test_programs_that_share_a_text_read_it_once():
     problem = make_problem([420, 300], 3, 1)
     launch = check(problem)
-    assert launch.grid == (2, 1, 7)
+    assert launch.grid == (2, 1, 14)
     check_reads(launch, problem, [420, 300])
 
 
 def test_what_dropout_costs(alone):
     """Nothing where it is off; a call of Philox for four keys where it is on."""
     counts = [check(make_problem([420], 1, 1, dropout=p)).report.thread_instructions / 420 for p in (0.0, 0.3)]
-    assert counts[0] < 800 and counts[1] - counts[0] < 400
+    assert counts[0] < 760 and counts[1] - counts[0] < 250
 
 
 def test_nothing_to_do():
@@ -202,16 +202,12 @@ def test_nothing_to_do():
     assert not device.launches
 
 
-def last(ptx, opcode):
-    return len(find(ptx, opcode)) - 1
-
-
 def without(ptx, opcode):
     return "".join(line for line in ptx.splitlines(True) if opcode not in line)
 
 
 FAULTS = {
-    "the result is not stored": lambda ptx: remove(ptx, "st.global", last(ptx, "st.global")),
+    "the result is not stored": lambda ptx: remove(ptx, "st.global", 3),
     "scores are not masked": lambda ptx: ptx.replace("0fFF800000", "0f00000000"),
     "values are not masked": lambda ptx: unguard(ptx, "ld.global.v4", 8),
     "keys 16 bytes further": lambda ptx: shift_address(ptx, "ld.global.v4", 16, 1),
