@@ -1,0 +1,50 @@
+"""The exact mixture: so many rows of every batch synthetic, the rest real, as a function of the step alone.
+
+`int(batch * ratio)` rows of each batch come from the synthetic pool (Ulm, Du and Snaebjarnarson, arXiv 2510.08245),
+never "about" so many. Each pool is used up block by block, pass after pass, whatever the length of the other. Nothing
+is remembered: which blocks step s reads follows from s, so that a resumed run reads on where it was, and any number of
+processes share out the same batches.
+"""
+
+import numpy as np
+
+from cdgen.errors import InputError
+
+
+class Mixture:
+    """The batches of a run.
+
+    Args:
+        real: :class:`~cdgen.training.tokens.Pool`, or None where `ratio` is 1. synthetic: the same, or None where 0.
+        batch: rows of a step over all processes and accumulated parts.
+        ratio: share of synthetic rows, 0 to 1.
+        seed: of the order of rows within a batch.
+    Raises:
+        InputError: a ratio out of range, or a pool missing that it asks for.
+    """
+
+    def __init__(self, real, synthetic, batch, ratio, seed):
+        if not 0 <= ratio <= 1:
+            raise InputError(f"ratio = {ratio}: must be 0 to 1")
+        self.batch, self.seed = batch, seed
+        self.synthetic_rows = int(batch * ratio)
+        self.real_rows = batch - self.synthetic_rows
+        self._pools = []
+        for pool, rows, kind in ((real, self.real_rows, "real"), (synthetic, self.synthetic_rows, "synthetic")):
+            if rows and pool is None:
+                raise InputError(
+                    f"ratio = {ratio}: {rows} rows of every batch are {kind}, but there is no {kind} corpus"
+                )
+            self._pools += [(pool, rows)] if rows else []
+
+    def rows(self, step):
+        """(pool, block number) of each row of a step, [batch], in the order that the processes share out."""
+        found = [(pool, step * rows + row) for pool, rows in self._pools for row in range(rows)]
+        order = np.random.default_rng([self.seed, step]).permutation(self.batch)
+        return [found[at] for at in order]
+
+    def blocks(self, step, rank=0, world=1):
+        """int64 [batch / world, block_size]: the rows of a step that a process of `world` reads."""
+        if self.batch % world:
+            raise InputError(f"batch = {self.batch}: {world} processes cannot share it out evenly")
+        return np.stack([pool.block(number) for pool, number in self.rows(step)[rank::world]])

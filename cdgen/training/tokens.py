@@ -1,0 +1,136 @@
+"""Token pools: corpora tokenised once into memory-mapped files, and cut into blocks that are computed when asked for.
+
+A document is BOS, its tokens, EOS. A pass over a pool shuffles its documents, joins them and cuts the join into blocks
+(Ulm, Du and Snaebjarnarson, arXiv 2510.08245): every whole block once, and at most `block_size - 1` tokens at the end
+of the join are left over. The next pass shuffles anew, so that others are left over, and blocks begin elsewhere.
+"""
+
+import json
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from cdgen.errors import CorpusError, InputError
+
+_AT_ONCE = 1000  # documents given to the tokenizer together
+
+
+class TokenFile:
+    """The tokens of one corpus: `tokens`, a memory map, and `starts`, int64 [documents + 1]."""
+
+    def __init__(self, folder):
+        folder = Path(folder)
+        about = json.loads((folder / "pool.json").read_text())
+        self.starts = np.fromfile(folder / "starts.bin", dtype=np.int64)
+        self.tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
+        self.vocab_size = about["vocab_size"]
+        if len(self.tokens) != self.starts[-1]:
+            raise CorpusError(
+                f"{folder}: tokens.bin has {len(self.tokens)} tokens, not {self.starts[-1]}; delete the folder"
+            )
+
+
+def tokenize(texts, tokenizer, folder, name):
+    """Write a pool, unless it is there already.
+
+    Args:
+        texts: function that gives an iterator of documents; called only where the pool has to be made.
+        tokenizer: of transformers, fast, with BOS and EOS.
+        folder: the pool's own, named after all that decides what is in it. It appears whole or not at all.
+        name: of the corpus, for messages.
+    Returns:
+        :class:`TokenFile`
+    Raises:
+        InputError: no documents, or a tokenizer without BOS or EOS. CorpusError: the disk is full.
+    """
+    folder = Path(folder)
+    if not (folder / "pool.json").exists():
+        marks = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if None in marks:
+            raise InputError(f"{name}: the tokenizer has no start or end of text; documents are put between the two")
+        temporary = folder.with_name(f".tmp-{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            _write(texts(), tokenizer, marks, temporary, name)
+            temporary.replace(folder)
+        except OSError as error:
+            raise CorpusError(f"{folder}: cannot be written: {error.strerror}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return TokenFile(folder)
+
+
+def _write(texts, tokenizer, marks, folder, name):
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    count, starts = 0, [0]
+    with open(folder / "tokens.bin", "wb") as file:
+        for group in _groups(texts):
+            for ids in tokenizer(group, add_special_tokens=False)["input_ids"]:
+                document = np.array([marks[0], *ids, marks[1]], dtype=dtype)
+                file.write(document.tobytes())
+                count += len(document)
+                starts.append(count)
+    if not count:
+        raise InputError(f"{name}: holds no documents")
+    np.array(starts, dtype=np.int64).tofile(folder / "starts.bin")
+    about = {"dtype": np.dtype(dtype).name, "vocab_size": len(tokenizer), "documents": len(starts) - 1, "tokens": count}
+    (folder / "pool.json").write_text(json.dumps(about))
+
+
+def _groups(texts):
+    group = []
+    for text in texts:
+        if text.strip():
+            group.append(text)
+        if len(group) == _AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class Pool:
+    """Blocks of `block_size` tokens out of one or more corpora, which are shuffled together.
+
+    Args:
+        files: list of :class:`TokenFile`. name: for messages. seed: of the shuffles.
+    Attributes:
+        blocks: whole blocks of a pass.
+    Raises:
+        InputError: fewer tokens than one block.
+    """
+
+    def __init__(self, files, block_size, seed, name):
+        self.files, self.block_size, self.seed = files, block_size, seed
+        self.lengths = np.concatenate([np.diff(file.starts) for file in files])
+        self.owner = np.repeat(np.arange(len(files)), [len(file.starts) - 1 for file in files])
+        self.first = np.concatenate([file.starts[:-1] for file in files])
+        self.tokens = int(self.lengths.sum())
+        self.blocks = self.tokens // block_size
+        if not self.blocks:
+            raise InputError(f"{name}: has {self.tokens} tokens, not one block of {block_size}; give more text")
+        self._arranged = lru_cache(maxsize=2)(self._arrange)  # a batch may hold the end of a pass and the next's start
+
+    def block(self, number):
+        """Block `number`, counted over all passes: int64 [block_size]."""
+        at, which = divmod(number, self.blocks)
+        order, ends = self._arranged(at)
+        begin = which * self.block_size
+        piece, out = int(np.searchsorted(ends, begin, side="right")), np.empty(self.block_size, dtype=np.int64)
+        filled = 0
+        while filled < self.block_size:
+            document = order[piece]
+            skip = begin + filled - (ends[piece] - self.lengths[document])
+            take = min(self.lengths[document] - skip, self.block_size - filled)
+            start = self.first[document] + skip
+            out[filled : filled + take] = self.files[self.owner[document]].tokens[start : start + take]
+            filled, piece = filled + take, piece + 1
+        return out
+
+    def _arrange(self, at):
+        """(documents in the order of pass `at`, where each ends in their join)."""
+        order = np.random.default_rng([self.seed, at]).permutation(len(self.lengths))
+        return order, np.cumsum(self.lengths[order])
