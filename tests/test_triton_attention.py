@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from paged import decode, make_paged
 
 from cdgen_kernels import reference_layers
 
@@ -28,28 +29,13 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 def make_problem(lengths, heads=2, kv_heads=2, dim=64, dtype=torch.bfloat16, cache_dtype=None, page=16, tokens=None,
                  window=0, dropout=0.0):  # fmt: skip
-    """Arguments of paged_attention: texts of these lengths, each looked at by its last token or by `tokens`.
-
-    tokens: (row, position) of each. Queries are views of wider, NaN-filled rows.
-    """
-    generator = torch.Generator().manual_seed(sum(lengths) + dim)
-    pages = [-(-length // page) for length in lengths]
-    order = torch.randperm(sum(pages) + 1, generator=generator).int()
-    table = torch.full((len(lengths), max(pages) + 1), -1, dtype=torch.int32)
-    cache = torch.full((2, sum(pages) + 1, kv_heads, page, dim), torch.nan, dtype=cache_dtype or dtype)
-    for row, (length, count) in enumerate(zip(lengths, pages, strict=True)):
-        table[row, :count], order = order[:count], order[count:]
-        for store in cache:
-            numbers = torch.randn(kv_heads, count * page, dim, generator=generator)
-            numbers[:, length:] = torch.nan
-            store[table[row, :count].long()] = numbers.unflatten(1, (count, page)).transpose(0, 1).to(store.dtype)
-    tokens = tokens or [(row, length - 1) for row, length in enumerate(lengths)]
-    wide = torch.full((len(tokens), heads, 3, dim), torch.nan, dtype=dtype)
-    wide[:, :, 1] = torch.randn(len(tokens), heads, dim, generator=generator).to(dtype)
-    row, position = (torch.tensor(x) for x in zip(*tokens, strict=True))
-    sequence = torch.arange(len(tokens)) + 2**33
-    noise = (dropout, torch.tensor([-(2**60) + 12345]), sequence, 5)
-    return [wide[:, :, 1], *cache, table, row.int(), position, dim**-0.5, window, *noise]
+    """Arguments of paged_attention: texts of these lengths, each looked at by its last token or by `tokens`."""
+    tokens = tokens or decode(lengths)
+    paged = make_paged(lengths, tokens, heads, kv_heads, dim, page, dtype, cache_dtype, seed=sum(lengths) + dim)
+    wide = torch.full((len(tokens), heads, 3, dim), torch.nan, dtype=dtype)  # of which every stride is its own
+    wide[:, :, 1] = paged.q
+    noise = (dropout, torch.tensor([-(2**60) + 12345]), torch.arange(len(tokens)) + 2**33, 5)
+    return [wide[:, :, 1], *paged[1:], dim**-0.5, window, *noise]
 
 
 def check(problem, sm=90, mutate=None):
@@ -78,8 +64,8 @@ def programs(request):
 @every_sm
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_texts_of_any_length(sm, dtype):
-    """One key; a page, and one key more; a tile of 32, and one more; several tiles and programs."""
-    assert check(make_problem([1, 16, 17, 32, 33, 230], dtype=dtype), sm).grid[2] > 1
+    """One key; a page, and one and three keys more; a tile of 32, and one more; several tiles and programs."""
+    assert check(make_problem([1, 16, 17, 19, 32, 33, 230], dtype=dtype), sm).grid[2] > 1
 
 
 @pytest.mark.parametrize(
@@ -141,6 +127,19 @@ def test_dropout_takes_the_references_weights(page):
         for row, length in enumerate(lengths):
             assert kept[row, :, :length].equal(~gone[row, :, :length])
             assert abs(gone[row, :, :length].float().mean() - dropout) < 0.2
+
+
+def test_a_key_that_weighs_alone(programs):
+    """By 2^346, which overflows against any other key's maximum: wherever it lies, its values are the result."""
+    problem = make_problem([230], tokens=[(0, 229)])
+    keys, values, table = problem[1:4]
+    problem[0].copy_(problem[0].sign())
+    for place in (0, 5, 30, 32, 101, 229):
+        there = table[0, place // 16].long(), slice(None), place % 16
+        before = keys[there].clone()
+        keys[there] = 30 * problem[0][0]
+        assert check(problem).arguments["out"][0].equal(values[there])
+        keys[there] = before
 
 
 def test_infinite_and_nan_scores():
