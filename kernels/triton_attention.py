@@ -22,12 +22,7 @@ from cdgen_kernels.triton_settings import PROGRAMS_PER_MULTIPROCESSOR, multiproc
 
 # Launch settings; none has been measured on a GPU yet. A program has up to 8 KiB of keys and values under way.
 THREADS = 64
-KEYS = {
-    1: 4,
-    2: 4,
-    4: 4,
-    8: 2,
-}  # heads of a program -> keys of a line at a time, as registers allow; Philox has 4 words
+KEYS = {1: 4, 2: 4, 4: 4, 8: 2}  # heads of a program -> keys of a line at a time, as many as registers allow; divide 4
 MERGED = 2048  # numbers of the programs' sums that the last of them reads at once
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf, which minus itself is NaN

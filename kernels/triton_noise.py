@@ -8,7 +8,7 @@ import triton.language as tl
 def philox_block(block, seed, sequence, position):
     """The four uint32 words of each block (int32): Philox 4x32-10, counter (block, position, sequence), key the seed.
 
-    `seed`, `sequence` and `position` are int64 scalars.
+    `seed`, `sequence` and `position` are int64 scalars, or tensors to broadcast with `block`.
     """
     c0 = block.to(tl.uint32)
     c1 = tl.zeros_like(c0) + position.to(tl.uint32)
