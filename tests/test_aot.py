@@ -56,7 +56,7 @@ REGISTERS = {
     "softmax_gradient_kernel": 64,
     "add_rms_norm_kernel": 64,
     "rope_and_store_kernel": 96,
-    "paged_attention_kernel": 208,  # of groups of four heads of 128
+    "paged_attention_kernel": 192,  # of groups of four heads of 128
 }
 KIB = 1024
 SHARED = {
@@ -69,7 +69,7 @@ SHARED = {
     "softmax_gradient_kernel": KIB,
     "add_rms_norm_kernel": KIB,
     "rope_and_store_kernel": KIB,
-    "paged_attention_kernel": 2 * KIB,
+    "paged_attention_kernel": 16 * KIB,  # of matrix units; without them 1 KiB
 }
 SHARED_ON_AMD = 64 * KIB
 
