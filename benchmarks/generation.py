@@ -17,7 +17,7 @@ from cdgen.models import LanguageModel
 from cdgen.paged import PagedTexts
 from cdgen.static_batch import StaticBatch
 
-STEPS = 64  # room for so many steps from the given length on
+STEPS = 12  # room for so many steps from the given length on
 
 
 def paper_model(layers, width, heads, intermediate, vocab_size=32_000, seed=0):

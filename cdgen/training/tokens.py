@@ -2,10 +2,13 @@
 
 A document is BOS, its tokens, EOS. A pass over a pool shuffles its documents, joins them and cuts the join into blocks
 (Ulm, Du and Snaebjarnarson, arXiv 2510.08245): every whole block once, and at most `block_size - 1` tokens at the end
-of the join are left over. The next pass shuffles anew, so that others are left over, and blocks begin elsewhere.
+of the join are left over. The next pass shuffles anew, so that others are left over, and blocks begin elsewhere. The
+law of a pass over documents of L tokens in all, in blocks of B: floor(L / B) blocks, no token twice, L mod B left out.
 """
 
+import contextlib
 import json
+import os
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from cdgen.errors import CorpusError, InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two processes may both tokenise, and the first to finish is used
+    fcntl = None
 
 _AT_ONCE = 1000  # documents given to the tokenizer together
 
@@ -26,10 +34,12 @@ class TokenFile:
         self.starts = np.fromfile(folder / "starts.bin", dtype=np.int64)
         self.tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
         self.vocab_size = about["vocab_size"]
-        if len(self.tokens) != self.starts[-1]:
-            raise CorpusError(
-                f"{folder}: tokens.bin has {len(self.tokens)} tokens, not {self.starts[-1]}; delete the folder"
-            )
+        for name, found, due in (
+            ("tokens.bin", len(self.tokens), about["tokens"]),
+            ("starts.bin", len(self.starts), about["documents"] + 1),
+        ):
+            if found != due:
+                raise CorpusError(f"{folder}: {name} has {found} entries, not {due}; delete the folder and run again")
 
 
 def tokenize(texts, tokenizer, folder, name):
@@ -51,11 +61,13 @@ def tokenize(texts, tokenizer, folder, name):
         if None in marks:
             raise InputError(f"{name}: the tokenizer has no start or end of text; documents are put between the two")
         temporary = folder.with_name(f".tmp-{folder.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
         try:
-            temporary.mkdir(parents=True)
-            _write(texts(), tokenizer, marks, temporary, name)
-            temporary.replace(folder)
+            with _only_one(folder):
+                if not (folder / "pool.json").exists():  # another process of this run may have made it meanwhile
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    temporary.mkdir()
+                    _write(texts(), tokenizer, marks, temporary, name)
+                    temporary.replace(folder)
         except OSError as error:
             raise CorpusError(f"{folder}: cannot be written: {error.strerror}") from error
         finally:
@@ -63,12 +75,25 @@ def tokenize(texts, tokenizer, folder, name):
     return TokenFile(folder)
 
 
+@contextlib.contextmanager
+def _only_one(folder):
+    """Wait until no other process makes this folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f".lock-{folder.name}")
+    with open(path, "wb") as file:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _write(texts, tokenizer, marks, folder, name):
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     count, starts = 0, [0]
     with open(folder / "tokens.bin", "wb") as file:
         for group in _groups(texts):
-            for ids in tokenizer(group, add_special_tokens=False)["input_ids"]:
+            # a document's own "</s>" is text, not its end
+            encoded = tokenizer(group, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            for ids in encoded["input_ids"]:
                 document = np.array([marks[0], *ids, marks[1]], dtype=dtype)
                 file.write(document.tobytes())
                 count += len(document)
@@ -97,14 +122,15 @@ class Pool:
 
     Args:
         files: list of :class:`TokenFile`. name: for messages. seed: of the shuffles.
+        stream: two pools of one seed shuffle unlike each other where these differ.
     Attributes:
         blocks: whole blocks of a pass.
     Raises:
         InputError: fewer tokens than one block.
     """
 
-    def __init__(self, files, block_size, seed, name):
-        self.files, self.block_size, self.seed = files, block_size, seed
+    def __init__(self, files, block_size, seed, name, stream=0):
+        self.files, self.block_size, self.seed, self.stream = files, block_size, seed, stream
         self.lengths = np.concatenate([np.diff(file.starts) for file in files])
         self.owner = np.repeat(np.arange(len(files)), [len(file.starts) - 1 for file in files])
         self.first = np.concatenate([file.starts[:-1] for file in files])
@@ -132,5 +158,13 @@ class Pool:
 
     def _arrange(self, at):
         """(documents in the order of pass `at`, where each ends in their join)."""
-        order = np.random.default_rng([self.seed, at]).permutation(len(self.lengths))
+        order = permutation(len(self.lengths), self.seed, self.stream, at)
         return order, np.cumsum(self.lengths[order])
+
+
+def permutation(count, *key):
+    """A permutation of `count` numbers, int64, that is a function of the key (integers of 0 or more) alone.
+
+    numpy may change its own shuffle from release to release; it promises the raw words of a generator for ever.
+    """
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(count).argsort(kind="stable")
