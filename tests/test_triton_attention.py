@@ -262,6 +262,31 @@ def test_injected_faults_are_caught(fault):
     assert mutations
 
 
+MATRIX_FAULTS = {
+    "a product is left out": lambda ptx: remove(ptx, "mma.sync", 0),
+    "scores are not masked": lambda ptx: ptx.replace("0fFF800000", "0f00000000"),
+    "values are not masked": lambda ptx: unguard(ptx, "ld.global.v4", 9),
+    "values of the next key": lambda ptx: shift_address(ptx, "ld.global.v4", 128, 7),
+    "no barriers": lambda ptx: without(ptx, "bar.sync"),
+}
+
+
+@pytest.mark.parametrize("fault", MATRIX_FAULTS)
+def test_injected_faults_on_matrix_units_are_caught(fault):
+    problem = make_problem([200, 42], 8)
+    assert not (problem[3] == 0).any()  # the page that a lane without a key would read is all NaN
+    mutations = []
+
+    def mutate(ptx):
+        mutations.append(MATRIX_FAULTS[fault](ptx))
+        assert mutations[0] != ptx
+        return mutations[0]
+
+    with pytest.raises((errors.Fault, AssertionError)):
+        check(problem, mutate=mutate)
+    assert mutations
+
+
 def test_source_in_tritons_interpreter():
     """Its own process, since Triton's mode is fixed when a kernel is decorated. It cuts to bfloat16, unrounded."""
     code = """
