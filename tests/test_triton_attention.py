@@ -87,7 +87,7 @@ def test_texts_of_any_length(sm, dtype):
         (4, 1, 8),  # one lane a key, a group too narrow for matrix units
     ],
 )
-def test_groups_and_sizes_of_heads(heads, kv_heads, dim, programs):
+def test_groups_and_sizes_of_heads(heads, kv_heads, dim):
     """Dropout is what keeps large groups from matrix units."""
     for dropout in (0.0, 0.3):
         launch = check(make_problem([40, 3], heads, kv_heads, dim, dropout=dropout))
