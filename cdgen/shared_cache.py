@@ -67,7 +67,10 @@ class SharedKVCache:
             pages = min(pages, memory_bytes // self.page_bytes)
         if pages < max_pages:
             need = max_pages * self.page_bytes
-            raise InputError(f"a text of {max_length} tokens needs {need} bytes of cache, but {memory_bytes} are given")
+            raise InputError(
+                f"a text of {max_length} tokens needs {need} bytes of cache, but {memory_bytes} are given; "
+                "raise kv_cache_memory_bytes (--kv-cache-gb)"
+            )
 
         def store(shape):  # zeros: attention reads to the end of a page, and 0 * NaN would reach its sum
             size = (shape.num_layers, pages, shape.num_kv_heads, page_size, shape.head_dim)

@@ -135,6 +135,15 @@ def test_options_reach_the_corpus(command):
     assert (command.out / "documents-00000.jsonl.gz").exists()
 
 
+def test_the_cache_has_a_dtype_and_a_budget(command):
+    code, output = command("--kv-cache-dtype", "bfloat16", "--kv-cache-gb", 0.001)
+    assert code == 0, output
+    assert json.loads((command.out / "manifest.json").read_text())["settings"]["kv_cache_dtype"] == "bfloat16"
+    assert_one_line(*command("--kv-cache-dtype", "float16"), 2, "kv_cache_dtype")  # another corpus
+    assert_one_line(*command("--kv-cache-gb", 1e-6, "--no-resume", "--quiet"), 2, "tokens needs", "raise kv_cache")
+    assert_one_line(*command("--kv-cache-dtype", "int8", "--no-resume"), 2, "use float32, bfloat16 or float16")
+
+
 def test_bad_of_good_itself(command, cdgen_command):
     for index, bad in enumerate(("dropout:0.3", "layers:1")):
         out = command.out.with_name(f"out{index}")
