@@ -173,6 +173,16 @@ def test_any_mix_of_lengths_counts_and_budgets_ends_with_every_text_drawn_once(d
 TINY = {}
 
 
+def test_texts_may_end_right_after_min_tokens(models):
+    """A stop token as number min_tokens + 1, a stop string as soon as there are min_tokens."""
+    lm = ContrastiveLM(**models)
+    (request,) = lm.generate([PROMPTS[0]], free(n=60, min_tokens=3, stop_token_ids=tuple(range(40, 200))))
+    assert min(len(output.token_ids) for output in request.outputs) == 4
+    letters = tuple("abcdefghijklmnopqrstuvwxyz")
+    (request,) = lm.generate([PROMPTS[0]], free(n=60, min_tokens=3, stop=letters, logprobs=False))
+    assert min(len(output.token_ids) for output in request.outputs) == 3
+
+
 def test_a_budget_too_small_for_one_text_is_refused(models):
     lm = ContrastiveLM(**models, kv_cache_memory_bytes=1000)
     with pytest.raises(InputError, match="a text of 46 tokens needs 30720 bytes of cache, but 1000 are given"):
