@@ -13,7 +13,7 @@ FORMATS = ".txt, .jsonl (both also .gz or .zst), .parquet, or a folder written b
 HUB = "hub:"
 
 _BLOCK = 1 << 20  # bytes read at once
-_ROWS = 512  # of Parquet and datasets, taken into memory at once
+_ROWS = 256  # of Parquet and datasets, taken into memory at once
 _ENCODINGS = (  # by byte-order mark; UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -34,7 +34,7 @@ def records(path, field="text", *, whole=True, flag="--field", noun="text", utf8
         flag: the command line's option for `field`, and `noun`: what is read, for messages.
         utf8_only: no other encoding.
     Raises:
-        InputError: what cannot be read, by file and place; a file without such a place raises before the first record.
+        InputError: what cannot be read, by file and place.
     """
     if str(path).startswith(HUB):
         return _checked(str(path), _from_hub(str(path)), field, flag)
