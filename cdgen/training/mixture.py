@@ -26,7 +26,7 @@ class Mixture:
         ratio: share of synthetic rows, 0 to 1.
         seed: of the order of rows within a batch.
     Raises:
-        InputError: a ratio out of range, or a pool missing that it asks for.
+        InputError: a ratio out of range or without effect, or a pool missing that it asks for.
     """
 
     def __init__(self, real, synthetic, batch, ratio, seed):
@@ -35,6 +35,8 @@ class Mixture:
         self.batch, self.seed = batch, seed
         self.synthetic_rows = int(batch * Fraction(str(ratio)))
         self.real_rows = batch - self.synthetic_rows
+        if ratio and not self.synthetic_rows:
+            raise InputError(f"ratio = {ratio}: of {batch} rows in a batch none is synthetic; raise one or the other")
         self._pools = []
         for pool, rows, kind in ((real, self.real_rows, "real"), (synthetic, self.synthetic_rows, "synthetic")):
             if rows and pool is None:

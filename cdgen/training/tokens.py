@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows, where two processes may both tokenise, and the first to finish is used
     fcntl = None
 
-_AT_ONCE = 1000  # documents given to the tokenizer together
+_AT_ONCE = 1 << 22  # characters given to the tokenizer together
 
 
 class TokenFile:
@@ -30,16 +30,14 @@ class TokenFile:
 
     def __init__(self, folder):
         folder = Path(folder)
-        about = json.loads((folder / "pool.json").read_text())
-        self.starts = np.fromfile(folder / "starts.bin", dtype=np.int64)
-        self.tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
-        self.vocab_size = about["vocab_size"]
-        for name, found, due in (
-            ("tokens.bin", len(self.tokens), about["tokens"]),
-            ("starts.bin", len(self.starts), about["documents"] + 1),
-        ):
-            if found != due:
-                raise CorpusError(f"{folder}: {name} has {found} entries, not {due}; delete the folder and run again")
+        try:
+            about = json.loads((folder / "pool.json").read_text())
+            self.starts = np.fromfile(folder / "starts.bin", dtype=np.int64)
+            self.tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
+        except (OSError, ValueError, KeyError) as error:
+            raise CorpusError(f"{folder}: cannot be read: {error}; delete the folder and run again") from error
+        if [len(self.tokens), len(self.starts)] != [about["tokens"], about["documents"] + 1]:
+            raise CorpusError(f"{folder}: a file is cut short; delete the folder and run again")
 
 
 def tokenize(texts, tokenizer, folder, name):
@@ -56,63 +54,73 @@ def tokenize(texts, tokenizer, folder, name):
         InputError: no documents, or a tokenizer without BOS or EOS. CorpusError: the disk is full.
     """
     folder = Path(folder)
-    if not (folder / "pool.json").exists():
-        marks = tokenizer.bos_token_id, tokenizer.eos_token_id
-        if None in marks:
-            raise InputError(f"{name}: the tokenizer has no start or end of text; documents are put between the two")
-        temporary = folder.with_name(f".tmp-{folder.name}")
-        try:
-            with _only_one(folder):
-                if not (folder / "pool.json").exists():  # another process of this run may have made it meanwhile
-                    shutil.rmtree(temporary, ignore_errors=True)
-                    temporary.mkdir()
-                    _write(texts(), tokenizer, marks, temporary, name)
-                    temporary.replace(folder)
-        except OSError as error:
-            raise CorpusError(f"{folder}: cannot be written: {error.strerror}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    marks = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if None in marks:
+        raise InputError(f"{name}: the tokenizer has no start or end of text; documents are put between the two")
+    if not folder.exists():
+        _make(texts, tokenizer, marks, folder, name)
     return TokenFile(folder)
+
+
+def _make(texts, tokenizer, marks, folder, name):
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    try:
+        with _only_one(folder.parent):
+            if not folder.exists():  # another process of this run may have made it meanwhile
+                shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+                temporary.mkdir()
+                _write(texts(), tokenizer, marks, temporary, name)
+                temporary.replace(folder)
+    except OSError as error:
+        if error.filename and Path(error.filename).parent not in (temporary, folder.parent):
+            raise  # the corpus's own file
+        raise CorpusError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _only_one(folder):
-    """Wait until no other process makes this folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f".lock-{folder.name}")
-    with open(path, "wb") as file:
+    """Make the folder, and wait until no other process tokenises into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
         if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks: then both may, and the first is used
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        if fcntl:
+            os.close(lock)
 
 
 def _write(texts, tokenizer, marks, folder, name):
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    count, starts = 0, [0]
-    with open(folder / "tokens.bin", "wb") as file:
+    tokens = documents = 0
+    with open(folder / "tokens.bin", "wb") as token_file, open(folder / "starts.bin", "wb") as start_file:
+        start_file.write(np.int64(0).tobytes())
         for group in _groups(texts):
             # a document's own "</s>" is text, not its end
-            encoded = tokenizer(group, add_special_tokens=False, split_special_tokens=True, verbose=False)
-            for ids in encoded["input_ids"]:
-                document = np.array([marks[0], *ids, marks[1]], dtype=dtype)
-                file.write(document.tobytes())
-                count += len(document)
-                starts.append(count)
-    if not count:
+            encoded = tokenizer(group, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            token_file.write(np.array([x for ids in encoded for x in (marks[0], *ids, marks[1])], dtype).tobytes())
+            ends = tokens + np.cumsum([len(ids) + 2 for ids in encoded], dtype=np.int64)
+            start_file.write(ends.tobytes())
+            tokens, documents = int(ends[-1]), documents + len(encoded)
+    if not documents:
         raise InputError(f"{name}: holds no documents")
-    np.array(starts, dtype=np.int64).tofile(folder / "starts.bin")
-    about = {"dtype": np.dtype(dtype).name, "vocab_size": len(tokenizer), "documents": len(starts) - 1, "tokens": count}
+    about = {"dtype": np.dtype(dtype).name, "vocab_size": len(tokenizer), "documents": documents, "tokens": tokens}
     (folder / "pool.json").write_text(json.dumps(about))
 
 
 def _groups(texts):
-    group = []
+    group, size = [], 0
     for text in texts:
         if text.strip():
             group.append(text)
-        if len(group) == _AT_ONCE:
+            size += len(text)
+        if size >= _AT_ONCE:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
 
