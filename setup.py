@@ -54,7 +54,7 @@ def extension():
 
 
 setup(
-    packages=["cdgen", "cdgen.training", "cdgen_kernels"],
+    packages=["cdgen", "cdgen.prepare", "cdgen.training", "cdgen_kernels"],
     package_dir={"cdgen": "cdgen", "cdgen_kernels": "kernels"},  # a package named `kernels` exists on PyPI
     package_data={"cdgen": ["data/*"]},
     **({} if MODE == "0" else extension()),

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 from cdgen.errors import CorpusError
@@ -60,27 +61,39 @@ class OutputFolder:
         Raises:
             CorpusError: no space, no permission; the temporary file is gone.
         """
+        with self.stream(name) as file:
+            file.write(data)
+        return hashlib.sha256(data).hexdigest()
+
+    @contextlib.contextmanager
+    def stream(self, name):
+        """A binary file to write to piece by piece; it takes its name when the context ends well, else it is gone.
+
+        Raises:
+            CorpusError: no space, no permission.
+        """
         temporary = self.path / f"{_TEMPORARY}{name}"
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path / name)
             if self._lock is not None:
                 os.fsync(self._lock)  # the folder's own entry
         except OSError as error:
+            if error.filename and str(error.filename) != str(temporary):  # a file that the context's body reads
+                raise
             raise CorpusError(f"{self.path / name}: cannot be written: {error.strerror}") from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        return hashlib.sha256(data).hexdigest()
 
     def remove(self, *patterns):
-        """Delete the files that match glob patterns."""
+        """Delete the files and folders that match glob patterns."""
         for path in [path for pattern in patterns for path in self.path.glob(pattern)]:
             try:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             except OSError as error:
                 raise CorpusError(f"{path}: cannot be removed: {error.strerror}") from error
 
