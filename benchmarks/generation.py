@@ -137,27 +137,23 @@ class Generate:
 class OfEngine:
     """cdgen's engine on pages; `Static` is that with static batches."""
 
-    backend, n = PagedTexts, 8
+    backend = PagedTexts
 
     def __init__(self, good, bad, params):
         self.pair, self.params = Pair(good, bad, None, good.width, ()), params
 
     def compute(self, prompts):
-        return self._begin(self.backend, prompts, 1)
+        return self._begin(self.backend, prompts)
 
     def place(self, rows, length):
-        self._begin(NOISE[self.backend], [[0] * length] * (rows // self.n), self.n)
+        """Every text has pages of its own: what texts of one prompt share is short beside what they write."""
+        self._begin(NOISE[self.backend], [[0] * length] * rows)
 
     @torch.inference_mode()
-    def _begin(self, backend, prompts, n):
-        requests = [
-            Request(ids, deque((at * n + c, (at << 32) + c) for c in range(n)), at << 32)
-            for at, ids in enumerate(prompts)
-        ]
+    def _begin(self, backend, prompts):
+        requests = [Request(ids, deque([(at, at << 32)]), at << 32) for at, ids in enumerate(prompts)]
         length = (len(prompts[0]) + self.params.max_tokens,) if issubclass(backend, PagedTexts) else ()
-        self.engine = Engine(
-            self.pair, backend(self.pair, self.params, len(prompts) * n, *length), requests, self.params
-        )
+        self.engine = Engine(self.pair, backend(self.pair, self.params, len(prompts), *length), requests, self.params)
         self.engine.refill()
         return self._tokens()
 
