@@ -28,14 +28,14 @@ SCHEMA = pa.schema({"id": pa.string(), "source": pa.string(), "text": pa.string(
 _GROUP = 8 << 20  # characters of a row group
 
 
-def prepare(sources, out, *, test=0.05, seeds=0.05, seed=42, overwrite=False, progress=None):
+def prepare_corpus(sources, out, *, test=0.05, seeds=0.05, seed=42, overwrite=False, progress=None):
     """Write train.parquet, test.parquet, seeds.parquet (columns id, source, text) and manifest.json to a folder.
 
     A document's split is a function of its text and `seed` alone, so that no text is in two splits, and nothing that is
     added moves what was there. Of equal texts one stays: the first, by source name, file and place.
 
     Args:
-        sources: list of :class:`~cdgen.prepare.Source`, in any order.
+        sources: list of :class:`~cdgen.Source`, in any order.
         out: the folder.
         test, seeds: shares of the documents that are held out; 0: no such split.
         seed: of the splits.
@@ -179,13 +179,14 @@ def _write(folder, manifest, sources, inputs, progress):
                 raise CorpusError(f"{path}: changed while it was read; run again")
         if at != len(index):  # the hub gave other documents the second time
             raise CorpusError("the sources changed while they were read; run again")
-        _write_manifest(folder, manifest)  # tells files of a run that is killed while they take their names
+        folder.remove(*map(_file, SPLITS))  # of the corpus that is overwritten
+        # before the files take their names, so that a run that is killed meanwhile goes on
+        _write_manifest(folder, manifest)
     manifest["files"] = {
         name: {"bytes": (folder.path / name).stat().st_size, "sha256": folder.sha256(name)}
         for name in map(_file, wanted)
     }
     manifest["complete"] = True
-    folder.remove(*(_file(name) for name in SPLITS if name not in wanted))  # of the corpus that is overwritten
     _write_manifest(folder, manifest)
 
 

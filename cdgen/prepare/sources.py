@@ -11,7 +11,7 @@ from cdgen.errors import InputError
 from cdgen.records import HUB, format_of, lines, records
 
 WAYS = ("file", "blank", "heading", "record")
-HEADING = r"\s*(CHAPTER|Chapter)\s+([IVXLCDM]+|\d+)\b|= = = .* = = =$"
+HEADING = r"[#\s]*(CHAPTER|Chapter)\s+([IVXLCDM]+|\d+)\b|= = = .* = = =$"
 _KEYS = ("by", "heading", "separator", "lines", "field", "words", "weight")
 
 
@@ -21,7 +21,7 @@ class Source:
 
     Args:
         name: in the column `source` and in the documents' ids.
-        paths: files, glob patterns (`books/*.txt`), folders that datasets' save_to_disk wrote, or `hub:owner/name:split`.
+        paths: files, glob patterns (`books/*.txt`), folders that datasets' save_to_disk wrote, `hub:owner/name:split`.
         by: what a document is. "file": a whole file; "blank": what stands between blank lines; "heading": what a line
             that matches `heading` begins, which stays; "record": a record of .jsonl, .parquet or datasets. Default:
             "record" for these, "heading" where `heading` is given, else "file".
@@ -95,8 +95,11 @@ def parse_source(text):
 
 
 def _name(path):
-    name = path.removeprefix(HUB).rstrip("/").rpartition("/")[2].partition(":")[0]
-    return re.sub(r"[^\w+-]+", "_", name.partition(".")[0]).strip("_") or "text"
+    """A name for a path that is given without one: the file's, or its folder's where the file is a pattern."""
+    for part in reversed(path.removeprefix(HUB).partition(":")[0].split("/")):
+        if name := re.sub(r"[^\w+-]+", "_", part.partition(".")[0]).strip("_"):
+            return name
+    return "text"
 
 
 def _number(name, key, value):

@@ -1,0 +1,161 @@
+"""Train a tokenizer: byte-level BPE, so that every text can be written and comes back exactly."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+from cdgen.errors import CorpusError, InputError
+
+log = logging.getLogger("cdgen")
+
+SPECIAL_TOKENS = ("<s>", "</s>", "<pad>")
+LEAST = 256 + len(SPECIAL_TOKENS)  # every byte is a token
+MANIFEST = "manifest.json"
+
+
+def train_tokenizer(corpus, out, *, vocab_size=32000, overwrite=False):
+    """Train byte-level BPE on a corpus and write it to a folder that transformers' AutoTokenizer loads.
+
+    `<s>` (0) is put in front of every text; `</s>` (1), the end of a document, is for whoever joins documents to put;
+    `<pad>` is 2.
+
+    Args:
+        corpus: a folder with train.parquet, or a file that :func:`cdgen.records.records` reads.
+        out: the folder.
+        vocab_size: entries, with the special tokens; a corpus of few words gives fewer.
+        overwrite: write anew what the folder holds of another corpus or size.
+    Returns:
+        (entries, False where the folder held this very tokenizer already)
+    Raises:
+        InputError: no texts, a corpus that cannot be read, too small a vocabulary, another tokenizer in `out`.
+        CorpusError: the folder cannot be written, or holds altered files or others' ones.
+    """
+    import tokenizers
+
+    from cdgen.folder import OutputFolder, file_sha256
+
+    if vocab_size < LEAST:
+        raise InputError(
+            f"vocab_size = {vocab_size}: must be {LEAST} or more, 256 bytes and {len(SPECIAL_TOKENS)} marks"
+        )
+    path = Path(corpus)
+    if (path / "train.parquet").exists():
+        path /= "train.parquet"
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.is_dir():
+        raise InputError(f"{path}: holds no train.parquet; make it with cdgen prepare")
+    digest = file_sha256(path)
+    compared = [digest, vocab_size, tokenizers.__version__]
+    fingerprint = f"sha256:{hashlib.sha256(json.dumps(compared).encode()).hexdigest()}"
+    with OutputFolder(out) as folder:
+        old = _read_manifest(folder)
+        if old is not None and not overwrite:
+            if old["fingerprint"] != fingerprint:
+                raise InputError(
+                    f"{folder.path}: holds a tokenizer of another corpus, size or release of tokenizers; "
+                    "choose another folder, or --overwrite"
+                )
+            found = {name: folder.sha256(name) for name in old["files"]}
+            if altered := [name for name, digest in found.items() if digest not in (None, old["files"][name])]:
+                raise CorpusError(
+                    f"{folder.path / altered[0]}: is truncated or altered (its checksum differs); "
+                    "delete it and run again to rewrite it"
+                )
+            if None not in found.values():
+                return old["entries"], False
+        elif old is None and (folder.path / "tokenizer.json").exists():
+            raise CorpusError(f"{folder.path}: holds tokenizer.json but no {MANIFEST}; choose another folder")
+        trained = _train(path, vocab_size)
+        entries = trained.get_vocab_size()
+        if entries < vocab_size:
+            log.warning("%s: gives %d entries, not %d: it has no more pairs to join", path, entries, vocab_size)
+        manifest = {"fingerprint": fingerprint, "corpus_sha256": digest, "vocab_size": vocab_size, "entries": entries}
+        manifest |= {"versions": {"tokenizers": tokenizers.__version__}}
+        files = _files(trained)
+        manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        folder.remove(*files)
+        # before the files, so that a run that is killed among them goes on
+        folder.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        for name, data in files.items():
+            folder.write(name, data)
+    return entries, True
+
+
+def _read_manifest(folder):
+    path = folder.path / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        if manifest.keys() >= {"fingerprint", "files", "entries"}:
+            return manifest
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError):
+        pass
+    raise CorpusError(f"{path}: is not that of a tokenizer; choose another folder")
+
+
+def _train(path, vocab_size):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    from cdgen.records import records
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    found = records(path)
+    first = next(found, None)
+    if first is None:
+        raise InputError(f"{path}: holds no documents")
+
+    def texts():
+        yield first[1]
+        for _, text in found:
+            yield text
+
+    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+    )
+    return tokenizer
+
+
+def _files(trained):
+    """The files of a tokenizer, by name, as transformers writes them."""
+    from transformers import PreTrainedTokenizerFast
+
+    bos, eos, pad = SPECIAL_TOKENS
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=trained, bos_token=bos, eos_token=eos, pad_token=pad)
+    with tempfile.TemporaryDirectory() as scratch:
+        wrapped.save_pretrained(scratch)
+        return {file.name: file.read_bytes() for file in sorted(Path(scratch).iterdir())}
+
+
+def add_tokenizer(commands):
+    """Add `cdgen tokenizer` to the command line's subparsers."""
+    parser = commands.add_parser(
+        "tokenizer", help="train a tokenizer", description="Train byte-level BPE on a corpus's train split."
+    )
+    parser.add_argument("corpus", metavar="CORPUS", help="a folder that cdgen prepare wrote, or a file of texts")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the tokenizer goes")
+    parser.add_argument("--vocab-size", type=int, default=32000, metavar="N", help="entries (default: 32000)")
+    parser.add_argument("--overwrite", action="store_true", help="replace another tokenizer in the folder")
+    parser.add_argument("--quiet", action="store_true", help="say nothing")
+    parser.set_defaults(run=run_tokenizer)
+
+
+def run_tokenizer(args):
+    """Train the tokenizer and say how large it is; returns the exit code."""
+    entries, written = train_tokenizer(args.corpus, args.out, vocab_size=args.vocab_size, overwrite=args.overwrite)
+    if not args.quiet:
+        state = "written" if written else "complete already, nothing to do"
+        print(f"{args.out}: {state}; {entries} entries")
+    return 0
