@@ -3,7 +3,18 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["CompletionOutput", "ContrastiveLM", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "CompletionOutput",
+    "ContrastiveLM",
+    "RequestOutput",
+    "SamplingParams",
+    "Source",
+    "TrainConfig",
+    "__version__",
+    "prepare_corpus",
+    "train",
+    "train_tokenizer",
+]
 
 # Loaded at first use, so that `cdgen --help` does not wait for torch.
 _HOME = {
@@ -11,6 +22,11 @@ _HOME = {
     "SamplingParams": "cdgen.params",
     "RequestOutput": "cdgen.outputs",
     "CompletionOutput": "cdgen.outputs",
+    "TrainConfig": "cdgen.training.config",
+    "train": "cdgen.training.trainer",
+    "Source": "cdgen.prepare.sources",
+    "prepare_corpus": "cdgen.prepare.build",
+    "train_tokenizer": "cdgen.tokenizer",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command `cdgen`: generate, plan, demo, info."""
+"""The command `cdgen`: generate, prepare, tokenizer, train, models, plan, demo, info."""
 
 import logging
 import sys
@@ -6,6 +6,9 @@ import sys
 from cdgen import __version__
 from cdgen.errors import CorpusError, InputError
 from cdgen.options import Parser, add_generate, add_plan, add_sampling, sampling_params
+from cdgen.prepare.options import add_prepare
+from cdgen.tokenizer import add_tokenizer
+from cdgen.training.options import add_models, add_train
 
 PREFIX_TOKENS = 20  # of a chunk of a document: the paper's prefix
 
@@ -20,6 +23,10 @@ def build_parser():
     add_generate(generate)
     add_sampling(generate)
     generate.set_defaults(run=run_generate)
+    add_prepare(commands)
+    add_tokenizer(commands)
+    add_train(commands)
+    add_models(commands)
     plan = commands.add_parser(
         "plan",
         help="what fits, and how long it takes at best",
@@ -51,7 +58,7 @@ def main(argv=None):
     except OSError as error:  # a file that is there and cannot be read
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        print("cdgen: interrupted; finished shards are kept, and the same command goes on from there", file=sys.stderr)
+        print("cdgen: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
 
 

@@ -21,6 +21,7 @@ from cdgen import __version__
 from cdgen.cache import InPlaceCache
 from cdgen.errors import InputError
 from cdgen.folder import file_sha256
+from cdgen.runs import resolve
 
 log = logging.getLogger("cdgen")
 
@@ -160,7 +161,8 @@ def load(source, *, dtype=None, device=None, trust_remote_code=False):
     """Load a model and, where there is one, its tokenizer.
 
     Args:
-        source: a folder with config and safetensors, a GGUF file or a folder with one, a hub name, or a loaded model.
+        source: a folder with config and safetensors, a checkpoint as RUN@best, RUN@latest or RUN@500, a GGUF file or a
+            folder with one, a hub name, or a loaded model.
         dtype: torch dtype or its name; default float32 on the CPU, the checkpoint's own elsewhere.
         device: default cuda where there is one. A loaded model stays where it is.
     Returns:
@@ -222,7 +224,7 @@ def float_dtype(field, dtype):
 
 def _locate(source):
     """(folder or hub name, GGUF file name or None)"""
-    path = Path(source).expanduser()
+    path = Path(resolve(source)).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"{source}: is a file; give a folder with config.json and safetensors, or a .gguf file")

@@ -16,18 +16,23 @@ def checkpoint_name(step):
 
 
 def read_run(folder):
-    """The content of run.json: {"config": ..., "checkpoints": [{"step", "loss", "perplexity"}]}, or None without one.
+    """The content of run.json, of its checkpoints those whose folders are there; None where there is no run.json.
+
+    {"config": ..., "inputs": ..., "runs": ..., "checkpoints": [{"step", "loss", "perplexity", "files"}]}
 
     Raises:
         CorpusError: it is there and cannot be read.
     """
-    path = Path(folder) / NAME
+    path = Path(folder).expanduser() / NAME
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        run = json.loads(path.read_text())
+        there = {folder.name for folder in path.parent.glob("step_*")}
+        run["checkpoints"] = [one for one in run["checkpoints"] if checkpoint_name(one["step"]) in there]
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError, TypeError) as error:
         raise CorpusError(f"{path}: cannot be read: {error}") from error
+    return run
 
 
 def best(checkpoints):
@@ -42,13 +47,14 @@ def resolve(source):
     Raises:
         InputError: no such run or step; or a run's folder without @, by what there is to choose from.
     """
+    path = Path(source).expanduser()
     name, at, which = str(source).rpartition("@")
-    if not at:
-        run = read_run(source) if Path(source).is_dir() else None
+    if not at or path.exists():
+        run = None if (path / "config.json").exists() else read_run(path)
         if run is not None:
             raise InputError(f"{source}: is a run; name a checkpoint, as {source}@best; it has {_choices(run)}")
         return source
-    run = read_run(name) if Path(name).is_dir() else None
+    run = read_run(name)
     if run is None:
         if which in ("best", "latest") or which.isdigit():
             raise InputError(f"{source}: {name} is no folder of a run, which has a {NAME}")
@@ -59,7 +65,7 @@ def resolve(source):
         steps |= {"latest": checkpoints[-1]["step"], "best": best(checkpoints)["step"]}
     if which not in steps:
         raise InputError(f"{source}: no such checkpoint; {name} has {_choices(run)}")
-    return str(Path(name) / checkpoint_name(steps[which]))
+    return str(Path(name).expanduser() / checkpoint_name(steps[which]))
 
 
 def _choices(run):

@@ -52,6 +52,10 @@ class Mixture:
 
     def blocks(self, step, rank=0, world=1):
         """int64 [batch / world, block_size]: the rows of a step that a process of `world` reads."""
+        self.check_world(world)
+        return np.stack([pool.block(number) for pool, number in self.rows(step)[rank::world]])
+
+    def check_world(self, world):
+        """Raise InputError where so many processes cannot share out the batches."""
         if self.batch % world:
             raise InputError(f"batch_size = {self.batch}: {world} processes cannot share it out evenly")
-        return np.stack([pool.block(number) for pool, number in self.rows(step)[rank::world]])
