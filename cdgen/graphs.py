@@ -20,9 +20,10 @@ class StepGraphs:
     def __call__(self, ids, position, row, rows, count):
         """Tokens int64 [count, A] of `count` steps from the given one on."""
         size = min(self._largest, 1 << (len(ids) - 1).bit_length())  # powers of two: few graphs, and at most half idle
-        if size not in self._graphs:
-            self._graphs[size] = _Graph(self._step, size, rows)
-        return self._graphs[size](ids, position, row, rows, count)
+        with torch.cuda.device_of(ids):
+            if size not in self._graphs:
+                self._graphs[size] = _Graph(self._step, size, rows)
+            return self._graphs[size](ids, position, row, rows, count)
 
 
 class _Graph:

@@ -10,7 +10,7 @@ from cdgen_kernels.ops import contrast_sample, gathered_scores, linear_head, sam
 
 PREFILL_TOKENS = 4096  # prompts' tokens computed at once
 _LOOK_EVERY = 4  # steps on a GPU between two looks at what was drawn, each of which waits for the device
-_CAPACITY = 256  # of the list of a head; where one is longer, its row is drawn from whole logits
+_CAPACITY = 256  # of the list of a head; where one is longer, the list is as long as the vocabulary
 
 
 class PagedTexts:
@@ -44,7 +44,7 @@ class PagedTexts:
         on_gpu = pair.good.device.type == "cuda"
         self.look_every = _LOOK_EVERY if on_gpu else 1
         self._advance_many = StepGraphs(self._advance, max_num_seqs) if on_gpu else self._advance_in_turn
-        self._side = torch.cuda.Stream() if on_gpu and len(models) > 1 else None
+        self._side = torch.cuda.Stream(pair.good.device) if on_gpu and len(models) > 1 else None
 
     def admit(self, request, most):
         """See :mod:`cdgen.engine`. The promise of one more text keeps a prompt that is not started in full."""

@@ -180,16 +180,6 @@ class SharedKVCache:
         while len(short := slots[self.lengths[slots] < lengths]):
             self.extend(short)
 
-    def places(self, slot):
-        """Where all tokens of a text lie: int64 [length] of page * page_size + place in the page, on the device."""
-        at = np.arange(self.lengths[slot])
-        return self._to_device(self._table[slot, at // self.page_size] * self.page_size + at % self.page_size)
-
-    def newest_places(self, slots):
-        """Where the newest token of each of B texts lies: int64 [B], as `places`."""
-        at = self.lengths[slots] - 1
-        return self._to_device(self._table[slots, at // self.page_size] * self.page_size + at % self.page_size)
-
     def release(self, slot):
         """End a text: what only it held is free again, and what it was promised is not promised any more.
 
@@ -206,11 +196,6 @@ class SharedKVCache:
         self._limit[slot] = 0
         self._drop_pages(slot)
         self._free_slots.append(slot)
-
-    def bytes_per_part(self):
-        """Bytes on the device: {"keys and values": a tuple with a number for each model, "page table": a number}."""
-        stores = tuple(keys.nbytes + values.nbytes for keys, values in zip(self.keys, self.values, strict=True))
-        return {"keys and values": stores, "page table": self.page_table.nbytes}
 
     def _pages(self, length):
         return -(-length // self.page_size)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdgen.errors import InputError
+from cdgen.llama import slots
 from cdgen.shared_cache import CacheShape, SharedKVCache
 
 SHAPES = (CacheShape(2, 1, 2, torch.float64), CacheShape(1, 2, 3, torch.float32))  # unlike in all they can be
@@ -25,8 +26,14 @@ def entries(tokens, shape):
     return torch.tensor(tokens).view(-1, 1, 1, 1) * 8 + torch.arange(np.prod(size)).view(size)
 
 
+def places(cache, texts, positions):
+    """Where tokens at these positions of texts lie, through the page table on the device."""
+    found = slots(cache.page_table, *torch.tensor([texts, positions], dtype=torch.long).unbind(), cache.page_size)
+    assert (found >= 0).all(), "every token has a page"
+    return found
+
+
 def write(cache, places, tokens):
-    assert places.dtype == torch.int64 and places.shape == (len(tokens),)
     page, offset = places // cache.page_size, places % cache.page_size
     for shape, keys, values in zip(SHAPES, cache.keys, cache.values, strict=True):
         keys[:, page, :, offset] = entries(tokens, shape).to(shape.dtype)
@@ -108,7 +115,7 @@ class Model:
             return assert_refused(cache, InputError, cache.allocate, length, n, new)
         slot = cache.allocate(length, n, new)
         tokens = [self.name() for _ in range(length)]
-        write(cache, cache.places(slot), tokens)
+        write(cache, places(cache, [slot] * length, list(range(length))), tokens)
         self.prompts[slot] = dict(name=self.name(), tokens=tokens, limit=length + new, unforked=n)
 
     def promise(self):
@@ -142,12 +149,13 @@ class Model:
         prompt["unforked"] -= n
 
     def extend(self, most=99):
-        slots = [slot for slot, text in self.texts.items() if len(text["tokens"]) < text["limit"]]
-        slots = self.rng.permutation(slots)[: self.rng.integers(1, most)].astype(int).tolist()
-        tokens = [self.name() for _ in slots]
-        self.cache.extend(slots)
-        write(self.cache, self.cache.newest_places(slots), tokens)
-        for slot, token in zip(slots, tokens, strict=True):
+        grow = [slot for slot, text in self.texts.items() if len(text["tokens"]) < text["limit"]]
+        grow = self.rng.permutation(grow)[: self.rng.integers(1, most)].astype(int).tolist()
+        tokens = [self.name() for _ in grow]
+        self.cache.extend(grow)
+        newest = [len(self.texts[slot]["tokens"]) for slot in grow]
+        write(self.cache, places(self.cache, grow, newest), tokens)
+        for slot, token in zip(grow, tokens, strict=True):
             self.texts[slot]["tokens"].append(token)
 
     def extend_illegally(self):
@@ -273,10 +281,9 @@ def test_stores_have_each_models_shape_and_keep_the_budget():
     pages = cache_size(cache)
     assert cache.keys[0].shape == cache.values[0].shape == (2, pages, 1, 4, 2) and cache.keys[0].dtype == torch.float64
     assert cache.keys[1].shape == cache.values[1].shape == (1, pages, 2, 4, 3) and cache.keys[1].dtype == torch.float32
-    parts = cache.bytes_per_part()
-    assert budget - cache.page_bytes < sum(parts["keys and values"]) <= budget
-    assert parts == {"keys and values": (pages * 4 * 64, pages * 4 * 48), "page table": 99 * 5 * 4}
-    assert cache.page_table.dtype == torch.int32
+    stored = sum(store.nbytes for store in (*cache.keys, *cache.values))
+    assert budget - cache.page_bytes < stored == pages * 4 * (64 + 48) <= budget
+    assert cache.page_table.dtype == torch.int32 and cache.page_table.shape == (99, 5)
     assert cache_size(SharedKVCache(SHAPES[:1], **sized)) == 99 * 5, "by default every slot holds max_length"
     assert cache_size(SharedKVCache(SHAPES[:1], memory_bytes=10**9, **sized)) == 99 * 5, "more could never be used"
 
