@@ -202,10 +202,10 @@ def test_pages_of_another_dtype(models):
         ContrastiveLM(**models, kv_cache_dtype="int8")
 
 
-@pytest.mark.parametrize("capacity", [256, 3])
+@pytest.mark.parametrize("capacity", [256, 20, 10, 3])
 def test_looking_every_few_steps_changes_nothing(models, exact, monkeypatch, capacity):
-    """As on a GPU: faults are told by tokens. With lists of three, many steps are drawn again from whole heads."""
-    lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), alpha=0.02, logprobs=False)
+    """As on a GPU: faults are told by tokens. With short lists many steps are drawn again from whole heads."""
+    lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), alpha=0.3, logprobs=False)
     expected = Engine(lm.pair, backend(lm, params), requests(), params).run()
     monkeypatch.setattr("cdgen_kernels.ops._raise_on_fault", lambda codes: None)
     monkeypatch.setattr("cdgen.paged._CAPACITY", capacity)
