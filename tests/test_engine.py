@@ -223,6 +223,16 @@ def test_looking_every_few_steps_changes_nothing(models, exact, monkeypatch, cap
     assert "steps" in looked and ("step" in looked or capacity > 3)
 
 
+@pytest.mark.parametrize("needs", [{"logprobs": True}, {"min_tokens": 3}, {"no_repeat_ngram_size": 1}], ids=str)
+def test_what_needs_the_host_is_looked_at_each_step(models, exact, needs):
+    """Where the backend would rather not, and texts around it end at any time; as texts are alone."""
+    lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), **{"logprobs": False} | needs)
+    expected = Engine(lm.pair, backend(lm, params, size=1), requests(), params).run()
+    texts = backend(lm, params, size=5)
+    texts.look_every = 3
+    assert Engine(lm.pair, texts, requests(), params).run() == expected
+
+
 class Clockwork:
     """A backend without models: the text in place p ends after lengths[p] tokens."""
 
