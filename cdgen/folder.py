@@ -61,33 +61,41 @@ class OutputFolder:
         Raises:
             CorpusError: no space, no permission; the temporary file is gone.
         """
-        with self.stream(name) as file:
+        with self.stream(name) as [file]:
             file.write(data)
         return hashlib.sha256(data).hexdigest()
 
     @contextlib.contextmanager
-    def stream(self, name):
-        """A binary file to write to piece by piece; it takes its name when the context ends well, else it is gone.
+    def stream(self, *names):
+        """A list of binary files to write to piece by piece.
+
+        They take their names, in this order, once the context has ended well and all of them are on the disk; else
+        they are gone.
 
         Raises:
             CorpusError: no space, no permission.
         """
-        temporary = self.path / f"{_TEMPORARY}{name}"
+        temporaries = [self.path / f"{_TEMPORARY}{name}" for name in names]
         try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
+            with contextlib.ExitStack() as stack:
+                files = [stack.enter_context(open(temporary, "wb")) for temporary in temporaries]
+                yield files
+                for file in files:
+                    file.flush()
+                    os.fsync(file.fileno())
+            for name, temporary in zip(names, temporaries, strict=True):
+                os.replace(temporary, self.path / name)
             if self._lock is not None:
                 os.fsync(self._lock)  # the folder's own entry
         except OSError as error:
-            if error.filename and str(error.filename) != str(temporary):  # a file that the context's body reads
+            if error.filename and Path(error.filename) not in temporaries:  # a file that the context's body reads
                 raise
-            raise CorpusError(f"{self.path / name}: cannot be written: {error.strerror}") from error
+            where = self.path / names[0] if len(names) == 1 else self.path
+            raise CorpusError(f"{where}: cannot be written: {error.strerror or error}") from error
         finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            for temporary in temporaries:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
     def remove(self, *patterns):
         """Delete the files and folders that match glob patterns."""

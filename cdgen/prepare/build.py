@@ -69,10 +69,9 @@ def _describe(sources, inputs, settings):
         about = asdict(source) | {"read": source.read and source.read.__name__, "inputs": []}
         paths = [path for other, path in inputs if other == number]
         for path in paths:
-            digest, size = _digest(path)
-            about["inputs"].append({"path": path, "label": label(path, paths), "bytes": size, "sha256": digest})
+            about["inputs"].append({"path": path, "label": label(path, paths)} | _input(path))
         described.append(about)
-    manifest = {"format_version": FORMAT_VERSION, "complete": False, "settings": settings, "sources": described}
+    manifest = {"format_version": FORMAT_VERSION, "settings": settings, "sources": described}
     compared = [
         about
         | {"paths": None, "inputs": [{name: one[name] for name in ("label", "sha256")} for one in about["inputs"]]}
@@ -85,15 +84,16 @@ def _describe(sources, inputs, settings):
     }
 
 
-def _digest(path):
-    """(sha256, bytes) of a file, of a folder's files, or (None, None) of the hub."""
+def _input(path):
+    """Size and sha256 of a file or of a folder's files; of the hub, neither."""
     if path.startswith(HUB):
-        return None, None
+        return {"bytes": None, "sha256": None}
     if not os.path.isdir(path):
-        return file_sha256(path), os.path.getsize(path)
+        return {"bytes": os.path.getsize(path), "sha256": file_sha256(path)}
     inside = sorted(file for file in Path(path).rglob("*") if file.is_file())
-    digests = [(str(file.relative_to(path)), file_sha256(file)) for file in inside]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest(), sum(file.stat().st_size for file in inside)
+    digests = json.dumps([(str(file.relative_to(path)), file_sha256(file)) for file in inside])
+    size = sum(file.stat().st_size for file in inside)
+    return {"bytes": size, "sha256": hashlib.sha256(digests.encode()).hexdigest()}
 
 
 def _read_manifest(folder):
@@ -122,8 +122,6 @@ def _is_done(folder, manifest, overwrite):
         raise InputError(
             f"{folder.path}: holds a corpus of other sources or settings; choose another folder, or --overwrite"
         )
-    if not old["complete"]:
-        return False
     digests = {name: folder.sha256(name) for name in old["files"]}
     for name, about in old["files"].items():
         if not overwrite and digests[name] not in (None, about["sha256"]):
@@ -156,38 +154,44 @@ def _write(folder, manifest, sources, inputs, progress):
         about |= {"empty": none} | found
     _check(sources, manifest)
 
-    wanted = [name for name in SPLITS if name == "train" or settings[name]]
     progress.begin("written", sum(index.bytes))
-    with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(folder.stream(_file(name))) for name in wanted]
-        rows = dict(zip(wanted, (stack.enter_context(_Rows(file)) for file in opened), strict=True))
-        to = [rows.get(name) for name in SPLITS]
-        at = 0
-        for (number, path), about in zip(inputs, _inputs(manifest), strict=True):
-            source = sources[number]
-            for record, text in documents(source, path):
-                text = text.strip()
-                if not text:
-                    continue
-                if at < len(index):
-                    if decision[at] != LEFT_OUT:
-                        to[decision[at]].add(f"{source.name}/{about['label']}:{record}", source.name, text)
-                    progress.advance(index.bytes[at])
-                at += 1
+    wanted = [name for name in SPLITS if name == "train" or settings[name]]
+    # the manifest is first to take its name: a run that is killed while the others take theirs goes on
+    with folder.stream(MANIFEST, *map(_file, wanted)) as [file, *opened]:
+        with contextlib.ExitStack() as stack:
+            rows = {name: stack.enter_context(_Rows(out)) for name, out in zip(wanted, opened, strict=True)}
+            to = [rows.get(name) for name in SPLITS]
+            count = _distribute(sources, inputs, manifest, index, decision, to, progress)
         for (_, path), state in zip(inputs, states, strict=True):
             if _state(path) != state:
                 raise CorpusError(f"{path}: changed while it was read; run again")
-        if at != len(index):  # the hub gave other documents the second time
+        if count != len(index):  # the hub gave other documents the second time
             raise CorpusError("the sources changed while they were read; run again")
+        manifest["files"] = {_file(name): _output(out) for name, out in zip(wanted, opened, strict=True)}
+        file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
         folder.remove(*map(_file, SPLITS))  # of the corpus that is overwritten
-        # before the files take their names, so that a run that is killed meanwhile goes on
-        _write_manifest(folder, manifest)
-    manifest["files"] = {
-        name: {"bytes": (folder.path / name).stat().st_size, "sha256": folder.sha256(name)}
-        for name in map(_file, wanted)
-    }
-    manifest["complete"] = True
-    _write_manifest(folder, manifest)
+
+
+def _distribute(sources, inputs, manifest, index, decision, rows, progress):
+    """Read all again and put every document where it goes; returns how many there were."""
+    at = 0
+    for (number, path), about in zip(inputs, _inputs(manifest), strict=True):
+        source = sources[number]
+        for record, text in documents(source, path):
+            text = text.strip()
+            if not text:
+                continue
+            if at < len(index):
+                if decision[at] != LEFT_OUT:
+                    rows[decision[at]].add(f"{source.name}/{about['label']}:{record}", source.name, text)
+                progress.advance(index.bytes[at])
+            at += 1
+    return at
+
+
+def _output(file):
+    file.flush()
+    return {"bytes": file.tell(), "sha256": file_sha256(file.name)}
 
 
 def _inputs(manifest):
@@ -204,7 +208,6 @@ def _state(path):
 
 def _check(sources, manifest):
     """Raise where a source or a split came out empty; warn of budgets that could not be filled."""
-    totals = {}
     for source, about in zip(sources, manifest["sources"], strict=True):
         chosen = sum(about[name]["documents"] for name in SPLITS)
         if not chosen:
@@ -213,24 +216,23 @@ def _check(sources, manifest):
         words = sum(about[name]["words"] for name in SPLITS)
         if source.words is not None and not about["over_budget"] and words < source.words:
             log.warning("source %s: has %d words, fewer than the %.0f asked for", source.name, words, source.words)
-    for name in SPLITS:
-        totals[name] = {
+    totals = {
+        name: {
             unit: sum(about[name][unit] for about in manifest["sources"]) for unit in ("documents", "words", "bytes")
         }
-        share = 1 if name == "train" else manifest["settings"][name]
+        for name in SPLITS
+    }
+    held_out = {name: manifest["settings"][name] for name in ("test", "seeds")}
+    for name, share in {"train": 1 - sum(held_out.values()), **held_out}.items():
         if share and not totals[name]["documents"]:
             count = sum(total["documents"] for total in totals.values())
             raise InputError(
-                f"split {name}: holds no document; of {count} documents none falls into a share of {share}; "
+                f"split {name}: holds no document; of {count} documents none falls into a share of {share:g}; "
                 "give more or smaller documents, or another share"
             )
     manifest["counts"] = totals | {
         unit: sum(about[unit] for about in manifest["sources"]) for unit in ("duplicates", "over_budget", "empty")
     }
-
-
-def _write_manifest(folder, manifest):
-    folder.write(MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 class _Rows:

@@ -53,22 +53,29 @@ class Index:
 
         order = np.lexsort((split_hash, order_hash))  # stable: the first of equal texts comes first
         same = (order_hash[order[1:]] == order_hash[order[:-1]]) & (split_hash[order[1:]] == split_hash[order[:-1]])
-        repeated = np.zeros(len(self), dtype=bool)
-        repeated[order[1:][same]] = True
-        kept = ~repeated
+        text = np.empty(len(self), dtype=np.int64)  # the same number for equal texts
+        text[order] = np.concatenate([[0], np.cumsum(~same)])[: len(self)]
 
-        own = [words[kept & (source == number)].sum(dtype=np.int64) for number in range(len(sources))]
-        for number, budget in enumerate(_budgets(sources, own)):
+        # within a source, then its budget, then among sources: so no source takes from another's budget
+        repeated = np.zeros(len(self), dtype=bool)
+        of_source = [order[source[order] == number] for number in range(len(sources))]
+        for chosen in of_source:
+            repeated[chosen[1:][text[chosen[1:]] == text[chosen[:-1]]]] = True
+        over = np.zeros(len(self), dtype=bool)
+        own = [int(words[chosen[~repeated[chosen]]].sum(dtype=np.int64)) for chosen in of_source]
+        for chosen, budget in zip(of_source, _budgets(sources, own), strict=True):
             if budget is not None:
-                of_source = order[(source[order] == number) & kept[order]]
-                kept[of_source[np.cumsum(words[of_source], dtype=np.int64) > budget]] = False
+                unique = chosen[~repeated[chosen]]
+                over[unique[np.cumsum(words[unique], dtype=np.int64) > budget]] = True
+        left = order[~(repeated | over)[order]]
+        repeated[left[1:][text[left[1:]] == text[left[:-1]]]] = True
+        kept = ~(repeated | over)
         decision[~kept] = LEFT_OUT
 
         counts = []
         for number in range(len(sources)):
             mine = source == number
-            duplicates = int((repeated & mine).sum())
-            about = {"duplicates": duplicates, "over_budget": int((~kept & mine).sum()) - duplicates}
+            about = {"duplicates": int((repeated & mine).sum()), "over_budget": int((over & mine).sum())}
             for code, name in enumerate(SPLITS):
                 chosen = mine & (decision == code)
                 about[name] = {
