@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine import Engine, Pair, Request
 from cdgen.errors import InputError
+from cdgen.llama import LlamaRunner
 from cdgen.paged import PagedTexts
 from cdgen_kernels.layers import paged_attention
 from cdgen_kernels.ops import Samples, implementation
@@ -97,6 +98,19 @@ def test_bad_scored_at_the_candidates_draws_what_whole_logits_draw(models):
             for r in lm.generate(PROMPTS, free(alpha=alpha, n=6, logprobs=False))
         ]
         assert plain == [[output.token_ids for output in r.outputs] for r in lm.generate(PROMPTS, params)]
+
+
+def test_a_prompts_noise_is_that_of_its_first_text(models, monkeypatch):
+    """Also of a prompt whose first text runs elsewhere, so that a shard may begin in the middle of a prompt's texts."""
+    lm, seen, original = ContrastiveLM(models["good"], dropout=0.3), [], LlamaRunner.hidden_states
+
+    def spy(self, *given):
+        seen.append(given[8])
+        return original(self, *given)
+
+    monkeypatch.setattr(LlamaRunner, "hidden_states", spy)
+    lm.continue_rows(PROMPTS, [(0, 2), (2, 0), (2, 1)], free(max_tokens=1))
+    assert seen[0].tolist() == [0] * 3 + [2 << 32] * 2
 
 
 def test_bads_output_layer_is_not_computed(models, monkeypatch):
