@@ -100,6 +100,18 @@ def test_bad_scored_at_the_candidates_draws_what_whole_logits_draw(models):
         assert plain == [[output.token_ids for output in r.outputs] for r in lm.generate(PROMPTS, params)]
 
 
+def test_prompts_are_computed_a_few_at_a_time(models, exact, monkeypatch):
+    """Also one that is longer than what is computed at once."""
+    lm, seen, original = ContrastiveLM(**models), [], LlamaRunner.hidden_states
+    expected = drawn(lm.generate(PROMPTS, free()))
+    monkeypatch.setattr("cdgen.paged.PREFILL_TOKENS", 20)
+    monkeypatch.setattr(
+        LlamaRunner, "hidden_states", lambda self, ids, *rest: seen.append(len(ids)) or original(self, ids, *rest)
+    )
+    assert drawn(lm.generate(PROMPTS, free())) == expected
+    assert seen[0:10:2] == [3 + 16, 2, 37, 1 + 3 + 13, 21]
+
+
 def test_a_prompts_noise_is_that_of_its_first_text(models, monkeypatch):
     """Also of a prompt whose first text runs elsewhere, so that a shard may begin in the middle of a prompt's texts."""
     lm, seen, original = ContrastiveLM(models["good"], dropout=0.3), [], LlamaRunner.hidden_states
