@@ -189,6 +189,16 @@ def test_batching_and_n_do_not_change_a_text(folders):
     assert four == [continuations[:4] for continuations in texts[0]]
 
 
+def test_static_batches_and_pages_draw_the_same_texts(lm, folders, static):
+    """With texts that end at any time among others that go on."""
+    other = ContrastiveLM(folders["good"], folders["bad"], max_num_seqs=16)
+    assert other.static and not lm.static
+    params = free(n=6, max_tokens=20, stop_token_ids=tuple(range(40, 120)), no_repeat_ngram_size=2, alpha=0.01)
+    texts = drawn(lm.generate(PROMPTS, params))
+    assert drawn(other.generate(PROMPTS, params)) == texts
+    assert len({len(text) for request in texts for text in request}) > 4
+
+
 def test_texts_keep_their_number_in_any_order(lm):
     params = free()
     ids = [lm.prompt_ids(prompt, "") for prompt in PROMPTS]
