@@ -215,6 +215,11 @@ def test_a_budget_too_small_for_one_text_is_refused(models):
         lm.generate(PROMPTS, free())
 
 
+def test_without_a_budget_there_is_room_for_the_texts_that_run_and_a_prompt(models):
+    for size in (1, 4):
+        assert backend(ContrastiveLM(**models), free(), size).cache.free_pages == (size + 1) * -(-46 // 16)
+
+
 def test_pages_of_another_dtype(models):
     """bfloat16 pages under a float32 model: half the memory, and log-probabilities near those of float32."""
     full = ContrastiveLM(**models)
