@@ -9,6 +9,7 @@ from families import FAMILIES, LLAMA_LIKE, ids
 from cdgen.bad import attention_dropout, first_layers
 from cdgen.llama import LlamaRunner, slots, unsupported
 from cdgen.models import LanguageModel, load
+from cdgen_kernels.layers import paged_attention
 
 WINDOW = {
     "sliding_window": 6,
@@ -170,7 +171,7 @@ def test_weights_are_shared_with_the_module_and_with_a_bad_made_of_it(tmp_path):
     assert all(torch.equal(before[name], loaded[name]) for name in before)
 
 
-def test_dropout_belongs_to_the_text_and_not_to_the_batch():
+def test_dropout_belongs_to_the_text_and_not_to_the_batch(monkeypatch):
     runner = LlamaRunner(make_llama(0), 64, dropout=0.3)
     seed, text = torch.tensor([7]), ids(1, 12)[0].tolist()
 
@@ -186,5 +187,12 @@ def test_dropout_belongs_to_the_text_and_not_to_the_batch():
     torch.testing.assert_close(among[1], alone, rtol=1e-5, atol=1e-5)
     for other in (among[0], among[2], *run([(0, 5)], torch.tensor([8])), *run([(0, 5)], torch.tensor([7 + 2**32]))):
         assert (other - alone).abs().max() > 0.1
+    given = []
+    monkeypatch.setattr(
+        "cdgen.llama.paged_attention",
+        lambda *rest, **options: given.append(options) or paged_attention(*rest, **options),
+    )
+    run([(0, 5)])
+    assert [(options["layer"], options["dropout"]) for options in given] == [(0, 0.3), (1, 0.3)]
     runner.dropout = 0.0
     assert (run([(0, 5)])[0] - alone).abs().max() > 0.1
