@@ -198,13 +198,15 @@ class _Run:
         config = self.config
         count = min(config.eval_blocks or self.test.blocks, self.test.blocks)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        own = range(self.rank, count, self.world)
+        size = config.micro_batch_size
         self.model.eval()
         with torch.no_grad():
-            for start in range(0, len(own), config.micro_batch_size):
-                numbers = own[start : start + config.micro_batch_size]
-                blocks = torch.from_numpy(np.stack([self.test.block(number) for number in numbers]))
-                total += self.model(blocks.to(self.device))
+            for start in range(0, count, size * self.world):
+                own = range(start + self.rank, min(start + size * self.world, count), self.world)
+                # a process without blocks of its own runs along: sharded models wait for each other
+                blocks = torch.from_numpy(np.stack([self.test.block(number) for number in own or [0]]))
+                loss = self.model(blocks.to(self.device))
+                total += loss if own else 0
         self.model.train()
         return self.accelerator.reduce(total).item() / (count * (config.block_size - 1))
 
