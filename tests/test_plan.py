@@ -32,7 +32,10 @@ def test_the_cache_takes_what_is_stated(good, bad):
     """Pages of prompts are shared, and those of texts are whole."""
     lm = ContrastiveLM(good, bad)
     texts = PagedTexts(lm.pair, SamplingParams(max_tokens=60), 8, 80)
-    stated = parts_of_memory(Shape.of(good.config), Shape.of(bad.config), 0, 8, JOB, 4, 4)["cache"]
+    shape = Shape.of(good.config)
+    memory = parts_of_memory(shape, Shape.of(bad.config), 0, 8, JOB, 4, 4)
+    stated = memory["cache"]
+    assert memory["activations"] == 2 * 20 * 4 * (3 * 128 + 6 * 64) + 8 * 8 * 300, "two prompts, and logits of 8 texts"
     pages = 8 * (5 - 1) + 2 * 1  # a text has 5 pages, the first of which is its prompt's; two prompts
     assert stated == pages * texts.cache.page_bytes
 
