@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import tempfile
 from pathlib import Path
 
 from cdgen.errors import CorpusError, InputError
@@ -76,11 +75,13 @@ def train_tokenizer(corpus, out, *, vocab_size=32000, overwrite=False):
         manifest |= {"versions": {"tokenizers": tokenizers.__version__}}
         files = _files(trained)
         manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        folder.remove(*files)
-        # before the files, so that a run that is killed among them goes on
-        folder.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-        for name, data in files.items():
-            folder.write(name, data)
+        # the manifest is first to take its name: a run that is killed while the others take theirs goes on
+        with folder.stream(MANIFEST, *files) as opened:
+            for file, data in zip(
+                opened, [(json.dumps(manifest, indent=1) + "\n").encode(), *files.values()], strict=True
+            ):
+                file.write(data)
+            folder.remove(*files)  # of the tokenizer that is overwritten
     return entries, True
 
 
@@ -129,14 +130,16 @@ def _train(path, vocab_size):
 
 
 def _files(trained):
-    """The files of a tokenizer, by name, as transformers writes them."""
-    from transformers import PreTrainedTokenizerFast
-
-    bos, eos, pad = SPECIAL_TOKENS
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=trained, bos_token=bos, eos_token=eos, pad_token=pad)
-    with tempfile.TemporaryDirectory() as scratch:
-        wrapped.save_pretrained(scratch)
-        return {file.name: file.read_bytes() for file in sorted(Path(scratch).iterdir())}
+    """The files that transformers loads, by name."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True)),
+        "clean_up_tokenization_spaces": False,  # else " ." comes back as "."
+    }
+    return {
+        "tokenizer.json": trained.to_str(pretty=True).encode(),
+        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+    }
 
 
 def add_tokenizer(commands):
