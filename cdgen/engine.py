@@ -2,7 +2,7 @@
 
 The loop knows nothing of caches and models. It has one of two backends: :class:`cdgen.paged.PagedTexts`, which takes a
 new text wherever one has ended, and :class:`cdgen.static_batch.StaticBatch`, for any model of transformers, which
-takes texts only when none is running. A backend has
+takes one batch and runs it to its end. A backend has
 
     admit(request, most)        how many of a request's texts may start now, 0 to `most`; room for them is set aside
     start([(request, n), ...])  (slots, outputs): computes what prompts it must, and starts n texts of each

@@ -18,7 +18,7 @@ class StaticBatch:
 
     Args:
         pair: :class:`~cdgen.engine.Pair`. params: :class:`~cdgen.params.SamplingParams`.
-        max_num_seqs: texts of the batch at most.
+        max_num_seqs: texts of the batch.
     """
 
     look_every = 1
@@ -26,11 +26,10 @@ class StaticBatch:
     def __init__(self, pair, params, max_num_seqs):
         self.max_num_seqs, self._pair, self._params = max_num_seqs, pair, params
         self._models = pair.models(params)
-        self._running = 0
 
     def admit(self, request, most):
-        """See :mod:`cdgen.engine`: rows of one batch have one length, so all start together."""
-        return 0 if self._running else most
+        """See :mod:`cdgen.engine`. Rows of a batch have one length, so all start together, and none after them."""
+        return most
 
     def start(self, starts):
         """See :mod:`cdgen.engine`."""
@@ -45,7 +44,7 @@ class StaticBatch:
         outputs = [model.last_logits(ids, mask, positions, cache) for model, cache in pairs]
         counts = [count for _, count in starts]
         owner = torch.arange(len(starts), device=device).repeat_interleave(torch.tensor(counts, device=device))
-        self._running, self._filled = len(owner), width
+        self._filled = width
         self._caches = [cache.fork(owner, width + self._params.max_tokens) for cache in caches]
         self._mask = mask.new_ones(len(owner), width + self._params.max_tokens)
         self._mask[:, :width] = mask[owner]
@@ -68,7 +67,7 @@ class StaticBatch:
         return sample(outputs[0], bad, rows, vocab_size=self._pair.vocab_size, **options)
 
     def release(self, slots):
-        self._running -= len(slots)
+        """See :mod:`cdgen.engine`: the rows stay until the batch ends."""
 
 
 def _left_padded(prompts, device):

@@ -146,12 +146,20 @@ def test_other_families_are_told_apart(name):
 
 def test_what_a_llama_may_be_that_is_not_supported():
     assert "type dynamic" in unsupported(make(rope(rope_type="dynamic", factor=2.0)))
+    partial = rope(rope_type="linear", factor=2.0, partial_rotary_factor=0.5)
+    assert "only a part of each head" in unsupported(make(partial))
     mixed = make_llama(0)
     mixed.model.norm.bfloat16()
     assert "bfloat16, float32" in unsupported(mixed)
     wrapped = make_llama(0)
     wrapped.model.layers[0].mlp.up_proj = torch.nn.Sequential(wrapped.model.layers[0].mlp.up_proj)
     assert "not plain" in unsupported(wrapped)
+
+
+def test_where_tokens_are_written():
+    table = torch.tensor([[7, 2, -1], [4, -1, -1]]).int()
+    row, position = torch.tensor([0, 0, 0, 1, -1]).int(), torch.tensor([3, 4, 8, 1, 1])
+    assert slots(table, row, position, 4).tolist() == [31, 8, -1, 17, -1]
 
 
 def test_weights_are_shared_with_the_module_and_with_a_bad_made_of_it(tmp_path):
