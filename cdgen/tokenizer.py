@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from itertools import chain
 from pathlib import Path
 
 from cdgen.errors import CorpusError, InputError
@@ -14,7 +15,7 @@ LEAST = 256 + len(SPECIAL_TOKENS)  # every byte is a token
 MANIFEST = "manifest.json"
 
 
-def train_tokenizer(corpus, out, *, vocab_size=32000, overwrite=False):
+def train_tokenizer(corpus, out, *, vocab_size=32000, overwrite=False, progress=None):
     """Train byte-level BPE on a corpus and write it to a folder that transformers' AutoTokenizer loads.
 
     `<s>` (0) is put in front of every text; `</s>` (1), the end of a document, is for whoever joins documents to put;
@@ -25,6 +26,7 @@ def train_tokenizer(corpus, out, *, vocab_size=32000, overwrite=False):
         out: the folder.
         vocab_size: entries, with the special tokens; a corpus of few words gives fewer.
         overwrite: write anew what the folder holds of another corpus or size.
+        progress: see :mod:`cdgen.prepare.progress`.
     Returns:
         (entries, False where the folder held this very tokenizer already)
     Raises:
@@ -34,6 +36,7 @@ def train_tokenizer(corpus, out, *, vocab_size=32000, overwrite=False):
     import tokenizers
 
     from cdgen.folder import OutputFolder, file_sha256
+    from cdgen.prepare.progress import Progress
 
     if vocab_size < LEAST:
         raise InputError(
@@ -67,7 +70,7 @@ def train_tokenizer(corpus, out, *, vocab_size=32000, overwrite=False):
                 return old["entries"], False
         elif old is None and (folder.path / "tokenizer.json").exists():
             raise CorpusError(f"{folder.path}: holds tokenizer.json but no {MANIFEST}; choose another folder")
-        trained = _train(path, vocab_size)
+        trained = _train(path, vocab_size, progress or Progress())
         entries = trained.get_vocab_size()
         if entries < vocab_size:
             log.warning("%s: gives %d entries, not %d: it has no more pairs to join", path, entries, vocab_size)
@@ -98,7 +101,7 @@ def _read_manifest(folder):
     raise CorpusError(f"{path}: is not that of a tokenizer; choose another folder")
 
 
-def _train(path, vocab_size):
+def _train(path, vocab_size, progress):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     from cdgen.records import records
@@ -118,9 +121,10 @@ def _train(path, vocab_size):
         raise InputError(f"{path}: holds no documents")
 
     def texts():
-        yield first[1]
-        for _, text in found:
+        progress.begin("read")
+        for _, text in chain([first], found):
             yield text
+            progress.advance(len(text))
 
     tokenizer.train_from_iterator(texts(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -151,13 +155,21 @@ def add_tokenizer(commands):
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the tokenizer goes")
     parser.add_argument("--vocab-size", type=int, default=32000, metavar="N", help="entries (default: 32000)")
     parser.add_argument("--overwrite", action="store_true", help="replace another tokenizer in the folder")
-    parser.add_argument("--quiet", action="store_true", help="say nothing")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run_tokenizer)
 
 
 def run_tokenizer(args):
     """Train the tokenizer and say how large it is; returns the exit code."""
-    entries, written = train_tokenizer(args.corpus, args.out, vocab_size=args.vocab_size, overwrite=args.overwrite)
+    from cdgen.prepare.progress import choose
+
+    progress = choose(args.quiet)
+    try:
+        entries, written = train_tokenizer(
+            args.corpus, args.out, vocab_size=args.vocab_size, overwrite=args.overwrite, progress=progress
+        )
+    finally:
+        progress.close()
     if not args.quiet:
         state = "written" if written else "complete already, nothing to do"
         print(f"{args.out}: {state}; {entries} entries")

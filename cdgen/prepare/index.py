@@ -1,4 +1,4 @@
-"""What is known of every document without its text: 28 bytes, from which splits, duplicates and budgets follow.
+"""What is known of every document without its text: 30 bytes, from which splits, duplicates and budgets follow.
 
 All of it is a function of the text alone (the first 8 bytes of its hash decide the split, the other 8 the order in
 which a budget is filled), so that equal texts meet in one split, whichever sources they stand in and in whatever order.
