@@ -7,6 +7,7 @@ from cdgen import __version__
 from cdgen.errors import CorpusError, InputError
 from cdgen.options import Parser, add_generate, add_plan, add_sampling, sampling_params
 from cdgen.prepare.options import add_prepare
+from cdgen.recipe import add_run
 from cdgen.tokenizer import add_tokenizer
 from cdgen.training.options import add_models, add_train
 
@@ -27,6 +28,7 @@ def build_parser():
     add_tokenizer(commands)
     add_train(commands)
     add_models(commands)
+    add_run(commands)
     plan = commands.add_parser(
         "plan",
         help="what fits, and how long it takes at best",

