@@ -1,113 +1,28 @@
-"""Training: against transformers' Trainer, killed and resumed, on two processes, and every mistake in one line."""
+"""Training: the curve of transformers' Trainer, perplexities, corpora, and every mistake in one line."""
+# ruff: noqa: F401, F811 (fixtures are imported)
 
 import json
 import math
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SENTENCES, VOCABULARY, make_tokenizer
+from conftest import VOCABULARY, make_tokenizer
 from safetensors.torch import load_file
+from small_runs import BATCH, BLOCK, command, data, documents, log_of, settings, unbroken, write_config, write_parquet
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, CohereConfig, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from cdgen import ContrastiveLM, SamplingParams, TrainConfig, runs, train
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
-from cdgen.folder import OutputFolder
 from cdgen.training import corpora
 from cdgen.training.config import FIELDS, PRESETS
-from cdgen.training.logs import Log
 from cdgen.training.mixture import Mixture
 from cdgen.training.model import build, operations_per_token, parameter_groups
 from cdgen.training.tokens import Pool
-
-BLOCK, BATCH, STEPS, EVERY = 32, 8, 200, 40
-
-
-def documents(count, seed):
-    dice = random.Random(seed)
-    return [" ".join(dice.choices(SENTENCES, k=dice.randint(1, 6))) for _ in range(count)]
-
-
-def write_parquet(path, texts):
-    table = {"id": list(map(str, range(len(texts)))), "source": ["a"] * len(texts), "text": texts}
-    pq.write_table(pa.table(table), path)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder with a tokenizer, a prepared corpus, synthetic text, a config of 2 layers, and the cache of tokens."""
-    folder = tmp_path_factory.mktemp("data")
-    make_tokenizer().save_pretrained(folder / "tokenizer")
-    (folder / "real").mkdir()
-    write_parquet(folder / "real" / "train.parquet", documents(120, 0))
-    write_parquet(folder / "real" / "test.parquet", documents(20, 1))
-    (folder / "synthetic.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(20, 2)))
-    write_config(folder / "shape")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CDGEN_CACHE", str(folder / "cache"))
-        yield folder
-
-
-def write_config(folder, **changes):
-    config = {
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False,
-    }  # fmt: skip
-    LlamaConfig(**config | changes).save_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def settings(data):
-    def make(out, **changes):
-        values = {
-            "corpus": data / "real", "tokenizer": data / "tokenizer", "synthetic": [str(data / "synthetic.jsonl")],
-            "model": data / "shape", "batch_size": BATCH, "micro_batch_size": 4, "block_size": BLOCK, "steps": STEPS,
-            "warmup_steps": 15, "save_every": EVERY, "out": out,
-        } | changes  # fmt: skip
-        return {name: value if isinstance(value, (int, float, list)) else str(value) for name, value in values.items()}
-
-    return make
-
-
-def command(settings):
-    flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
-    return [
-        "train",
-        *(x for flag, value in flags.items() for x in (flag, *(value if value.__class__ is list else [value]))),
-    ]
-
-
-@pytest.fixture(scope="module")
-def unbroken(settings, tmp_path_factory):
-    out = tmp_path_factory.mktemp("unbroken") / "run"
-    train(TrainConfig(**settings(out)))
-    return out
-
-
-def log_of(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def assert_same_run(out, unbroken):
-    """Weights and state to the bit, and the same losses, each step once."""
-    for name in ("model.safetensors", "state.safetensors"):
-        found, due = (load_file(run / f"step_{STEPS:06d}" / name) for run in (out, unbroken))
-        assert found.keys() == due.keys()
-        assert [name for name in due if not torch.equal(found[name], due[name])] == []
-    numbers = [[(r["step"], r.get("loss"), r.get("test_loss")) for r in log_of(run)] for run in (out, unbroken)]
-    assert numbers[0] == numbers[1]
-
 
 # ------------------------------------------------------------------------------------------------ the numbers
 
@@ -195,154 +110,6 @@ def test_presets_are_the_papers():
     # weights that multiply: layers, norms and output layer; attention's products with keys and with values
     products = inner["paper"] + 768 + 32_000 * 768
     assert operations_per_token(good, 1024) == 6 * products + 12 * 12 * 768 * 1024
-
-
-# ------------------------------------------------------------------------------------------------ broken off
-
-
-def test_a_killed_run_resumes_to_the_same_weights(settings, unbroken, cdgen_command, tmp_path, data):
-    """kill -9 in step 97 or soon after, between the checkpoints of steps 80 and 120."""
-    out = tmp_path / "run"
-    argv = command(settings(out))
-    child = cdgen_command.start(*argv, CDGEN_CACHE=str(data / "cache"))
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if (out / "log.jsonl").exists() and '"step": 97,' in (out / "log.jsonl").read_text():
-            break
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    code, output = cdgen_command.wait()
-    assert code == -signal.SIGKILL, output
-    assert 97 <= log_of(out)[-1]["step"] < 120 and not (out / "step_000120").exists()
-    code, output = cdgen_command(*argv, CDGEN_CACHE=str(data / "cache"))
-    assert code == 0 and "200 steps to train, 80 done before" in output
-    assert_same_run(out, unbroken)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_step_it_comes_in(number, settings, unbroken, cdgen_command, tmp_path, data):
-    out = tmp_path / "run"
-    child = cdgen_command.start(*command(settings(out)), CDGEN_CACHE=str(data / "cache"))
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (out / "step_000080").exists():
-        time.sleep(0.001)
-    time.sleep(0.1)
-    os.kill(child, number)
-    code, output = cdgen_command.wait()
-    step = json.loads((out / "run.json").read_text())["checkpoints"][-1]["step"]
-    assert code == 128 + number and step > 80 and step % EVERY and log_of(out)[-1]["step"] == step
-    assert output.splitlines()[-1].startswith(f"cdgen: interrupted; saved as step {step}, and the same command goes on")
-    train(TrainConfig(**settings(out)))
-    assert_same_run(out, unbroken)
-    assert not (out / f"step_{step:06d}").exists(), "the next checkpoint takes its place"
-    steps = [one["step"] for one in json.loads((out / "run.json").read_text())["checkpoints"]]
-    assert steps == list(range(EVERY, STEPS + 1, EVERY))
-
-
-def test_states_are_kept_for_the_last_checkpoints(unbroken):
-    kept = sorted(path.parent.name for path in unbroken.glob("*/state.safetensors"))
-    assert kept == ["step_000160", "step_000200"]
-    assert not list(unbroken.glob(".tmp-*"))
-
-
-def test_a_checkpoint_cut_short_is_refused_and_the_one_before_offered(settings, unbroken, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(unbroken, out)
-    last = out / "step_000200"
-    for name in ("model.safetensors", "state.safetensors"):
-        content = (last / name).read_bytes()
-        (last / name).write_bytes(content[:-1])
-        with pytest.raises(CorpusError, match=f"{name}: is missing, cut short or altered; delete {last}, and the same "
-                                              "command goes on from step 160"):  # fmt: skip
-            train(TrainConfig(**settings(out)))
-        (last / name).write_bytes(content)
-    shutil.rmtree(last)
-    train(TrainConfig(**settings(out)))
-    assert_same_run(out, unbroken)
-    for name in ("step_000160", "step_000200"):
-        (out / name / "state.safetensors").unlink()
-    with pytest.raises(CorpusError, match="and the same command begins anew"):
-        train(TrainConfig(**settings(out)))
-
-
-def test_a_full_disk_leaves_the_checkpoints_before(settings, cdgen_command, tmp_path, data):
-    """No file may grow over 100,000 bytes: the log, the corpus and run.json fit, the weights do not."""
-    out, cache = tmp_path / "run", str(data / "cache")
-    code, output = cdgen_command(*command(settings(out, steps=80)), limit=100_000, CDGEN_CACHE=cache)
-    assert code == 1 and "Traceback" not in output
-    assert f"cdgen: error: {out}/step_000040: cannot be written: " in output.splitlines()[-1]
-    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "run.json"]
-    code, output = cdgen_command(*command(settings(out, steps=80)), CDGEN_CACHE=cache)
-    assert code == 0 and "80 steps to train, 0 done before" in output
-
-
-def test_the_log_is_cut_where_a_run_goes_on(tmp_path):
-    with OutputFolder(tmp_path) as folder:
-        (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step')
-        log = Log(folder, 2, tensorboard=False)
-        log.write(3, loss=1.5)
-        log.close()
-    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.5}\n'
-
-
-# ------------------------------------------------------------------------------------------------ processes, dtypes
-
-
-# accelerate shards on GPUs alone; told so, its FSDP works on CPUs too
-SHARDED = """
-import sys
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedType
-from torch.distributed.tensor import DTensor
-from cdgen.cli import main
-from cdgen.training import trainer
-
-class Sharding(Accelerator):
-    def __init__(self, **options):
-        wrapped = {"auto_wrap_policy": "transformer_based_wrap", "transformer_cls_names_to_wrap": ["LlamaDecoderLayer"]}
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **wrapped)
-        super().__init__(**options)
-        self.state.distributed_type, self.state.fsdp_plugin = DistributedType.FSDP, plugin
-
-    def prepare(self, *args):
-        prepared = super().prepare(*args)
-        assert all(isinstance(x, DTensor) for x in prepared[0].parameters())
-        return prepared
-
-trainer.Accelerator = Sharding
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
-def test_two_processes_train_as_one(sharded, settings, tmp_path, data):
-    """20 steps under gloo, two parts a step, 5 test blocks; and what two processes began, one goes on with."""
-    given = settings(tmp_path / "one", steps=20, save_every=10, micro_batch_size=2, eval_blocks=5)
-    train(TrainConfig(**given))
-    given["out"] = str(tmp_path / "two")
-    (tmp_path / "sharded.py").write_text(SHARDED)
-    program = [str(tmp_path / "sharded.py")] if sharded else ["-m", "cdgen"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
-    environment = {"CDGEN_CACHE": str(data / "cache"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    argv = list(map(str, command(given)))
-    done = subprocess.run([*launch, *argv], capture_output=True, text=True, env=os.environ | environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained to step 20") == 1, "the first process speaks"
-
-    def assert_alike():
-        one, two = (log_of(tmp_path / name) for name in ("one", "two"))
-        for kind in ("loss", "gradient_norm", "test_loss"):
-            found, due = ([record[kind] for record in log if kind in record] for log in (two, one))
-            assert found == pytest.approx(due, rel=1e-5), kind
-        weights = [load_file(tmp_path / name / "step_000020" / "model.safetensors") for name in ("one", "two")]
-        assert weights[0].keys() == weights[1].keys()
-        for name, weight in weights[0].items():
-            assert (weights[1][name] - weight).norm() <= 1e-4 * weight.norm(), name
-
-    assert_alike()
-    shutil.rmtree(tmp_path / "two" / "step_000020")
-    train(TrainConfig(**given))
-    assert_alike()
 
 
 def test_bfloat16_learns_alike(settings, tmp_path):

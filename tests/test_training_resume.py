@@ -1,0 +1,101 @@
+"""Training runs that are killed, interrupted or out of space: they go on to the same weights."""
+# ruff: noqa: F401, F811 (fixtures are imported)
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from small_runs import EVERY, STEPS, assert_same_run, command, data, log_of, settings, unbroken
+
+from cdgen import TrainConfig, train
+from cdgen.errors import CorpusError
+from cdgen.folder import OutputFolder
+from cdgen.training.logs import Log
+
+
+def test_a_killed_run_resumes_to_the_same_weights(settings, unbroken, cdgen_command, tmp_path, data):
+    """kill -9 in step 97 or soon after, between the checkpoints of steps 80 and 120."""
+    out = tmp_path / "run"
+    argv = command(settings(out))
+    child = cdgen_command.start(*argv, CDGEN_CACHE=str(data / "cache"))
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (out / "log.jsonl").exists() and '"step": 97,' in (out / "log.jsonl").read_text():
+            break
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    code, output = cdgen_command.wait()
+    assert code == -signal.SIGKILL, output
+    assert 97 <= log_of(out)[-1]["step"] < 120 and not (out / "step_000120").exists()
+    code, output = cdgen_command(*argv, CDGEN_CACHE=str(data / "cache"))
+    assert code == 0 and "200 steps to train, 80 done before" in output
+    assert_same_run(out, unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_it_comes_in(number, settings, unbroken, cdgen_command, tmp_path, data):
+    out = tmp_path / "run"
+    child = cdgen_command.start(*command(settings(out)), CDGEN_CACHE=str(data / "cache"))
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (out / "step_000080").exists():
+        time.sleep(0.001)
+    time.sleep(0.1)
+    os.kill(child, number)
+    code, output = cdgen_command.wait()
+    step = json.loads((out / "run.json").read_text())["checkpoints"][-1]["step"]
+    assert code == 128 + number and step > 80 and step % EVERY and log_of(out)[-1]["step"] == step
+    assert output.splitlines()[-1].startswith(f"cdgen: interrupted; saved as step {step}, and the same command goes on")
+    train(TrainConfig(**settings(out)))
+    assert_same_run(out, unbroken)
+    assert not (out / f"step_{step:06d}").exists(), "the next checkpoint takes its place"
+    steps = [one["step"] for one in json.loads((out / "run.json").read_text())["checkpoints"]]
+    assert steps == list(range(EVERY, STEPS + 1, EVERY))
+
+
+def test_states_are_kept_for_the_last_checkpoints(unbroken):
+    kept = sorted(path.parent.name for path in unbroken.glob("*/state.safetensors"))
+    assert kept == ["step_000160", "step_000200"]
+    assert not list(unbroken.glob(".tmp-*"))
+
+
+def test_a_checkpoint_cut_short_is_refused_and_the_one_before_offered(settings, unbroken, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    last = out / "step_000200"
+    for name in ("model.safetensors", "state.safetensors"):
+        content = (last / name).read_bytes()
+        (last / name).write_bytes(content[:-1])
+        with pytest.raises(CorpusError, match=f"{name}: is missing, cut short or altered; delete {last}, and the same "
+                                              "command goes on from step 160"):  # fmt: skip
+            train(TrainConfig(**settings(out)))
+        (last / name).write_bytes(content)
+    shutil.rmtree(last)
+    train(TrainConfig(**settings(out)))
+    assert_same_run(out, unbroken)
+    for name in ("step_000160", "step_000200"):
+        (out / name / "state.safetensors").unlink()
+    with pytest.raises(CorpusError, match="and the same command begins anew"):
+        train(TrainConfig(**settings(out)))
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(settings, cdgen_command, tmp_path, data):
+    """No file may grow over 100,000 bytes: the log, the corpus and run.json fit, the weights do not."""
+    out, cache = tmp_path / "run", str(data / "cache")
+    code, output = cdgen_command(*command(settings(out, steps=80)), limit=100_000, CDGEN_CACHE=cache)
+    assert code == 1 and "Traceback" not in output
+    assert f"cdgen: error: {out}/step_000040: cannot be written: " in output.splitlines()[-1]
+    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "run.json"]
+    code, output = cdgen_command(*command(settings(out, steps=80)), CDGEN_CACHE=cache)
+    assert code == 0 and "80 steps to train, 0 done before" in output
+
+
+def test_the_log_is_cut_where_a_run_goes_on(tmp_path):
+    with OutputFolder(tmp_path) as folder:
+        (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step')
+        log = Log(folder, 2, tensorboard=False)
+        log.write(3, loss=1.5)
+        log.close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.5}\n'
