@@ -138,7 +138,6 @@ def _files(trained):
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True)),
-        "clean_up_tokenization_spaces": False,  # else " ." comes back as "."
     }
     return {
         "tokenizer.json": trained.to_str(pretty=True).encode(),

@@ -1,8 +1,10 @@
 """Prepared corpora: where every document goes, what is counted, and that a folder is whole or untouched."""
 
 import gzip
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -13,11 +15,13 @@ from itertools import permutations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
 from cdgen.prepare import build, presets
 from cdgen.prepare.build import prepare_corpus
+from cdgen.prepare.progress import Bar, Lines
 from cdgen.prepare.sources import Source, documents, files, parse_source
 
 SPLITS = ("train", "test", "seeds")
@@ -138,6 +142,9 @@ def test_a_budget_is_kept_within_one_document(tmp_path):
     assert kept[0].items() <= kept[1].items()
     places = [fish(500).index(text) for text in kept[0]]
     assert 150 < sum(places) / len(places) < 350  # from all over the source, not from its start
+    path = jsonl(tmp_path / "three.jsonl", fish(500) * 3)
+    prepare_corpus([Source("a", path, words=200)], tmp_path / "three", test=0.2, seeds=0.2)
+    assert split_of(tmp_path / "three") == kept[0], "a duplicate takes no words from the budget"
 
 
 def test_weights_are_proportions_of_words(tmp_path, caplog):
@@ -166,7 +173,7 @@ TEXT = "Before.\r\n\r\nCHAPTER 1\r\nOne, fish.\r\n\r\n \r\n***\r\nCHAPTER II. Re
         ("by=blank", ["Before.", "CHAPTER 1\nOne, fish.", "***\nCHAPTER II. Red\nTwo.\nChapters are many."]),
         ("by=heading", ["Before.\n", "CHAPTER 1\nOne, fish.\n\n \n***", "CHAPTER II. Red\nTwo.\nChapters are many."]),
         ("heading=[A-Z]\\w+[,.]", ["Before.\n\nCHAPTER 1", "One, fish.\n\n \n***\nCHAPTER II. Red", "Two.\nChapters are many."]),  # noqa: E501
-        ("separator=(\\*{2,3}|CHAPTER.*)", ["Before.\n", "One, fish.\n\n ", "Two.\nChapters are many."]),
+        ("separator=(\\*{2,3}|CHAPTER .*|Chapters)", ["Before.\n", "One, fish.\n\n ", "Two.\nChapters are many."]),
         ("lines=4", ["Before.\n\nCHAPTER 1\nOne, fish.", "\n \n***\nCHAPTER II. Red", "Two.\nChapters are many."]),
     ],
 )  # fmt: skip
@@ -370,6 +377,32 @@ def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch):
     with pytest.raises(CorpusError, match=r"a\.jsonl: changed while it was read; run again"):
         prepare_corpus([Source("a", path)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_gives_other_documents_the_second_time(tmp_path, monkeypatch):
+    """A stand-in for the hub, which no test may reach."""
+    datasets = pytest.importorskip("datasets")
+    given = [fish(200), fish(200), fish(200), fish(199)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter([{"text": text} for text in given.pop(0)]))
+    source = parse_source("hub:own/name:validation")
+    manifest, _ = prepare_corpus([source], tmp_path / "out")
+    assert len(split_of(tmp_path / "out")) == 200
+    assert manifest["sources"][0]["inputs"][0]["sha256"] is None
+    with pytest.raises(CorpusError, match="the sources changed while they were read"):
+        prepare_corpus([source], tmp_path / "other")
+
+
+def test_progress(tmp_path):
+    source, stream = Source("a", jsonl(tmp_path / "a.jsonl", fish(100))), io.StringIO()
+    prepare_corpus([source], tmp_path / "out", progress=Lines(stream, every=0))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 200 and re.fullmatch(r"0 MB read, \d+ MB/s", lines[99])
+    assert re.fullmatch(r"0 MB written, \d+ MB/s, 0:00 left", lines[199])
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    bar = Bar(console)
+    prepare_corpus([source], tmp_path / "other", progress=bar)
+    bar.close()
+    assert "text written" in console.file.getvalue()
 
 
 def test_memory_is_bounded(tmp_path, monkeypatch):
