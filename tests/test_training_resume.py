@@ -8,7 +8,9 @@ import signal
 import time
 
 import pytest
-from small_runs import EVERY, STEPS, assert_same_run, command, data, log_of, settings, unbroken
+import torch
+from safetensors.torch import load_file
+from small_runs import EVERY, STEPS, assert_same_run, command, data, log_of, settings, unbroken, write_config
 
 from cdgen import TrainConfig, train
 from cdgen.errors import CorpusError
@@ -33,6 +35,18 @@ def test_a_killed_run_resumes_to_the_same_weights(settings, unbroken, cdgen_comm
     code, output = cdgen_command(*argv, CDGEN_CACHE=str(data / "cache"))
     assert code == 0 and "200 steps to train, 80 done before" in output
     assert_same_run(out, unbroken)
+
+
+def test_noise_follows_from_the_step(settings, tmp_path):
+    """A model with dropout, resumed halfway."""
+    write_config(tmp_path / "shape", attention_dropout=0.2)
+    given = settings(tmp_path / "run", model=tmp_path / "shape", steps=10, save_every=5)
+    train(TrainConfig(**given))
+    before = load_file(tmp_path / "run" / "step_000010" / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "step_000010")
+    train(TrainConfig(**given))
+    after = load_file(tmp_path / "run" / "step_000010" / "model.safetensors")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
