@@ -15,6 +15,7 @@ from small_runs import EVERY, STEPS, assert_same_run, command, data, log_of, set
 from cdgen import TrainConfig, train
 from cdgen.errors import CorpusError
 from cdgen.folder import OutputFolder
+from cdgen.training import checkpoints
 from cdgen.training.logs import Log
 
 
@@ -67,6 +68,30 @@ def test_a_signal_saves_the_step_it_comes_in(number, settings, unbroken, cdgen_c
     assert not (out / f"step_{step:06d}").exists(), "the next checkpoint takes its place"
     steps = [one["step"] for one in json.loads((out / "run.json").read_text())["checkpoints"]]
     assert steps == list(range(EVERY, STEPS + 1, EVERY))
+
+
+def test_a_checkpoint_has_its_name_only_when_it_is_whole(settings, tmp_path, monkeypatch):
+    """Broken off while it writes its last file; and what a kill leaves, before run.json or before the name, is gone."""
+    out, seen, write = tmp_path / "run", [], checkpoints.save_file
+
+    def breaking(tensors, path):
+        write(tensors, path)
+        seen.append(sorted(folder.name for folder in out.glob("step_*")))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    given = settings(out, steps=15, save_every=5)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "save_file", breaking)
+        train(TrainConfig(**given))
+    assert seen == [[], ["step_000005"]]
+    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "run.json", "step_000005"]
+    for name in (".tmp-step_000010", "step_000010"):
+        (out / name).mkdir()
+        (out / name / "rest").write_text("of a run that was killed")
+    train(TrainConfig(**given))
+    assert sorted(path.name for path in out.glob("*step*")) == ["step_000005", "step_000010", "step_000015"]
+    assert not (out / "step_000010" / "rest").exists() and (out / "step_000010" / "model.safetensors").exists()
 
 
 def test_states_are_kept_for_the_last_checkpoints(unbroken):
