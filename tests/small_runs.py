@@ -38,6 +38,7 @@ def data(tmp_path_factory):
     write_config(folder / "shape")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CDGEN_CACHE", str(folder / "cache"))
+        patch.setenv("ACCELERATE_USE_CPU", "true")  # where there is a GPU too
         yield folder
 
 

@@ -19,11 +19,16 @@ from cdgen.training import checkpoints
 from cdgen.training.logs import Log
 
 
+def on_cpu(data):
+    """Environment of a process of its own."""
+    return {"CDGEN_CACHE": str(data / "cache"), "ACCELERATE_USE_CPU": "true"}
+
+
 def test_a_killed_run_resumes_to_the_same_weights(settings, unbroken, cdgen_command, tmp_path, data):
     """kill -9 in step 97 or soon after, between the checkpoints of steps 80 and 120."""
     out = tmp_path / "run"
     argv = command(settings(out))
-    child = cdgen_command.start(*argv, CDGEN_CACHE=str(data / "cache"))
+    child = cdgen_command.start(*argv, **on_cpu(data))
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if (out / "log.jsonl").exists() and '"step": 97,' in (out / "log.jsonl").read_text():
@@ -33,7 +38,7 @@ def test_a_killed_run_resumes_to_the_same_weights(settings, unbroken, cdgen_comm
     code, output = cdgen_command.wait()
     assert code == -signal.SIGKILL, output
     assert 97 <= log_of(out)[-1]["step"] < 120 and not (out / "step_000120").exists()
-    code, output = cdgen_command(*argv, CDGEN_CACHE=str(data / "cache"))
+    code, output = cdgen_command(*argv, **on_cpu(data))
     assert code == 0 and "200 steps to train, 80 done before" in output
     assert_same_run(out, unbroken)
 
@@ -53,7 +58,7 @@ def test_noise_follows_from_the_step(settings, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_it_comes_in(number, settings, unbroken, cdgen_command, tmp_path, data):
     out = tmp_path / "run"
-    child = cdgen_command.start(*command(settings(out)), CDGEN_CACHE=str(data / "cache"))
+    child = cdgen_command.start(*command(settings(out)), **on_cpu(data))
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (out / "step_000080").exists():
         time.sleep(0.001)
@@ -122,12 +127,12 @@ def test_a_checkpoint_cut_short_is_refused_and_the_one_before_offered(settings, 
 
 def test_a_full_disk_leaves_the_checkpoints_before(settings, cdgen_command, tmp_path, data):
     """No file may grow over 100,000 bytes: the log, the corpus and run.json fit, the weights do not."""
-    out, cache = tmp_path / "run", str(data / "cache")
-    code, output = cdgen_command(*command(settings(out, steps=80)), limit=100_000, CDGEN_CACHE=cache)
+    out = tmp_path / "run"
+    code, output = cdgen_command(*command(settings(out, steps=80)), limit=100_000, **on_cpu(data))
     assert code == 1 and "Traceback" not in output
     assert f"cdgen: error: {out}/step_000040: cannot be written: " in output.splitlines()[-1]
     assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "run.json"]
-    code, output = cdgen_command(*command(settings(out, steps=80)), CDGEN_CACHE=cache)
+    code, output = cdgen_command(*command(settings(out, steps=80)), **on_cpu(data))
     assert code == 0 and "80 steps to train, 0 done before" in output
 
 

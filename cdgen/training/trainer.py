@@ -54,6 +54,7 @@ def train(config, progress=None):
     """
     AcceleratorState._reset_state()  # of a run before this one in the same process; as transformers' Trainer does
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else processes that torchrun started on CPUs do not find each other
         mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
         dynamo_backend="inductor" if config.compile else "no",
     )
