@@ -125,15 +125,17 @@ def test_a_checkpoint_cut_short_is_refused_and_the_one_before_offered(settings, 
         train(TrainConfig(**settings(out)))
 
 
-def test_a_full_disk_leaves_the_checkpoints_before(settings, cdgen_command, tmp_path, data):
-    """No file may grow over 100,000 bytes: the log, the corpus and run.json fit, the weights do not."""
+@pytest.mark.parametrize(("limit", "file"), [(100_000, "step_000040"), (4_000, "log.jsonl")])
+def test_a_full_disk_is_told_and_the_run_goes_on(limit, file, settings, cdgen_command, tmp_path, data):
+    """No file may grow over so many bytes: the weights do not fit, or the log of some steps does not."""
     out = tmp_path / "run"
-    code, output = cdgen_command(*command(settings(out, steps=80)), limit=100_000, **on_cpu(data))
+    code, output = cdgen_command(*command(settings(out, steps=80)), limit=limit, **on_cpu(data))
     assert code == 1 and "Traceback" not in output
-    assert f"cdgen: error: {out}/step_000040: cannot be written: " in output.splitlines()[-1]
+    assert f"cdgen: error: {out}/{file}: cannot be written: " in output.splitlines()[-1]
     assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "run.json"]
     code, output = cdgen_command(*command(settings(out, steps=80)), **on_cpu(data))
     assert code == 0 and "80 steps to train, 0 done before" in output
+    assert [record["step"] for record in log_of(out) if "loss" in record] == list(range(1, 81))
 
 
 def test_the_log_is_cut_where_a_run_goes_on(tmp_path):

@@ -3,11 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cdgen import manifest as manifests
 from cdgen.errors import CorpusError, InputError
@@ -87,7 +86,7 @@ def _digest(parts):
 class Tokenizer:
     """A tokenizer of transformers and the sha256 over its content."""
 
-    module: Callable
+    module: PreTrainedTokenizerBase
     name: str
     fingerprint: str
 

@@ -2,7 +2,7 @@
 
 import json
 
-from cdgen.errors import InputError
+from cdgen.errors import CorpusError, InputError
 
 NAME = "log.jsonl"
 
@@ -15,7 +15,7 @@ class Log:
         step: the run goes on from it; lines of later steps, and a line cut short, are left out.
         tensorboard: also write event files, into the folder `tensorboard`.
     Raises:
-        InputError: TensorBoard is asked for and not installed.
+        InputError: TensorBoard is asked for and not installed. CorpusError: the disk is full.
     """
 
     def __init__(self, folder, step, tensorboard):
@@ -24,11 +24,13 @@ class Log:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         folder.write(NAME, "".join(kept).encode())
-        self._file = open(path, "a")  # noqa: SIM115
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def write(self, step, **values):
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+        except OSError as error:
+            raise CorpusError(f"{self._file.name}: cannot be written: {error.strerror}") from error
         if self._board:
             for name, value in values.items():
                 if value is not None:

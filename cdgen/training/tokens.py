@@ -108,7 +108,7 @@ def _write(texts, tokenizer, marks, folder, name):
             tokens, documents = int(ends[-1]), documents + len(encoded)
     if not documents:
         raise InputError(f"{name}: holds no documents")
-    about = {"dtype": np.dtype(dtype).name, "vocab_size": len(tokenizer), "documents": documents, "tokens": tokens}
+    about = {"dtype": np.dtype(dtype).name, "documents": documents, "tokens": tokens}
     (folder / "pool.json").write_text(json.dumps(about))
 
 
