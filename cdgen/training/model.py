@@ -117,7 +117,7 @@ def peak_operations(device, dtype):
     if device.type != "cpu":
         return None
     x, seconds = torch.ones(1024, 1024, dtype=dtype), []
-    for _ in range(4):
+    while sum(seconds) < 0.5:  # on a shared machine the best of many, else the model's share exceeds 100 %
         start = time.perf_counter()
         x @ x
         seconds.append(time.perf_counter() - start)
