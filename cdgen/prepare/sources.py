@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from cdgen.errors import InputError
@@ -161,7 +162,7 @@ def documents(source, path):
     elif by == "separator":
         groups = _between(found, lambda line, matches=re.compile(source.separator).fullmatch: matches(line.strip()))
     elif by == "lines":
-        groups = _every(found, source.lines)
+        groups = iter(lambda: list(islice(found, source.lines)), [])
     else:
         groups = _from_headings(found, re.compile(source.heading).match)
     return ((number, "\n".join(group)) for number, group in enumerate(groups, 1))
@@ -187,16 +188,5 @@ def _from_headings(found, begins):
             yield group
             group = []
         group.append(line)
-    if group:
-        yield group
-
-
-def _every(found, count):
-    group = []
-    for line in found:
-        group.append(line)
-        if len(group) == count:
-            yield group
-            group = []
     if group:
         yield group
