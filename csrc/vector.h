@@ -11,7 +11,12 @@
 
 // The loader picks the widest build that the CPU can run.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define CDGEN_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#if __GNUC__ >= 12
+#define CDGEN_WIDEST "arch=x86-64-v4"
+#else  // which knows AVX-512 by the name of an Intel CPU only
+#define CDGEN_WIDEST "arch=skylake-avx512"
+#endif
+#define CDGEN_CLONES __attribute__((target_clones(CDGEN_WIDEST, "avx2", "default")))
 #else
 #define CDGEN_CLONES
 #endif
