@@ -11,7 +11,8 @@ A recipe is TOML. Its tables are commands, their keys the commands' options:
     [mixed]      more options of cdgen train for the models compared: one a corpus, and one on real text alone, which is
                  GOOD's own run where both have the same options
 
-A stage is not run again while its command, and those of the stages it builds on, are what they were.
+A stage is not run again while its command, and what the stages it builds on have written, are what they were. The
+first, which reads from outside the folder, always looks at its inputs itself.
 """
 
 import hashlib
@@ -20,8 +21,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from cdgen import manifest as manifests
 from cdgen import runs
 from cdgen.errors import CorpusError, InputError
+from cdgen.folder import file_sha256
 
 PRESETS = ("tiny", "small", "paper")
 STAGES = "stages.json"
@@ -132,18 +135,19 @@ def run_recipe(recipe, out, command, say=print):
         InputError, CorpusError: of a stage.
     """
     out = Path(out)
-    done, marks = _read_marks(out), {}
+    done = _read_marks(out)
     for stage in (planned := stages(recipe, out)):
-        content = json.dumps([stage.argv, [marks[name] for name in stage.after]])
-        marks[stage.name] = hashlib.sha256(content.encode()).hexdigest()
-        if done.get(stage.name) == marks[stage.name] and (out / stage.name).is_dir():
+        content = json.dumps([stage.argv, [_fingerprint(out / name) for name in stage.after]])
+        mark = hashlib.sha256(content.encode()).hexdigest()
+        if stage.after and done.get(stage.name) == mark and (out / stage.name).is_dir():
             say(f"{stage.name}: done before")
             continue
         say(f"{stage.name}: cdgen {shlex.join(stage.argv)}")
         if code := command(list(stage.argv)):
             return code
-        done[stage.name] = marks[stage.name]
-        _write_marks(out, done)
+        if done.get(stage.name) != mark:
+            done[stage.name] = mark
+            _write_marks(out, done)
     for line in table(out, [stage.name for stage in planned if stage.argv[0] == "train"]):
         say(line)
     return 0
@@ -157,6 +161,12 @@ def table(out, names):
         best = runs.best(runs.read_run(Path(out) / name)["checkpoints"])
         rating = "-" if best["perplexity"] is None else f"{best['perplexity']:.3f}"
         yield f"{name:<28} {best['step']:>9} {rating:>11}"
+
+
+def _fingerprint(folder):
+    """sha256 of what a stage says of itself, with the checksums of all that it has written."""
+    about = next(folder / name for name in (manifests.NAME, runs.NAME) if (folder / name).exists())
+    return file_sha256(about)
 
 
 def _read_marks(out):

@@ -1,5 +1,10 @@
 """cdgen run: which commands a recipe is, that what is done is not done again, and a whole small experiment."""
 
+import json
+import os
+import signal
+import time
+
 import pytest
 from conftest import SENTENCES
 
@@ -85,25 +90,32 @@ def test_what_is_done_is_not_done_again(tmp_path):
         ran.append(argv[-1].rpartition("/")[2])
         folder = tmp_path / ran[-1]
         (folder / "step_000004").mkdir(parents=True, exist_ok=True)
-        (folder / "run.json").write_text('{"checkpoints": [{"step": 4, "perplexity": 12.5}]}')
+        written = {"config": [argv, *text], "checkpoints": [{"step": 4, "perplexity": 12.5}]}
+        (folder / "run.json").write_text(json.dumps(written))
         return 0
 
-    said = []
+    said, text = [], ["fish"]
     stop.append("good")
     assert run_recipe(recipe, tmp_path, command, said.append) == 130 and ran == ["corpus", "tokenizer"]
     stop.clear()
     assert run_recipe(recipe, tmp_path, command, said.append) == 0
-    assert ran == ["corpus", "tokenizer", "good", "corpus-contrastive", "model-contrastive"]
-    assert said[-1].split() == ["model-contrastive", "4", "12.500"]
+    assert ran == ["corpus", "tokenizer", "corpus", "good", "corpus-contrastive", "model-contrastive"]
+    assert said[-1].split() == ["model-contrastive", "4", "12.500"] and "tokenizer: done before" in said
     ran.clear()
-    assert run_recipe(recipe, tmp_path, command, said.append) == 0 and not ran
+    assert run_recipe(recipe, tmp_path, command, said.append) == 0
+    assert ran == ["corpus"], "which looks itself whether its inputs are what they were"
+    ran.clear()
     recipe["tokenizer"] = {"vocab_size": 5000}
     run_recipe(recipe, tmp_path, command, said.append)
-    assert ran == ["tokenizer", "good", "corpus-contrastive", "model-contrastive"], "and all that is built on it"
+    assert ran == ["corpus", "tokenizer", "good", "corpus-contrastive", "model-contrastive"], "all that is built on it"
     ran.clear()
     recipe["mixed"] = {"steps": 7}
     run_recipe(recipe, tmp_path, command, said.append)
-    assert ran == ["model-real", "model-contrastive"]
+    assert ran == ["corpus", "model-real", "model-contrastive"]
+    ran.clear()
+    text.append("more fish")
+    run_recipe(recipe, tmp_path, command, said.append)
+    assert len(ran) == 6, "the corpus is another"
     (tmp_path / "stages.json").write_text("{")
     with pytest.raises(CorpusError, match=r"stages\.json: is not JSON; delete it"):
         run_recipe(recipe, tmp_path, command, said.append)
@@ -136,5 +148,26 @@ def test_a_whole_experiment(cdgen_command, recipe, tmp_path):
     assert all(row[1] in ("3", "6") and 1 < float(row[2]) < 900 for row in rows), rows
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     code, again = cdgen_command(*argv, **environment)
-    assert code == 0 and again.splitlines()[-3:] == printed.splitlines()[-3:] and again.count("done before") == 7
+    assert code == 0 and again.splitlines()[-3:] == printed.splitlines()[-3:]
+    assert again.count("done before") == 6 and "corpus: complete already, nothing to do" in again
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_a_run_that_is_killed_in_any_stage_goes_on(cdgen_command, recipe, tmp_path):
+    pytest.importorskip("accelerate")
+    environment = {"CDGEN_CACHE": str(tmp_path / "cache")}
+    tables, weights = [], []
+    for name, kills in (("unbroken", ()), ("killed", ("tokenizer", "good", "corpus-contrastive", "model-ancestral"))):
+        argv = ("run", recipe, "--out", tmp_path / name)
+        for stage in kills:
+            child = cdgen_command.start(*argv, **environment)
+            deadline = time.monotonic() + 120
+            while not (tmp_path / name / stage).exists() and time.monotonic() < deadline:
+                time.sleep(0.002)
+            os.kill(child, signal.SIGKILL)
+            assert cdgen_command.wait()[0] == -signal.SIGKILL
+        code, printed = cdgen_command(*argv, **environment)
+        assert code == 0, printed
+        tables.append(printed.splitlines()[-3:])
+        weights.append((tmp_path / name / "model-contrastive" / "step_000006" / "model.safetensors").read_bytes())
+    assert tables[0] == tables[1] and weights[0] == weights[1]
