@@ -164,9 +164,9 @@ def table(out, names):
 
 
 def _fingerprint(folder):
-    """sha256 of what a stage says of itself, with the checksums of all that it has written."""
-    about = next(folder / name for name in (manifests.NAME, runs.NAME) if (folder / name).exists())
-    return file_sha256(about)
+    """sha256 of what a stage says of itself, with the checksums of all that it has written; None where that is gone."""
+    about = [folder / name for name in (manifests.NAME, runs.NAME) if (folder / name).exists()]
+    return file_sha256(about[0]) if about else None
 
 
 def _read_marks(out):

@@ -90,7 +90,8 @@ def test_what_is_done_is_not_done_again(tmp_path):
         ran.append(argv[-1].rpartition("/")[2])
         folder = tmp_path / ran[-1]
         (folder / "step_000004").mkdir(parents=True, exist_ok=True)
-        written = {"config": [argv, *text], "checkpoints": [{"step": 4, "perplexity": 12.5}]}
+        inputs = [text, recipe.get("tokenizer") if ran[-1] != "corpus" else None]
+        written = {"config": argv, "inputs": inputs, "checkpoints": [{"step": 4, "perplexity": 12.5}]}
         (folder / "run.json").write_text(json.dumps(written))
         return 0
 
