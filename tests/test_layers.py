@@ -75,6 +75,14 @@ def test_extreme_rows():
     assert_rounded(normed[1:3], reference_layers.add_rms_norm(*doubles((x, None, torch.ones(40))), 1e-6)[0][1:3])
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_every_number_of_16_bits(dtype):
+    """Infinities, NaN, subnormal numbers and both zeros come through a sum with 0 as they are."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(256, 256)
+    _, total = add_rms_norm(x, torch.zeros_like(x), torch.ones(256, dtype=dtype), 1e-6)
+    torch.testing.assert_close(total, x, rtol=0, atol=0, equal_nan=True)
+
+
 # ------------------------------------------------------------------------------------------------- rope_and_store
 
 
