@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
@@ -179,9 +180,15 @@ def load(source, *, dtype=None, device=None, trust_remote_code=False):
     with quiet_transformers():
         try:
             weights = {} if gguf else {"use_safetensors": True}
-            module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **weights, **options)
+            module, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, **weights, **options
+            )
+        except SafetensorError as error:
+            raise InputError(f"{source}: a weight file is cut short or damaged: {_first_line(error)}") from error
         except (OSError, ValueError, ImportError) as error:
             raise InputError(f"{source}: cannot load the model: {_first_line(error)}") from error
+        if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+            raise InputError(f"{source}: {len(missing)} tensors are missing from its weights, such as {missing[0]}")
         files = (Path(folder, gguf),) if gguf else _weight_files(folder)
         return LanguageModel(module.to(device).eval(), str(source), files), _load_tokenizer(folder, options)
 

@@ -201,15 +201,20 @@ def run_run(args):
     """Run the recipe; returns the exit code."""
     from cdgen.cli import build_parser
 
-    recipe = read_recipe(args.recipe)
+    recipe, parser = read_recipe(args.recipe), build_parser()
     out = args.out or f"run-{Path(args.recipe).stem}"
-    if args.dry_run:
-        for stage in stages(recipe, out):
+    for stage in stages(recipe, out):  # a mistake in the last is told before the first has run for hours
+        try:
+            parser.parse_args(stage.argv)
+        except InputError as error:
+            raise InputError(f"{args.recipe}: stage {stage.name}: {error}") from error
+        if args.dry_run:
             print(f"cdgen {shlex.join(stage.argv)}")
+    if args.dry_run:
         return 0
 
     def command(argv):
-        parsed = build_parser().parse_args(argv)
+        parsed = parser.parse_args(argv)
         return parsed.run(parsed)
 
     return run_recipe(recipe, out, command, lambda line: print(line, flush=True))

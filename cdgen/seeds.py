@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from cdgen.errors import InputError
 from cdgen.records import records
+
+log = logging.getLogger("cdgen")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def read_seeds(paths, prompt_ids, *, field="text", prefix_tokens=None, chunk_wor
     Returns:
         (list of :class:`Seed`, number of empty or too short ones dropped)
     Raises:
-        InputError: a file that cannot be read, by name and place; no seed left.
+        InputError: a file that cannot be read, by name and place; no seed left; every seed shorter than the prefix.
     """
     for name, value in (("prefix_tokens", prefix_tokens), ("chunk_words", chunk_words)):
         if value is not None and value < 1:
@@ -51,6 +54,13 @@ def read_seeds(paths, prompt_ids, *, field="text", prefix_tokens=None, chunk_wor
     if not seeds:
         why = f"; {dropped} were empty{' or too short' if chunk_words else ''}" if dropped else ""
         raise InputError(f"seeds: none in {', '.join(map(str, paths))}{why}")
+    if short := sum(len(seed.token_ids) < (prefix_tokens or 0) for seed in seeds):
+        if short == len(seeds):
+            raise InputError(
+                f"prefix_tokens = {prefix_tokens}: all {short} seeds are shorter, the longest has "
+                f"{max(len(seed.token_ids) for seed in seeds)} tokens; give longer seeds or a smaller number"
+            )
+        log.warning("%d of %d seeds have fewer than %d tokens and are used whole", short, len(seeds), prefix_tokens)
     return seeds, dropped
 
 

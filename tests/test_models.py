@@ -2,12 +2,14 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
 import transformers
 from conftest import VOCABULARY, make_llama, make_tokenizer
 from families import FAMILIES, family, ids
+from safetensors.torch import load_file, save_file
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.bad import attention_dropout, first_layers, parse_bad
@@ -109,6 +111,20 @@ def test_what_cannot_be_loaded_is_named(tmp_path, good):
     torch.save(good.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(InputError, match="cannot load the model"):
         load(tmp_path / "pickled")
+
+
+def test_weights_that_are_not_whole_are_named(tmp_path, good):
+    """Of a tensor that is missing transformers would draw numbers at random."""
+    good.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop("model.norm.weight")
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"1 tensors are missing from its weights, such as model\.norm\.weight"):
+        load(tmp_path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(InputError, match="a weight file is cut short or damaged"):
+        load(tmp_path)
 
 
 def test_models_without_attention_cache_are_refused():

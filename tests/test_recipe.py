@@ -8,6 +8,7 @@ import time
 import pytest
 from conftest import SENTENCES
 
+from cdgen.cli import build_parser, main
 from cdgen.errors import CorpusError, InputError
 from cdgen.recipe import PRESETS, read_recipe, run_recipe, stages
 
@@ -51,8 +52,6 @@ def names(found):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_commands_that_parse(name):
-    from cdgen.cli import build_parser
-
     found = stages(read_recipe(name), "out")
     for stage in found:
         parsed = build_parser().parse_args(list(stage.argv))
@@ -136,6 +135,14 @@ def test_recipes_that_are_none(tmp_path, text, reason):
         read_recipe(tmp_path / "r.toml")
     with pytest.raises(InputError, match="no such recipe; give a TOML file, or tiny, small, paper"):
         read_recipe("none")
+
+
+def test_an_option_that_there_is_not_is_told_before_anything_runs(recipe, tmp_path, capsys):
+    recipe.write_text(recipe.read_text() + "foo = 3\n")
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"{recipe}: stage corpus-ancestral: unrecognized arguments: --foo 3" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_whole_experiment(cdgen_command, recipe, tmp_path):

@@ -84,6 +84,13 @@ def test_prefix_tokens(files):
     assert read(files / "a.txt", prefix_tokens=3)[0] == [("a.txt:1", "One"), ("a.txt:2", "Two"), ("a.txt:4", "Red")]
 
 
+def test_seeds_shorter_than_the_prefix(files, caplog):
+    assert [len(text) for _, text in read(files / "a.txt", prefix_tokens=10)[0]] == [9, 10, 9]
+    assert caplog.messages == ["2 of 3 seeds have fewer than 10 tokens and are used whole"]
+    with pytest.raises(InputError, match=r"prefix_tokens = 99: all 3 seeds are shorter, the longest has 14 tokens"):
+        read(files / "a.txt", prefix_tokens=99)
+
+
 def test_documents_are_cut_into_chunks(tmp_path):
     """Ten words and what is left over: chunks of 4 and of 6; spaces and lines inside a chunk stay."""
     words = [f"w{i}" for i in range(10)]
