@@ -91,6 +91,7 @@ def plot(found, path):
     for axis, (name, points) in zip(axes, found.items(), strict=True):
         axis.plot(list(points), [seconds * 1e3 for seconds in points.values()], marker="o")
         axis.set(xlabel=name, ylim=(0, None), xlim=(0, None))
+        axis.locator_params(axis="x", nbins=5)
     axes[0].set_ylabel("a step, ms")
     figure.savefig(path, dpi=120)
 
