@@ -128,10 +128,10 @@ def _by_chunks(softmax_gradient, logits, hidden, weight, target, ignore_index, n
     return loss, grad_hidden, grad_weight
 
 
-def _plain(hidden, weight, target, ignore_index, chunk_rows, *needs):
+def _plain(hidden, weight, target, ignore_index, chunk_rows, *needs, kernel=softmax_gradient):
     logits = hidden.new_empty((min(chunk_rows, hidden.shape[0]) or 1, weight.shape[0]), dtype=_wide(hidden.dtype))
     with torch.autocast(hidden.device.type, enabled=False):
-        return _by_chunks(softmax_gradient, logits, hidden, weight, target, ignore_index, *needs)
+        return _by_chunks(kernel, logits, hidden, weight, target, ignore_index, *needs)
 
 
 def _with_triton(hidden, weight, target, ignore_index, chunk_rows, *needs):
@@ -153,7 +153,9 @@ def _cpu(hidden, weight, target, ignore_index, *rest):
         at = int(wrong.nonzero()[0])
         allowed = f"0 to {weight.shape[0] - 1}, or ignore_index = {ignore_index}"
         raise ValueError(f"target {at} of {target.numel()} is {int(target[at])}: must be {allowed}")
-    return _plain(hidden, weight, target, ignore_index, *rest)
+    cpp = implementation("cpu")[0] == "cpp" and hidden.dtype != torch.float64
+    kernel = torch.ops.cdgen.softmax_gradient.default if cpp else softmax_gradient
+    return _plain(hidden, weight, target.contiguous(), ignore_index, *rest, kernel=kernel)
 
 
 def _cuda(hidden, *rest):
@@ -189,6 +191,10 @@ def _backward(ctx, grad_loss, *_):
     return (*grads, None, None, None, None, None)
 
 
+# C++'s twin of the function above, for float32 on the CPU
+torch.library.define(
+    "cdgen::softmax_gradient", "(Tensor(a!) logits, Tensor target, int ignore_index, bool gradient) -> Tensor"
+)
 _NAME = "cdgen::linear_cross_entropy"
 torch.library.define(
     _NAME,

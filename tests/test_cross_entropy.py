@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from implementations import IMPLEMENTATIONS, NO_CPP
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from cdgen_kernels import cross_entropy as cross_entropy_op
 from cdgen_kernels import reference
-from cdgen_kernels.cross_entropy import linear_cross_entropy
+from cdgen_kernels.cross_entropy import linear_cross_entropy, softmax_gradient
 
 IGNORED = -100
 
@@ -110,18 +111,77 @@ def test_ignored_rows():
     assert linear_cross_entropy(hidden[:0], weight, target[:0], reduction="sum") == 0
 
 
-def test_nan_and_infinity_go_where_they_go_in_torch():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-15), (torch.float32, 1e-7)])
+def test_nan_and_infinity_go_where_they_go_in_torch(dtype, tolerance):
     """Hidden states one-hot, so that each row's logits are a column of `weight`."""
     inf, nan = torch.inf, torch.nan
-    logits = torch.tensor([[0, 1, nan], [0, inf, 1], [inf, inf, 0], [0, -inf, 1], [-inf, 0, 1], [-inf] * 3]).double()
+    logits = torch.tensor([[0, 1, nan], [0, inf, 1], [inf, inf, 0], [0, -inf, 1], [-inf, 0, 1], [-inf] * 3]).to(dtype)
     for z in logits:
         for target in range(3):
             a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
-            one = torch.ones(1, 1, dtype=torch.float64)
+            one = torch.ones(1, 1, dtype=dtype)
             wanted = cross_entropy(a[None], torch.tensor([target]))
             got = linear_cross_entropy(one, b[:, None], torch.tensor([target]))
             wanted.backward(), got.backward()
-            assert_same([got, b.grad], [wanted, a.grad], 1e-15)
+            assert_same([got, b.grad], [wanted, a.grad], tolerance)
+
+
+KERNELS = {"reference": softmax_gradient, "cpp": torch.ops.cdgen.softmax_gradient.default}
+
+
+def of_kernel(implementation, logits, target, gradient=True):
+    """(loss [N], gradient [N, V]) by softmax_gradient of rows that stand apart in NaN, which must stay."""
+    around = torch.full((logits.shape[0], logits.shape[1] + 3), torch.nan)
+    inside = around[:, : logits.shape[1]]
+    inside.copy_(logits)
+    loss = KERNELS[implementation](inside, target, IGNORED, gradient)
+    assert around[:, logits.shape[1] :].isnan().all()
+    return loss, inside
+
+
+@pytest.mark.skipif("cpp" not in IMPLEMENTATIONS, reason=NO_CPP)
+@pytest.mark.parametrize(
+    ("rows", "vocab_size"),
+    [
+        (1, 1),  # nothing to choose from
+        (3, 7),  # less than a vector
+        (40, 255),  # one less than a block of the maxima
+        (5, 513),  # one more than a piece of the sum
+        (70, 1000),  # rows for both threads
+        (2, 128_256),  # a sum of many pieces
+    ],
+)
+def test_softmax_gradient_in_cpp_is_exact(rows, vocab_size):
+    """Row by row, 1.5 times torch's own error from float64 and 2 units in the last place, which are the exponential's."""
+    generator = torch.Generator().manual_seed(rows)
+    logits = 4 * torch.randn(rows, vocab_size, generator=generator) + torch.linspace(-2000, 2000, rows)[:, None]
+    logits[0, 0] += 30  # a row that is sure of its token
+    target = torch.randint(vocab_size, (rows,), generator=generator)
+    target[0] = 0
+    target[rows // 2 + 1 :: 3] = IGNORED
+    exact = logits.double()
+    exact_loss = softmax_gradient(exact, target, IGNORED, True)
+    (loss, gradient), (torch_loss, torch_gradient) = (of_kernel(name, logits, target) for name in ("cpp", "reference"))
+    assert ((loss - exact_loss).abs() <= 1.5 * (torch_loss - exact_loss).abs() + 1e-7 * (1 + exact_loss)).all()
+    off, torch_off = ((x - exact).norm(dim=1) for x in (gradient, torch_gradient))
+    assert (off <= 1.5 * torch_off + 2.0**-22 * exact.norm(dim=1)).all()
+    loss_alone, _ = of_kernel("cpp", logits, target, gradient=False)
+    assert torch.equal(loss_alone, loss)
+
+
+@pytest.mark.skipif("cpp" not in IMPLEMENTATIONS, reason=NO_CPP)
+def test_softmax_gradient_in_cpp_has_the_odd_rows_of_torch():
+    """NaN, infinities, targets out of range and ignored rows, wherever in a long row they stand."""
+    inf, nan, vocab_size = torch.inf, torch.nan, 600
+    odd = [(nan, 5), (nan, 599), (inf, 5), (inf, 300), (-inf, 5), (-inf, 599), (1e30, 256), (-1e30, 5), (0, 0)]
+    logits = torch.randn(len(odd), vocab_size, generator=torch.Generator().manual_seed(0))
+    for row, (value, at) in zip(logits, odd, strict=True):
+        row[at] = value
+    logits = torch.cat([logits, torch.full((1, vocab_size), -inf)])
+    for target in (0, 5, 599, IGNORED, -1, vocab_size):
+        targets = torch.full((len(logits),), target)
+        got, wanted = (of_kernel(name, logits, targets) for name in ("cpp", "reference"))
+        assert_same(got, wanted, 2e-6)
 
 
 def test_shapes_strides_and_one_gradient_alone():

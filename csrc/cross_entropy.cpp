@@ -1,0 +1,92 @@
+// Between the products of linear_cross_entropy: a chunk's logits become their gradient in place, each row read from memory
+// once and written once, whatever is done to it meanwhile in the processor's cache.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "looks.h"
+#include "vector.h"
+
+namespace cdgen {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kPiece = 512;  // added up in float32, the pieces in float64
+
+// Writes exp(x - best) over each x of a row; gives their sum.
+CDGEN_CLONES double exponentials(float* row, int64_t n, float best) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kPiece) {
+    float* piece = row + begin;
+    const int64_t length = std::min(kPiece, n - begin);
+    for (int64_t i = 0; i < length; i++) piece[i] = exp_of_negative(piece[i] - best);
+    Lanes sums = {};
+    int64_t i = 0;
+    for (; i + kLanes <= length; i += kLanes) sums += load(piece + i);
+    float rest = 0;
+    for (; i < length; i++) rest += piece[i];
+    total += sum(sums) + rest;
+  }
+  return total;
+}
+
+CDGEN_CLONES void scale(float* row, int64_t n, float factor) {
+  for (int64_t i = 0; i < n; i++) row[i] *= factor;
+}
+
+// Softmax minus one-hot over a row's logits; gives the row's loss. NaN and infinity make the sum NaN, and with it the row.
+float gradient_of_row(float* row, int64_t n, int64_t target, bool gradient, std::vector<float>& maxima) {
+  const auto blocks = static_cast<int64_t>(maxima.size());
+  block_maxima({row, ScalarType::Float}, n, 0, blocks, maxima.data());
+  const float best = *std::max_element(maxima.begin(), maxima.end());
+  if (target < 0 || target >= n) {
+    if (gradient) std::fill(row, row + n, std::numeric_limits<float>::quiet_NaN());
+    return std::numeric_limits<float>::quiet_NaN();
+  }
+  const double margin = static_cast<double>(best) - row[target];
+  const double total = exponentials(row, n, best);
+  if (gradient) {
+    const double of_target = row[target];
+    scale(row, n, static_cast<float>(1 / total));
+    row[target] = static_cast<float>((of_target - total) / total);
+  }
+  return static_cast<float>(std::log(total) + margin);
+}
+
+Tensor softmax_gradient(Tensor logits, const Tensor& target, int64_t ignore_index, bool gradient) {
+  STD_TORCH_CHECK(logits.dim() == 2 && logits.scalar_type() == ScalarType::Float &&
+                      (logits.size(1) == 1 || logits.stride(1) == 1),
+                  "logits must be float32 [N, V] with unit stride along V");
+  const int64_t rows = logits.size(0), vocab_size = logits.size(1), row_stride = logits.stride(0);
+  STD_TORCH_CHECK(target.is_contiguous() && target.scalar_type() == ScalarType::Long && target.numel() == rows,
+                  "target must be contiguous int64 [N]");
+  auto loss = torch::stable::new_empty(logits, {rows});
+  auto* losses = static_cast<float*>(loss.mutable_data_ptr());
+  auto* data = static_cast<float*>(logits.mutable_data_ptr());
+  const auto* targets = static_cast<const int64_t*>(target.const_data_ptr());
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / vocab_size), [&](int64_t begin, int64_t end) {
+    std::vector<float> maxima(block_count(vocab_size));
+    for (int64_t r = begin; r < end; r++) {
+      float* row = data + r * row_stride;
+      if (targets[r] != ignore_index) {
+        losses[r] = gradient_of_row(row, vocab_size, targets[r], gradient, maxima);
+        continue;
+      }
+      losses[r] = 0;
+      if (gradient) std::fill(row, row + vocab_size, 0.0f);
+    }
+  });
+  return loss;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cdgen, CPU, m) { m.impl("softmax_gradient", TORCH_BOX(&softmax_gradient)); }
+
+}  // namespace
+}  // namespace cdgen
