@@ -152,7 +152,7 @@ def of_kernel(implementation, logits, target, gradient=True):
     ],
 )
 def test_softmax_gradient_in_cpp_is_exact(rows, vocab_size):
-    """Row by row, 1.5 times torch's own error from float64 and 2 units in the last place, which are the exponential's."""
+    """Row by row: 1.5 times torch's error from float64, and 2 units in the last place, which are the exponential's."""
     generator = torch.Generator().manual_seed(rows)
     logits = 4 * torch.randn(rows, vocab_size, generator=generator) + torch.linspace(-2000, 2000, rows)[:, None]
     logits[0, 0] += 30  # a row that is sure of its token
@@ -242,6 +242,9 @@ def test_opcheck(needs):
     hidden, weight, target = make_problem(9, 12, 4, torch.bfloat16 if needs[0] else torch.float32)
     hidden, weight = (x.detach().requires_grad_(need) for x, need in zip((hidden, weight), needs, strict=True))
     torch.library.opcheck(torch.ops.cdgen.linear_cross_entropy.default, (hidden, weight, target, IGNORED, 4, *needs))
+    if "cpp" in IMPLEMENTATIONS:
+        logits = hidden.detach().float() @ weight.detach().float().T
+        torch.library.opcheck(torch.ops.cdgen.softmax_gradient.default, (logits, target, IGNORED, needs[0]))
 
 
 def test_compiles_whole_and_reads_targets_late():
