@@ -203,6 +203,7 @@ def test_mistakes_are_one_line(name, settings, data, tmp_path, capfd, monkeypatc
     (tmp_path / "empty.jsonl").write_text('{"text": " "}\n')
     (tmp_path / "short.jsonl").write_text('{"text": "time"}\n')
     extra, due = MISTAKES[name]
+    capfd.readouterr()  # what transformers says of the configs above
     assert main(list(map(str, [*command(settings("run")), *extra, "--quiet"]))) == 2
     error = capfd.readouterr().err
     assert error.startswith("cdgen: error: ") and error.count("\n") == 1 and due in error, error
