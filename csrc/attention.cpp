@@ -73,14 +73,8 @@ CDGEN_INLINE void add_values(const float* weight, const float* values, int64_t c
 CDGEN_INLINE void softmax(float* score, int64_t count) {
   float best = score[0];
   for (int64_t i = 1; i < count; i++) best = score[i] > best ? score[i] : best;
-  for (int64_t i = 0; i < count; i++) score[i] = exp_of_negative(score[i] - best);
-  Lanes lanes = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) lanes += load(score + i);
-  float total = 0;
-  for (; i < count; i++) total += score[i];
-  const float scale = 1.0f / (sum(lanes) + total);
-  for (i = 0; i < count; i++) score[i] *= scale;
+  const float scale = 1.0f / exponentials(score, count, best);
+  for (int64_t i = 0; i < count; i++) score[i] *= scale;
 }
 
 void drop(const AttentionToken& token, int64_t head, int64_t count, float* weight) {

@@ -20,20 +20,10 @@ using torch::stable::Tensor;
 
 constexpr int64_t kPiece = 512;  // added up in float32, the pieces in float64
 
-// Writes exp(x - best) over each x of a row; gives their sum.
-CDGEN_CLONES double exponentials(float* row, int64_t n, float best) {
+CDGEN_CLONES double exponentials_of_row(float* row, int64_t n, float best) {
   double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kPiece) {
-    float* piece = row + begin;
-    const int64_t length = std::min(kPiece, n - begin);
-    for (int64_t i = 0; i < length; i++) piece[i] = exp_of_negative(piece[i] - best);
-    Lanes sums = {};
-    int64_t i = 0;
-    for (; i + kLanes <= length; i += kLanes) sums += load(piece + i);
-    float rest = 0;
-    for (; i < length; i++) rest += piece[i];
-    total += sum(sums) + rest;
-  }
+  for (int64_t begin = 0; begin < n; begin += kPiece)
+    total += exponentials(row + begin, std::min(kPiece, n - begin), best);
   return total;
 }
 
@@ -43,15 +33,14 @@ CDGEN_CLONES void scale(float* row, int64_t n, float factor) {
 
 // Softmax minus one-hot over a row's logits; gives the row's loss. NaN and infinity make the sum NaN, and with it the row.
 float gradient_of_row(float* row, int64_t n, int64_t target, bool gradient, std::vector<float>& maxima) {
-  const auto blocks = static_cast<int64_t>(maxima.size());
-  block_maxima({row, ScalarType::Float}, n, 0, blocks, maxima.data());
-  const float best = *std::max_element(maxima.begin(), maxima.end());
   if (target < 0 || target >= n) {
     if (gradient) std::fill(row, row + n, std::numeric_limits<float>::quiet_NaN());
     return std::numeric_limits<float>::quiet_NaN();
   }
+  block_maxima({row, ScalarType::Float}, n, 0, static_cast<int64_t>(maxima.size()), maxima.data());
+  const float best = *std::max_element(maxima.begin(), maxima.end());
   const double margin = static_cast<double>(best) - row[target];
-  const double total = exponentials(row, n, best);
+  const double total = exponentials_of_row(row, n, best);
   if (gradient) {
     const double of_target = row[target];
     scale(row, n, static_cast<float>(1 / total));

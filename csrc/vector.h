@@ -153,4 +153,15 @@ CDGEN_INLINE float exp_of_negative(float x) {
   return x < -87.0f ? 0.0f : result;
 }
 
+// Writes exp(x - best) over each of n numbers, of which none is above `best`; gives their sum.
+CDGEN_INLINE float exponentials(float* x, int64_t n, float best) {
+  for (int64_t i = 0; i < n; i++) x[i] = exp_of_negative(x[i] - best);
+  Lanes total = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) total += load(x + i);
+  float rest = 0;
+  for (; i < n; i++) rest += x[i];
+  return sum(total) + rest;
+}
+
 }  // namespace cdgen

@@ -113,7 +113,7 @@ def _by_chunks(softmax_gradient, logits, hidden, weight, target, ignore_index, n
     loss = hidden.new_zeros((), dtype=wide)
     grad_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
     grad_weight = hidden.new_zeros(weight.shape if need_weight else 0, dtype=wide)
-    weight = weight.to(logits.dtype)
+    weight, target = weight.to(logits.dtype), target.contiguous()
     for start in range(0, hidden.shape[0], logits.shape[0]):
         chunk = slice(start, start + logits.shape[0])
         rows = hidden[chunk].to(logits.dtype)
@@ -141,7 +141,7 @@ def _with_triton(hidden, weight, target, ignore_index, chunk_rows, *needs):
     logits = hidden.new_empty((min(chunk_rows, hidden.shape[0]) or 1, width))[:, : weight.shape[0]]
     kernel = triton_cross_entropy.softmax_gradient
     with torch.autocast(hidden.device.type, enabled=False):
-        return _by_chunks(kernel, logits, hidden, weight, target.contiguous(), ignore_index, *needs)
+        return _by_chunks(kernel, logits, hidden, weight, target, ignore_index, *needs)
 
 
 # ------------------------------------------------------------------------------------------------ registration
@@ -155,7 +155,7 @@ def _cpu(hidden, weight, target, ignore_index, *rest):
         raise ValueError(f"target {at} of {target.numel()} is {int(target[at])}: must be {allowed}")
     cpp = implementation("cpu")[0] == "cpp" and hidden.dtype != torch.float64
     kernel = torch.ops.cdgen.softmax_gradient.default if cpp else softmax_gradient
-    return _plain(hidden, weight, target.contiguous(), ignore_index, *rest, kernel=kernel)
+    return _plain(hidden, weight, target, ignore_index, *rest, kernel=kernel)
 
 
 def _cuda(hidden, *rest):
@@ -191,7 +191,7 @@ def _backward(ctx, grad_loss, *_):
     return (*grads, None, None, None, None, None)
 
 
-# C++'s twin of the function above, for float32 on the CPU
+# the same as the function softmax_gradient, in C++, for float32 on the CPU
 torch.library.define(
     "cdgen::softmax_gradient", "(Tensor(a!) logits, Tensor target, int ignore_index, bool gradient) -> Tensor"
 )
