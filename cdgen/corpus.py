@@ -12,7 +12,7 @@ import torch
 from cdgen import manifest as manifests
 from cdgen import shards
 from cdgen.errors import CorpusError, InputError
-from cdgen.models import versions
+from cdgen.models import dtype_name, versions
 from cdgen.progress import Progress
 from cdgen.seeds import fingerprint
 from cdgen.text import decode
@@ -63,9 +63,9 @@ def write_corpus(
         "format": format,
         "split_documents": split_documents,
         "batch_size": lm.max_num_seqs,
-        "dtype": str(good.module.dtype).removeprefix("torch."),
+        "dtype": dtype_name(good.module.dtype),
         "device": good.device.type,
-        "kv_cache_dtype": lm.kv_cache["kv_cache_dtype"] and str(lm.kv_cache["kv_cache_dtype"]).removeprefix("torch."),
+        "kv_cache_dtype": lm.kv_cache["kv_cache_dtype"] and dtype_name(lm.kv_cache["kv_cache_dtype"]),
     }
     models = {
         role: model and {"name": model.name, "fingerprint": model.fingerprint}

@@ -11,6 +11,7 @@ takes one batch and runs it to its end. A backend has
     steps(..., rows, count)     tokens of so many steps, drawn without a look by the host
     look_every                  steps that the backend would rather draw so; 1: `steps` is not called
     release(slots)              ends texts
+    close()                     frees what the backend holds on its device; nothing is called afterwards
 """
 
 from collections import deque
@@ -20,6 +21,7 @@ from itertools import repeat
 import torch
 
 from cdgen.errors import InputError
+from cdgen.hardware import tf32_products
 from cdgen.models import LanguageModel, private_noise
 from cdgen.ngrams import repeated_ngram_bans
 from cdgen.outputs import TokenLogprobs
@@ -137,11 +139,14 @@ class Engine:
         Raises:
             InputError: a text from which nothing can be drawn: NaN in the logits, or everything banned.
         """
-        with torch.inference_mode(), private_noise(self.device):
-            self.refill()
-            while self.texts:
-                self.step()
+        try:
+            with torch.inference_mode(), private_noise(self.device), tf32_products(self.device):
                 self.refill()
+                while self.texts:
+                    self.step()
+                    self.refill()
+        finally:  # a traceback that is kept would else keep the cache
+            self.backend.close()
         return [self.results[place] for place in range(len(self.results))]
 
     def step(self):
@@ -149,7 +154,8 @@ class Engine:
         slots = [text.slot for text in self.texts]
         lengths = [len(text.prompt) + len(text.tokens) for text in self.texts]
         left = self.params.max_tokens - max(len(text.tokens) for text in self.texts)
-        if not self._needs_host and (count := min(self.backend.look_every, left)) > 1:
+        if not self._needs_host and self.backend.look_every > 1:
+            count = min(self.backend.look_every, left)
             drawn = self.backend.steps(self.state, slots, lengths, self._rows(self.state), count).tolist()
             sound = next((at for at, tokens in enumerate(drawn) if min(tokens) < 0), count)
             self.state.position = self.state.position + sound

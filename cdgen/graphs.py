@@ -1,53 +1,105 @@
 """The decode step as CUDA graphs: recorded for each of a few batch sizes, replayed without Python between kernels."""
 
+from collections import defaultdict
+from collections.abc import Callable
+
 import torch
 
 from cdgen_kernels.ops import Rows
 
+Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Rows], torch.Tensor]
+
+_spare_streams: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+
+
+def take_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream of a CUDA device that nothing else in this process uses until it is given back.
+
+    torch keeps a cuBLAS workspace of up to 32 MiB for every stream that it has seen, so streams are used again.
+    """
+    spare = _spare_streams[device]
+    return spare.pop() if spare else torch.cuda.Stream(device)
+
+
+def give_back_stream(stream: torch.cuda.Stream) -> None:
+    """End the use of a stream from :func:`take_stream`."""
+    _spare_streams[stream.device].append(stream)
+
 
 class StepGraphs:
-    """Calls a step many times, by replaying it.
+    """Repeats a decode step by replaying CUDA graphs of it, one graph for each batch size.
+
+    All graphs of an instance are captured on one stream into one memory pool, and `close` destroys them together.
+    Sharing a stream with the graphs of another instance would not be safe: torch (2.12 and later) frees a stream's
+    cuBLAS workspace when a graph that was captured on it is destroyed, and the others still write to it.
 
     Args:
-        step: function (ids, position int64 [A], row int32 [A], rows) -> int64 [A], the tokens drawn, of device tensors
-            alone. A row below 0 is nobody's.
-        largest: batch size at most.
+        largest: greatest number of rows.
+        device: a device of type cuda, with its index.
     """
 
-    def __init__(self, step, largest):
-        self._step, self._largest, self._graphs = step, largest, {}
+    def __init__(self, largest: int, device: torch.device) -> None:
+        self._largest, self._device = largest, device
+        self._stream, self._pool = take_stream(device), torch.cuda.graph_pool_handle()
+        self._graphs: dict[int, _Graph] = {}
 
-    def __call__(self, ids, position, row, rows, count):
-        """Tokens int64 [count, A] of `count` steps from the given one on."""
+    def __call__(
+        self,
+        step: Step,
+        ids: torch.Tensor,  # [A]
+        position: torch.Tensor,  # [A]
+        row: torch.Tensor,  # [A]
+        rows: Rows,
+        count: int,
+    ) -> torch.Tensor:
+        """Tokens int64 [count, A] of `count` steps.
+
+        Args:
+            step: function (ids, position int64 [A], row int32 [A], rows) -> int64 [A], the tokens drawn, on device
+                tensors alone. A row below 0 is unused. Later calls must give the same function.
+            ids, position, row, rows: arguments of the first step.
+        """
         size = min(self._largest, 1 << (len(ids) - 1).bit_length())  # powers of two: few graphs, and at most half idle
-        with torch.cuda.device_of(ids):
+        with torch.cuda.device(self._device):
             if size not in self._graphs:
-                self._graphs[size] = _Graph(self._step, size, rows)
+                self._graphs[size] = _Graph(step, size, rows, self._stream, self._pool)
             return self._graphs[size](ids, position, row, rows, count)
+
+    def close(self) -> None:
+        """Destroy all graphs and free their memory; nothing may be called afterwards."""
+        if self._graphs:
+            torch.cuda.synchronize(self._device)  # after an error, replays may still be running
+        for graph in self._graphs.values():
+            graph.graph.reset()
+        self._graphs.clear()
+        give_back_stream(self._stream)
 
 
 class _Graph:
-    def __init__(self, step, size, rows):
+    """One batch size. Keeps no reference to the step, whose owner holds this graph."""
+
+    def __init__(self, step: Step, size: int, rows: Rows, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
         device = rows.margin.device
         self.ids, self.position = torch.zeros(2, size, dtype=torch.long, device=device).unbind()
         self.row = torch.full((size,), -1, dtype=torch.int32, device=device)
         self.rows = Rows(*(x[:1].repeat(size) for x in rows))
         self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):  # kernels are compiled and libraries begin before anything is recorded
+            for _ in range(2):  # compiles kernels and initialises libraries, which a capture cannot
                 step(self.ids, self.position, self.row, self.rows)
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream):
             self.token = step(self.ids, self.position, self.row, self.rows)
             self.ids.copy_(self.token.clamp(min=0))  # a fault is no token to read
             self.position.add_(1)
 
-    def __call__(self, ids, position, row, rows, count):
+    def __call__(
+        self, ids: torch.Tensor, position: torch.Tensor, row: torch.Tensor, rows: Rows, count: int
+    ) -> torch.Tensor:
         live = len(ids)
         self.row.fill_(-1)
-        self.position.zero_()  # of the idle rows too, which would walk out of the tables
+        self.position.zero_()  # idle rows advance too, and would walk out of the tables
         for own, given in (
             (self.ids, ids),
             (self.position, position),

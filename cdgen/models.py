@@ -22,6 +22,7 @@ from cdgen import __version__
 from cdgen.cache import InPlaceCache
 from cdgen.errors import InputError
 from cdgen.folder import file_sha256
+from cdgen.hardware import free_memory_text
 from cdgen.runs import resolve
 
 log = logging.getLogger("cdgen")
@@ -164,7 +165,7 @@ def load(source, *, dtype=None, device=None, trust_remote_code=False):
     Args:
         source: a folder with config and safetensors, a checkpoint as RUN@best, RUN@latest or RUN@500, a GGUF file or a
             folder with one, a hub name, or a loaded model.
-        dtype: torch dtype or its name; default float32 on the CPU, the checkpoint's own elsewhere.
+        dtype: torch dtype or its name; default: see :func:`default_dtype`.
         device: default cuda where there is one. A loaded model stays where it is.
     Returns:
         (LanguageModel, tokenizer or None)
@@ -174,8 +175,13 @@ def load(source, *, dtype=None, device=None, trust_remote_code=False):
     if isinstance(source, PreTrainedModel):
         return LanguageModel(source.eval(), source.config.name_or_path or type(source).__name__), None
     device = _device(device)
-    dtype = _dtype(dtype, device)
     folder, gguf = _locate(source)
+    if dtype is None:
+        stored = None if device.type == "cpu" else stored_dtype(source, trust_remote_code=trust_remote_code)
+        dtype = default_dtype(stored, device.type)
+        if stored == torch.float32:
+            log.warning("%s: float32 weights, used in %s; --dtype float32 keeps float32", source, dtype_name(dtype))
+    dtype = float_dtype("dtype", dtype)
     options = {"trust_remote_code": trust_remote_code} | ({"gguf_file": gguf} if gguf else {})
     with quiet_transformers():
         try:
@@ -190,7 +196,12 @@ def load(source, *, dtype=None, device=None, trust_remote_code=False):
         if missing := sorted(found["missing_keys"]):  # transformers draws them at random
             raise InputError(f"{source}: {len(missing)} tensors are missing from its weights, such as {missing[0]}")
         files = (Path(folder, gguf),) if gguf else _weight_files(folder)
-        return LanguageModel(module.to(device).eval(), str(source), files), _load_tokenizer(folder, options)
+        try:
+            module = module.to(device)
+        except torch.OutOfMemoryError as error:
+            size = sum(parameter.nbytes for parameter in module.parameters()) / 1e9
+            raise InputError(f"{source}: its weights take {size:.2f} GB, but {free_memory_text(device)}") from error
+        return LanguageModel(module.eval(), str(source), files), _load_tokenizer(folder, options)
 
 
 def load_config(source, *, trust_remote_code=False):
@@ -215,18 +226,36 @@ def _load_tokenizer(folder, options):
         return None
 
 
-def _dtype(dtype, device):
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else "auto"
-    return float_dtype("dtype", dtype)
+def stored_dtype(source: str | Path, *, trust_remote_code: bool = False) -> torch.dtype | None:
+    """The dtype of a checkpoint's weights as its config states it; None if it does not, or for a GGUF file."""
+    if _locate(source)[1]:
+        return None
+    stored = getattr(load_config(source, trust_remote_code=trust_remote_code), "dtype", None)
+    return getattr(torch, stored, None) if isinstance(stored, str) else stored
+
+
+def default_dtype(stored: torch.dtype | None, device_type: str) -> torch.dtype:
+    """The dtype that weights are loaded in if the user names none.
+
+    float32 on the CPU. Elsewhere the checkpoint's own if it has 16 bits, else bfloat16: float32 weights, which
+    `cdgen train` writes, would take twice the memory and several times the time.
+    """
+    if device_type == "cpu":
+        return torch.float32
+    return stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16
 
 
 def float_dtype(field, dtype):
     """The torch dtype of a name or dtype; `field` is for the message."""
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if name not in ("float32", "bfloat16", "float16"):
         raise InputError(f"{field} = {name!r}: use float32, bfloat16 or float16")
     return getattr(torch, name)
+
+
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """`"bfloat16"` for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _locate(source):

@@ -63,7 +63,9 @@ def _add_models(parser):
         "--bad", help="the same, or dropout:0.3, or layers:12 (GOOD itself, changed); none for plain sampling"
     )
     models.add_argument(
-        "--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU, else the checkpoint's)"
+        "--dtype",
+        help="float32, bfloat16 or float16 (default: float32 on the CPU; on a GPU the checkpoint's own, with bfloat16 "
+        "in place of float32)",
     )
     models.add_argument("--kv-cache-dtype", metavar="DTYPE", help="of the cache's pages (default: the models')")
     models.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
@@ -90,7 +92,10 @@ def add_generate(parser):
     models = _add_models(parser)
     models.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     models.add_argument(
-        "--kv-cache-gb", type=float, metavar="X", help="for the cache of both models (default: what a batch needs)"
+        "--kv-cache-gb",
+        type=float,
+        metavar="X",
+        help="for the cache of both models (default: what a batch needs, on a GPU at most 90 %% of the free memory)",
     )
     seeds = parser.add_argument_group("seeds")
     seeds.add_argument(

@@ -3,12 +3,14 @@
 import torch
 from torch.nn.functional import linear
 
-from cdgen.graphs import StepGraphs
+from cdgen.graphs import StepGraphs, give_back_stream, take_stream
+from cdgen.hardware import free_memory
 from cdgen.llama import LlamaRunner, slots
 from cdgen.shared_cache import CacheShape, SharedKVCache
 from cdgen_kernels.ops import contrast_sample, gathered_scores, linear_head, sample
 
 PREFILL_TOKENS = 4096  # prompts' tokens computed at once
+CACHE_SHARE = 0.9  # greatest share of a GPU's free memory that becomes cache by default; activations need some
 _LOOK_EVERY = 4  # steps on a GPU between two looks at what was drawn, each of which waits for the device
 _CAPACITY = 256  # of the list of a head; where one is longer, the list is as long as the vocabulary
 
@@ -20,7 +22,11 @@ class PagedTexts:
         pair: :class:`~cdgen.engine.Pair`. params: :class:`~cdgen.params.SamplingParams`.
         max_num_seqs: texts that run together at most. max_length: tokens of the longest, prompt included.
         kv_cache_dtype: torch dtype of the pages; default the models' own.
-        kv_cache_memory_bytes: budget for the pages of both models; default: what `max_num_seqs` texts need.
+        kv_cache_memory_bytes: budget for the pages of both models; default: what `max_num_seqs` texts need, and on a
+            GPU at most CACHE_SHARE of the memory that is free there.
+
+    Raises:
+        InputError: the budget or the free memory does not hold one text of `max_length`.
     """
 
     def __init__(self, pair, params, max_num_seqs, max_length, *, kv_cache_dtype=None, kv_cache_memory_bytes=None):
@@ -32,19 +38,23 @@ class PagedTexts:
             CacheShape(model.num_layers, runner.num_kv_heads, runner.head_dim, kv_cache_dtype or model.module.dtype)
             for model, runner in zip(models, self._runners, strict=True)
         ]
+        device = pair.good.device
+        free = free_memory(device)  # the weights are loaded already
+        if kv_cache_memory_bytes is None and free is not None:
+            kv_cache_memory_bytes = int(CACHE_SHARE * free)
         self.cache = SharedKVCache(
             shapes,
             slots=2 * max_num_seqs + 1,  # prompts have slots of their own until all their texts have started
             texts=max_num_seqs + 1,  # a prompt is kept for those that have not
             max_length=max_length,
-            device=pair.good.device,
+            device=device,
             memory_bytes=kv_cache_memory_bytes,
         )
-        self._seed = torch.tensor([params.seed], device=pair.good.device)
-        on_gpu = pair.good.device.type == "cuda"
+        self._seed = torch.tensor([params.seed], device=device)
+        on_gpu = device.type == "cuda"
         self.look_every = _LOOK_EVERY if on_gpu else 1
-        self._advance_many = StepGraphs(self._advance, max_num_seqs) if on_gpu else self._advance_in_turn
-        self._side = torch.cuda.Stream(pair.good.device) if on_gpu and len(models) > 1 else None
+        self._graphs = StepGraphs(max_num_seqs, device) if on_gpu else None
+        self._side = take_stream(device) if on_gpu and len(models) > 1 else None
 
     def admit(self, request, most):
         """See :mod:`cdgen.engine`. The promise of one more text keeps a prompt that is not started in full."""
@@ -68,8 +78,9 @@ class PagedTexts:
         self._prefill([request for request, _ in starts if request.outputs is None])
         slots = [self.cache.fork(request.slot, count) for request, count in starts]
         counts = torch.tensor([count for _, count in starts], device=self.cache.page_table.device)
+        size = sum(count for _, count in starts)  # given, so that nothing waits for the device to add it up
         outputs = [
-            torch.stack(each).repeat_interleave(counts, 0)
+            torch.stack(each).repeat_interleave(counts, 0, output_size=size)
             for each in zip(*(request.outputs for request, _ in starts), strict=True)
         ]
         for request, _ in starts:
@@ -86,7 +97,10 @@ class PagedTexts:
     def steps(self, texts, slots, lengths, rows, count):
         """See :mod:`cdgen.engine`."""
         self.cache.extend_to(slots, [length + count - 1 for length in lengths])
-        return self._advance_many(texts.ids, texts.position, texts.slot, rows, count)
+        arguments = texts.ids, texts.position, texts.slot, rows, count
+        if self._graphs is None:
+            return self._advance_in_turn(*arguments)
+        return self._graphs(self._advance, *arguments)  # given at each call: stored, it would be a reference cycle
 
     def sample(self, outputs, rows, *, banned=None, logprobs=False, look=True):
         """Draw from hidden states [A, D] of each model. BAD's output layer is computed at GOOD's candidates only, where
@@ -106,8 +120,18 @@ class PagedTexts:
         return contrast_sample(candidates, scores, rows, gathered=True, vocab_size=self._vocab_size)
 
     def release(self, slots):
+        """See :mod:`cdgen.engine`."""
         for slot in slots:
             self.cache.release(slot)
+
+    def close(self) -> None:
+        """See :mod:`cdgen.engine`. Frees the graphs and the pages at once, whoever still holds this object."""
+        if self._graphs is not None:
+            self._graphs.close()
+        if self._side is not None:
+            give_back_stream(self._side)
+        self._graphs = self._side = None
+        self.cache.close()
 
     def _prefill(self, requests):
         """Compute prompts and keep each model's last state of each."""
@@ -125,7 +149,7 @@ class PagedTexts:
             row = torch.tensor([request.slot for request in now], dtype=torch.int32, device=device)
             # a prompt's noise is that of its first text, whichever of them start now
             sequence = torch.tensor([request.sequence for request in now], device=device)
-            row, sequence = row.repeat_interleave(counts), sequence.repeat_interleave(counts)
+            row, sequence = (x.repeat_interleave(counts, output_size=size) for x in (row, sequence))
             last = counts.cumsum(0) - 1
             states = zip(*self._run(ids, position, row, sequence, last), strict=True)
             for request, outputs in zip(now, states, strict=True):

@@ -19,7 +19,7 @@ from cdgen.bad import parse_bad
 from cdgen.engine import Engine, Request
 from cdgen.errors import InputError
 from cdgen.llm import ContrastiveLM
-from cdgen.models import float_dtype, load_config, quiet_transformers
+from cdgen.models import default_dtype, dtype_name, float_dtype, load_config, quiet_transformers, stored_dtype
 from cdgen.paged import PREFILL_TOKENS, PagedTexts
 from cdgen.params import SamplingParams
 
@@ -189,7 +189,11 @@ def plan(args):
     """The lines that `cdgen plan` prints."""
     job = Job(args.tokens, args.prompt_tokens, args.max_tokens, args.n)
     on_cpu = args.gpu == "cpu"
-    dtype = float_dtype("dtype", args.dtype or ("float32" if on_cpu else "bfloat16"))
+    dtype = args.dtype
+    if dtype is None:
+        stored = stored_dtype(args.good, trust_remote_code=args.trust_remote_code)
+        dtype = default_dtype(stored, "cpu" if on_cpu else "cuda")
+    dtype = float_dtype("dtype", dtype)
     cache_dtype = float_dtype("kv_cache_dtype", args.kv_cache_dtype or dtype)
     good, bad, weights = shapes(args.good, args.bad, args.trust_remote_code)
     machine = measured_machine() if on_cpu else GPUS[args.gpu]
@@ -204,7 +208,8 @@ def plan(args):
     step = sum(parts.values())
     kind = "measured here" if on_cpu else "vendor's data sheet"
     yield f"machine: {args.gpu}, {machine.bandwidth / 1e9:.0f} GB/s, {machine.matmul / 1e12:.2f} TFLOP/s ({kind})"
-    yield f"batch: {batch} texts of {job.prompt} + {job.new} tokens, {_name(dtype)}, cache {_name(cache_dtype)}"
+    dtypes = f"{dtype_name(dtype)}, cache {dtype_name(cache_dtype)}"
+    yield f"batch: {batch} texts of {job.prompt} + {job.new} tokens, {dtypes}"
     yield from (f"memory, {name}: {size / 1e9:.2f} GB" for name, size in memory.items())
     yield f"memory, together: {sum(memory.values()) / 1e9:.2f} of {machine.memory / 1e9:.1f} GB"
     yield from (f"step, {name}: {seconds * 1e3:.3f} ms ({seconds / step:.0%})" for name, seconds in parts.items())
@@ -218,7 +223,3 @@ def plan(args):
             raise InputError(f"{lm.static}; the prediction is of the paged engine: leave the run out with --no-run")
         real = real_rate(lm, batch, job)
         yield f"a short run: {real:,.0f} tokens/s, {real / rate:.0%} of that bound"
-
-
-def _name(dtype):
-    return str(dtype).removeprefix("torch.")

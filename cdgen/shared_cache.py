@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cdgen.errors import InputError
+from cdgen.hardware import free_memory_text
 
 
 class CacheShape(NamedTuple):
@@ -55,7 +56,7 @@ class SharedKVCache:
         free_pages, promised_pages: pages that no text holds, and those of them that continuations may still take.
 
     Raises:
-        InputError: the budget does not hold one text of `max_length`.
+        InputError: the budget does not hold one text of `max_length`, or the memory cannot be allocated.
     """
 
     def __init__(self, shapes, *, slots, max_length, device, texts=None, memory_bytes=None, page_size=16):
@@ -68,15 +69,21 @@ class SharedKVCache:
         if pages < max_pages:
             need = max_pages * self.page_bytes
             raise InputError(
-                f"a text of {max_length} tokens needs {need} bytes of cache, but {memory_bytes} are given; "
-                "raise kv_cache_memory_bytes (--kv-cache-gb)"
+                f"a text of {max_length} tokens needs {need} bytes of cache, but the budget is {memory_bytes}; "
+                "lower max_tokens, or raise kv_cache_memory_bytes (--kv-cache-gb) if more memory is free"
             )
 
         def store(shape):  # zeros: attention reads to the end of a page, and 0 * NaN would reach its sum
             size = (shape.num_layers, pages, shape.num_kv_heads, page_size, shape.head_dim)
             return torch.zeros(size, dtype=shape.dtype, device=device)
 
-        self.keys, self.values = tuple(map(store, shapes)), tuple(map(store, shapes))
+        try:
+            self.keys, self.values = tuple(map(store, shapes)), tuple(map(store, shapes))
+        except RuntimeError as error:  # torch.OutOfMemoryError on GPUs
+            raise InputError(
+                f"a cache of {pages * self.page_bytes / 1e9:.2f} GB cannot be allocated: {free_memory_text(device)}; "
+                "lower max_num_seqs (--batch-size) or kv_cache_memory_bytes (--kv-cache-gb)"
+            ) from error
         self.page_table = torch.full((slots, max_pages), -1, dtype=torch.int32, device=device)
         self.lengths = np.zeros(slots, dtype=np.int64)
         self.free_pages, self.promised_pages = pages, 0
@@ -196,6 +203,10 @@ class SharedKVCache:
         self._limit[slot] = 0
         self._drop_pages(slot)
         self._free_slots.append(slot)
+
+    def close(self) -> None:
+        """Free the memory of all pages; the bookkeeping can still be read."""
+        self.keys = self.values = ()
 
     def _pages(self, length):
         return -(-length // self.page_size)

@@ -43,7 +43,8 @@ class StaticBatch:
         pairs = zip(self._models, caches, strict=True)
         outputs = [model.last_logits(ids, mask, positions, cache) for model, cache in pairs]
         counts = [count for _, count in starts]
-        owner = torch.arange(len(starts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        numbers, repeats = torch.tensor([range(len(starts)), counts], device=device)
+        owner = numbers.repeat_interleave(repeats, output_size=sum(counts))  # given: nothing waits for the device
         self._filled = width
         self._caches = [cache.fork(owner, width + self._params.max_tokens) for cache in caches]
         self._mask = mask.new_ones(len(owner), width + self._params.max_tokens)
@@ -68,6 +69,10 @@ class StaticBatch:
 
     def release(self, slots):
         """See :mod:`cdgen.engine`: the rows stay until the batch ends."""
+
+    def close(self) -> None:
+        """See :mod:`cdgen.engine`."""
+        self._caches = self._mask = None
 
 
 def _left_padded(prompts, device):

@@ -10,7 +10,7 @@ fused linear cross entropy (Hsu et al. 2024, arXiv 2410.10989, section 3.2) does
 
 import torch
 
-from cdgen_kernels.dispatch import implementation
+from cdgen_kernels.dispatch import implementation, on_device_of_first
 
 __all__ = ["linear_cross_entropy"]
 
@@ -203,6 +203,6 @@ torch.library.define(
     "bool need_weight) -> (Tensor loss, Tensor grad_hidden, Tensor grad_weight)",
 )
 torch.library.impl(_NAME, "CPU")(_cpu)
-torch.library.impl(_NAME, "CUDA")(_cuda)
+torch.library.impl(_NAME, "CUDA")(on_device_of_first(_cuda))
 torch.library.register_fake(_NAME)(_fake)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

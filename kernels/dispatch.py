@@ -4,10 +4,13 @@ Each op is `torch.ops.cdgen.*`, with a fake. An implementation is a module that 
 `reference`, the `triton_*` modules, and for CPU tensors the C++ extension, which registers itself.
 """
 
+import functools
 import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -67,6 +70,17 @@ def _implementation(home, name):
         return _CONVENTIONS[name](function, *arguments)
 
     return call
+
+
+def on_device_of_first(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` with the CUDA device of its first argument as the current one: Triton launches on the current device."""
+
+    @functools.wraps(call)
+    def guarded(*arguments: Any) -> Any:
+        with torch.cuda.device_of(arguments[0]):
+            return call(*arguments)
+
+    return guarded
 
 
 def _call_head(function, *arguments):
@@ -190,18 +204,25 @@ def _linear_head_of_cpp(hidden, weight, margin, banned, vocab_size, capacity):
     return torch.ops.cdgen.head.default(logits, margin, banned, vocab_size, capacity)
 
 
+def _kernel(name: str, device_type: str) -> Callable[..., Any] | None:
+    """What runs an op for tensors of a device type; None where the C++ extension has registered itself."""
+    chosen, _ = _DECISIONS[device_type]
+    if chosen == "cpp":
+        if name in _CPP:
+            return None
+        if name == "linear_head":
+            return _linear_head_of_cpp
+    call = _implementation(_HOMES.get(chosen, {}).get(name) or _HOMES["reference"][name], name)
+    return on_device_of_first(call) if device_type == "cuda" else call
+
+
 def _register():
     for name, schema in SCHEMAS.items():
         torch.library.define(f"cdgen::{name}", schema)
         torch.library.register_fake(f"cdgen::{name}")(_FAKES[name])
-        for device_type, (chosen, _) in _DECISIONS.items():
-            if chosen == "cpp" and name in _CPP:
-                continue  # has registered itself
-            home = _HOMES.get(chosen, {}).get(name) or _HOMES["reference"][name]
-            call = _implementation(home, name)
-            if chosen == "cpp" and name == "linear_head":
-                call = _linear_head_of_cpp
-            torch.library.impl(f"cdgen::{name}", device_type.upper())(call)
+        for device_type in _DECISIONS:
+            if kernel := _kernel(name, device_type):
+                torch.library.impl(f"cdgen::{name}", device_type.upper())(kernel)
 
 
 _DECISIONS = _decide()

@@ -7,9 +7,15 @@ import sys
 
 import pytest
 import torch
+from engines import exact  # noqa: F401, a fixture
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+# The suite tests the CPU: on a machine with a GPU, models would otherwise be loaded there and run by other code.
+# CDGEN_TEST_DEVICE=cuda is for the tests in tests/gpu.
+TEST_DEVICE = os.environ.get("CDGEN_TEST_DEVICE")
+if TEST_DEVICE != "cuda":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 torch.set_num_threads(1)  # models this small are slower with more, and the figures do not depend on the machine
 

@@ -10,6 +10,7 @@ from collections import deque
 import pytest
 import torch
 from conftest import VOCABULARY, make_llama
+from engines import PROMPTS, backend, free, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,38 +18,7 @@ from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine import Engine, Pair, Request
 from cdgen.errors import InputError
 from cdgen.llama import LlamaRunner
-from cdgen.paged import PagedTexts
-from cdgen_kernels.layers import paged_attention
-from cdgen_kernels.ops import Samples, implementation
-
-PROMPTS = [[5, 6, 7], [9] * 16, [11, 12], list(range(20, 57)), [8], [5, 6, 7], [13] * 13]
-
-
-def by_row(x, weight, bias=None):
-    return torch.stack([torch.nn.functional.linear(row, weight, bias) for row in x])
-
-
-def attention_by_row(q, keys, values, page_table, row, position, *, sequence=None, **options):
-    rows = [slice(at, at + 1) for at in range(len(q))]
-    each = [{"sequence": None if sequence is None else sequence[at]} | options for at in rows]
-    return torch.cat(
-        [
-            paged_attention(q[at], keys, values, page_table, row[at], position[at], **more)
-            for at, more in zip(rows, each, strict=True)
-        ]
-    )
-
-
-@pytest.fixture
-def exact(monkeypatch):
-    monkeypatch.setattr("cdgen.llama.linear", by_row)
-    monkeypatch.setattr("cdgen.paged.linear", by_row)
-    if implementation("cpu")[0] == "reference":  # whose sums are as long as the longest text of the batch
-        monkeypatch.setattr("cdgen.llama.paged_attention", attention_by_row)
-
-
-def free(**changes):
-    return SamplingParams(**{"n": 3, "max_tokens": 9, "ignore_eos": True, "logprobs": True} | changes)
+from cdgen_kernels.ops import Samples
 
 
 def drawn(requests):
@@ -136,14 +106,6 @@ def test_bads_output_layer_is_not_computed(models, monkeypatch):
     assert seen == [(21, 256)] * 9
 
 
-def backend(lm, params, size=4, longest=46, **options):
-    return PagedTexts(lm.pair, params, size, longest, **options)
-
-
-def requests(n=3):
-    return [Request(p, deque((at * n + c, (at << 32) + c) for c in range(n)), at << 32) for at, p in enumerate(PROMPTS)]
-
-
 def test_a_refilled_slot_shows_no_trace_and_memory_returns(models, exact):
     """Pages are filled with NaN whenever they are free."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)))
@@ -211,7 +173,7 @@ def test_texts_may_end_right_after_min_tokens(models):
 
 def test_a_budget_too_small_for_one_text_is_refused(models):
     lm = ContrastiveLM(**models, kv_cache_memory_bytes=1000)
-    with pytest.raises(InputError, match="a text of 46 tokens needs 30720 bytes of cache, but 1000 are given"):
+    with pytest.raises(InputError, match="a text of 46 tokens needs 30720 bytes of cache, but the budget is 1000"):
         lm.generate(PROMPTS, free())
 
 
@@ -243,14 +205,14 @@ def test_looking_every_few_steps_changes_nothing(models, exact, monkeypatch, cap
     looked = []
     for every in (2, 3, 50):
         texts = backend(lm, params)
-        texts.look_every = every
+        texts.look_every, pages = every, texts.cache.free_pages
         steps, step = texts.steps, texts.step
         texts.steps = lambda *given, steps=steps: looked.append("steps") or steps(*given)
         texts.step = lambda *given, step=step: looked.append("step") or step(*given)
         told = []
         assert Engine(lm.pair, texts, requests(), params, told.append).run() == expected
         assert sum(told) == sum(len(text.token_ids) for text in expected)
-        assert (texts.cache.free_pages, texts.cache.promised_pages) == (len(texts.cache.keys[0][0]), 0)
+        assert (texts.cache.free_pages, texts.cache.promised_pages) == (pages, 0)
     assert "steps" in looked and ("step" in looked or capacity > 3)
 
 
@@ -298,6 +260,9 @@ class Clockwork:
 
     def release(self, slots):
         self.free += slots
+
+    def close(self):
+        self.closed = True
 
 
 def heavy_tailed(count, limit, seed=0):

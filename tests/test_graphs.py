@@ -1,16 +1,20 @@
 """The decode step as a GPU would record it: it waits for nothing, makes no tensor of unknown size, and is counted."""
 
-from collections import Counter
+from collections import Counter, deque
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import make_llama
+from fake_cuda import fake_cuda  # noqa: F401, a fixture
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdgen import ContrastiveLM, SamplingParams
+from cdgen.engine import Request
 from cdgen.graphs import StepGraphs
 from cdgen.paged import PagedTexts
+from cdgen.static_batch import StaticBatch
 from cdgen_kernels.ops import make_rows
 
 NO_WORK = {"device", "empty", "new_empty", "detach", "alias"}  # and views:
@@ -68,6 +72,23 @@ def test_a_step_on_cuda_waits_for_nothing(bad, method):
     assert token.device.type == "cuda" and token.shape == (8,)
 
 
+@pytest.mark.parametrize("backend", [PagedTexts, StaticBatch])
+def test_starting_texts_waits_for_nothing(backend, monkeypatch):
+    """Prompts of several lengths and their texts: FakeTensorMode raises where a shape would be read from the device."""
+    lm, params = ContrastiveLM(make_llama(0), layers=1), SamplingParams(n=3, max_tokens=4)
+    texts = backend(lm.pair, params, 9, *([64] if backend is PagedTexts else []))
+    starts = [(Request([5] * n, deque([(0, 0), (1, 1), (2, 2)]), 0), count) for n, count in ((2, 1), (7, 3), (20, 2))]
+    for request, _ in starts:
+        texts.admit(request, 3)
+    if backend is StaticBatch:
+        for model in lm.pair.models(params):
+            monkeypatch.setattr(model, "last_logits", lambda ids, *rest: torch.zeros(len(ids), 300))
+            monkeypatch.setattr(model, "new_cache", lambda width: SimpleNamespace(fork=lambda owner, length: owner))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        slots, outputs = texts.start(starts)
+    assert [len(own) for own in slots] == [1, 3, 2] and [len(output) for output in outputs] == [6, 6]
+
+
 def test_launches_of_a_step():
     """Ten a layer: two norms, four products, rope and store, attention, two for the gate. The rest is constant."""
     found = {n: step_of(make_llama(0, layers=n), SamplingParams(), layers=1)[0] for n in (3, 4)}
@@ -79,12 +100,12 @@ def test_launches_of_a_step():
     assert rest <= 24, found[3]
 
 
-def test_graphs_are_few_and_idle_rows_are_nobodys(monkeypatch):
+def test_graphs_are_few(monkeypatch, fake_cuda):  # noqa: F811
     """With recording replaced by a call: sizes are powers of two, and only the rows asked for are read."""
     made, seen = [], []
 
     class Recorded:
-        def __init__(self, step, size, rows):
+        def __init__(self, step, size, *rest):
             made.append(size)
 
         def __call__(self, ids, position, row, rows, count):
@@ -92,8 +113,8 @@ def test_graphs_are_few_and_idle_rows_are_nobodys(monkeypatch):
             return ids.expand(count, -1)
 
     monkeypatch.setattr("cdgen.graphs._Graph", Recorded)
-    graphs = StepGraphs(None, 100)
+    graphs = StepGraphs(100, torch.device("cpu"))
     for live in (1, 2, 3, 64, 65, 100, 70, 4):
         ids = torch.arange(live)
-        assert graphs(ids, ids, ids, make_rows(live), 3).shape == (3, live)
+        assert graphs(None, ids, ids, ids, make_rows(live), 3).shape == (3, live)
     assert made == [1, 2, 4, 64, 100] and seen == [1, 2, 3, 64, 65, 100, 70, 4]

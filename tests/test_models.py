@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.bad import attention_dropout, first_layers, parse_bad
 from cdgen.errors import InputError
-from cdgen.models import LanguageModel, load
+from cdgen.models import LanguageModel, default_dtype, load, stored_dtype
 from cdgen.vocabulary import shared_vocab_size
 
 # ------------------------------------------------------------------------------------------------ loading
@@ -28,6 +29,37 @@ def test_loads_a_folder_as_it_was_saved(folders, good):
     assert len(tokenizer.get_vocab()) == VOCABULARY
     assert load(folders["bare"])[1] is None
     assert load(folders["good"], dtype="bfloat16")[0].module.dtype == torch.bfloat16
+
+
+def test_on_a_gpu_float32_checkpoints_are_used_in_bfloat16(folders, good, tmp_path, monkeypatch, caplog):
+    """Without a GPU: the device says that it is one, and stays where it is. Rotary frequencies keep float32."""
+    monkeypatch.setattr("cdgen.models._device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *rest: module)
+    copy.deepcopy(good).half().save_pretrained(tmp_path / "half")
+    copy.deepcopy(good).bfloat16().save_pretrained(tmp_path / "brain")
+    (tmp_path / "old").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "old" / file).write_bytes((folders["bare"] / file).read_bytes())
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")  # as transformers 4 wrote it
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    for source, given, wanted in (
+        (folders["good"], {}, torch.bfloat16),
+        (tmp_path / "old", {}, torch.bfloat16),
+        (tmp_path / "brain", {}, torch.bfloat16),
+        (tmp_path / "half", {}, torch.float16),
+        (folders["good"], {"dtype": "float32"}, torch.float32),
+        (tmp_path / "half", {"dtype": "bfloat16"}, torch.bfloat16),
+    ):
+        caplog.clear()
+        module = load(source, **given)[0].module
+        assert {parameter.dtype for parameter in module.parameters()} == {wanted}
+        assert module.model.rotary_emb.inv_freq.dtype == torch.float32
+        said = [record.getMessage() for record in caplog.records]
+        line = f"{source}: float32 weights, used in bfloat16; --dtype float32 keeps float32"
+        assert said == ([line] if source in (folders["good"], tmp_path / "old") and not given else [])
+        assert default_dtype(stored_dtype(source), "cuda") == wanted or given, "what cdgen plan assumes"
+    assert load(folders["good"])[0].module.model.norm.weight.equal(good.model.norm.weight.bfloat16())
 
 
 def test_fingerprint_follows_contents_not_place(folders, tmp_path):

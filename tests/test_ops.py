@@ -1,5 +1,6 @@
 """The ops as callers meet them: independence of the batch, registration, errors, dispatch."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import torch
 from implementations import IMPLEMENTATIONS, NO_CPP, run_sample
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cdgen_kernels import ops
+from cdgen_kernels import dispatch, ops, reference
 from cdgen_kernels.ops import Rows, contrast_sample, gathered_scores, head, linear_head, make_rows, sample
 
 
@@ -87,6 +88,26 @@ def calls():
 @pytest.mark.parametrize("name", ["head", "sample", "contrast_sample", "linear_head", "gathered_scores"])
 def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.cdgen, name).default, calls()[name])
+
+
+@pytest.mark.parametrize("name", calls())
+def test_on_cuda_ops_run_on_the_device_of_their_tensors(name, monkeypatch):
+    """Triton launches on the current device, which need not be that of the tensors."""
+    current, seen = [], []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(dispatch, "_DECISIONS", {"cuda": ("reference", "")})
+    monkeypatch.setattr(reference, name, lambda first, *rest: seen.append(current[:]))
+    monkeypatch.setitem(dispatch._CONVENTIONS, name, lambda function, *arguments: function(*arguments))
+    first, *rest = calls()[name]
+    dispatch._kernel(name, "cuda")(first, *rest)
+    assert len(seen) == 1 and seen[0][0] is first and not current
 
 
 def test_a_decode_step_compiles_whole():

@@ -1,5 +1,7 @@
 """cdgen plan: its shapes are the models', its memory the cache's, and a batch fits exactly as long as it fits."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_llama
@@ -74,6 +76,19 @@ def test_the_command(cdgen_command, folders):
     assert code == 2 and printed.startswith("cdgen: error: not one text fits: 0.0") and "1e-06 GB are there" in printed
     code, printed = cdgen_command("plan", "--good", "/nowhere", "--gpu", "h100")
     assert (code, printed) == (2, "cdgen: error: /nowhere: no such folder or file\n")
+
+
+def test_the_dtype_is_that_of_the_run(cdgen_command, good, folders, tmp_path):
+    """float32 on the CPU; on a GPU the checkpoint's, and bfloat16 for float32."""
+    copy.deepcopy(good).half().save_pretrained(tmp_path / "half")
+    for model, machine, dtype in (
+        (folders["good"], ["h100"], "bfloat16"),
+        (tmp_path / "half", ["h100"], "float16"),
+        (folders["good"], ["h100", "--dtype", "float32"], "float32"),
+        (tmp_path / "half", ["cpu", "--batch-size", 8], "float32"),
+    ):
+        code, printed = cdgen_command("plan", "--good", model, "--gpu", *machine)
+        assert code == 0 and f" tokens, {dtype}, cache {dtype}\n" in printed, printed
 
 
 @pytest.mark.parametrize("option", ["--kv-cache-dtype", "--dtype"])

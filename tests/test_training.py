@@ -124,6 +124,22 @@ def test_bfloat16_learns_alike(settings, tmp_path):
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
+def test_on_a_gpu_products_are_in_bfloat16_by_default(settings, tmp_path, monkeypatch, caplog):
+    """Without a GPU: torch says that there is one, while accelerate stays on the CPU."""
+    given = settings(tmp_path / "gpu", steps=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with caplog.at_level("WARNING", "cdgen"):
+        run = train(TrainConfig(**given))
+        assert run["config"]["dtype"] == "bfloat16"
+        (said,) = caplog.messages
+        assert said == "matrix products in bfloat16, weights in float32; --dtype float32 trains in float32 alone"
+        caplog.clear()
+        train(TrainConfig(**given | {"out": str(tmp_path / "asked"), "dtype": "bfloat16"}))
+        monkeypatch.undo()
+        run = train(TrainConfig(**given | {"out": str(tmp_path / "cpu")}))
+        assert run["config"]["dtype"] == "float32" and caplog.messages == []
+
+
 def test_a_checkpoint_contrasts_with_an_earlier_one(unbroken):
     """GOOD is a run's best, BAD an earlier step; the tokenizer comes along."""
     lm = ContrastiveLM(f"{unbroken}@best", f"{unbroken}@40")

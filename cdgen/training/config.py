@@ -54,7 +54,8 @@ class TrainConfig:
         save_every: steps between checkpoints, each with an evaluation.
         keep_states: so many of the last checkpoints keep the state to resume from, twice as large as the model.
         eval_blocks: blocks of the test text to evaluate on; 0: all.
-        dtype: "float32", or "bfloat16": products in bfloat16, weights in float32.
+        dtype: of matrix products: "float32", or "bfloat16" with weights in float32. Default: bfloat16 on CUDA devices,
+            float32 elsewhere. On CUDA devices float32 products are computed in TF32.
         seed: of weights and data order.
         compile: run the model through torch.compile. tensorboard: also log for TensorBoard.
     Raises:
@@ -78,7 +79,7 @@ class TrainConfig:
     save_every: int = 500
     keep_states: int = 2
     eval_blocks: int = 0
-    dtype: str = "float32"
+    dtype: str | None = None
     seed: int = 42
     compile: bool = False
     tensorboard: bool = False
@@ -95,7 +96,7 @@ class TrainConfig:
             raise InputError(f"learning_rate = {self.learning_rate}: must be more than 0")
         if not 0 <= self.ratio <= 1:
             raise InputError(f"ratio = {self.ratio}: must be 0 to 1")
-        if self.dtype not in DTYPES:
+        if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype = {self.dtype!r}: use {' or '.join(DTYPES)}")
 
     def as_json(self):

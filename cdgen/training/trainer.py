@@ -5,6 +5,7 @@ import logging
 import math
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from cdgen import manifest as manifests
 from cdgen import runs
 from cdgen.errors import CorpusError, InputError
 from cdgen.folder import OutputFolder, file_sha256
+from cdgen.hardware import tf32_products
 from cdgen.models import private_noise, quiet_transformers, versions
 from cdgen.progress import Progress
 from cdgen.training import checkpoints, corpora
@@ -52,14 +54,19 @@ def train(config, progress=None):
         InputError: what was asked for cannot be done; the message names the field. CorpusError: the run's folder cannot
             be written, or holds what cannot be trusted. KeyboardInterrupt: Ctrl-C or SIGTERM; the step is saved.
     """
+    asked = config.dtype
+    config = replace(config, dtype=asked or ("bfloat16" if torch.cuda.is_available() else "float32"))
     AcceleratorState._reset_state()  # of a run before this one in the same process; as transformers' Trainer does
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else processes that torchrun started on CPUs do not find each other
         mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
         dynamo_backend="inductor" if config.compile else "no",
     )
-    first = accelerator.is_main_process
-    with private_noise(accelerator.device), OutputFolder(config.out) if first else contextlib.nullcontext() as folder:
+    first, device = accelerator.is_main_process, accelerator.device
+    if first and asked is None and config.dtype == "bfloat16":
+        log.warning("matrix products in bfloat16, weights in float32; --dtype float32 trains in float32 alone")
+    output = OutputFolder(config.out) if first else contextlib.nullcontext()
+    with private_noise(device), tf32_products(device), output as folder:
         return _Run(config, accelerator, folder, progress if first and progress else Progress()).train()
 
 

@@ -1,0 +1,50 @@
+"""Prompts, backends and requests for tests of the engine, and products that do not depend on the batch."""
+
+from collections import deque
+
+import pytest
+import torch
+
+from cdgen import SamplingParams
+from cdgen.engine import Request
+from cdgen.paged import PagedTexts
+from cdgen_kernels.layers import paged_attention
+from cdgen_kernels.ops import implementation
+
+PROMPTS = [[5, 6, 7], [9] * 16, [11, 12], list(range(20, 57)), [8], [5, 6, 7], [13] * 13]
+
+
+def by_row(x, weight, bias=None):
+    return torch.stack([torch.nn.functional.linear(row, weight, bias) for row in x])
+
+
+def attention_by_row(q, keys, values, page_table, row, position, *, sequence=None, **options):
+    rows = [slice(at, at + 1) for at in range(len(q))]
+    each = [{"sequence": None if sequence is None else sequence[at]} | options for at in rows]
+    return torch.cat(
+        [
+            paged_attention(q[at], keys, values, page_table, row[at], position[at], **more)
+            for at, more in zip(rows, each, strict=True)
+        ]
+    )
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Products are made row by row, so that texts are equal to the bit in batches of any size."""
+    monkeypatch.setattr("cdgen.llama.linear", by_row)
+    monkeypatch.setattr("cdgen.paged.linear", by_row)
+    if implementation("cpu")[0] == "reference":  # whose sums are as long as the longest text of the batch
+        monkeypatch.setattr("cdgen.llama.paged_attention", attention_by_row)
+
+
+def free(**changes):
+    return SamplingParams(**{"n": 3, "max_tokens": 9, "ignore_eos": True, "logprobs": True} | changes)
+
+
+def backend(lm, params, size=4, longest=46, **options):
+    return PagedTexts(lm.pair, params, size, longest, **options)
+
+
+def requests(n=3):
+    return [Request(p, deque((at * n + c, (at << 32) + c) for c in range(n)), at << 32) for at, p in enumerate(PROMPTS)]
