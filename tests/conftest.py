@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
-from engines import exact  # noqa: F401, a fixture
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+pytest_plugins = ["engines", "fake_cuda", "gpu_engines"]  # fixtures that several files share
 
 # The suite tests the CPU: on a machine with a GPU, models would otherwise be loaded there and run by other code.
 # CDGEN_TEST_DEVICE=cuda is for the tests in tests/gpu.

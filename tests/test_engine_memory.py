@@ -6,7 +6,6 @@ import weakref
 import pytest
 import torch
 from engines import PROMPTS, backend, free, requests
-from fake_cuda import fake_cuda  # noqa: F401, a fixture
 
 from cdgen import ContrastiveLM
 from cdgen import paged as paged_module
@@ -84,7 +83,7 @@ def test_an_error_frees_the_cache_while_its_traceback_is_kept(models, monkeypatc
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_graphs_draw_what_plain_steps_draw(size, models, exact, fake_cuda, faults_in_tokens):  # noqa: F811
+def test_graphs_draw_what_plain_steps_draw(size, models, exact, fake_cuda, faults_in_tokens):
     """Texts end at any time, so that graphs of several sizes run, with unused rows."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), alpha=0.3, logprobs=False)
     expected = Engine(lm.pair, backend(lm, params), requests(), params).run()
@@ -92,7 +91,7 @@ def test_graphs_draw_what_plain_steps_draw(size, models, exact, fake_cuda, fault
     assert sum(graph.replays for graph in fake_cuda.graphs) > 5
 
 
-def test_the_last_step_of_a_text_is_a_replay_too(models, fake_cuda, faults_in_tokens):  # noqa: F811
+def test_the_last_step_of_a_text_is_a_replay_too(models, fake_cuda, faults_in_tokens):
     """1 + 4 + 1 tokens: a step that stands alone is no reason to launch its kernels one by one."""
     lm, params = ContrastiveLM(**models), free(max_tokens=6, logprobs=False)
     texts = graph_backend(lm, params, size=64)
@@ -101,7 +100,7 @@ def test_the_last_step_of_a_text_is_a_replay_too(models, fake_cuda, faults_in_to
     assert [graph.replays for graph in fake_cuda.graphs] == [5]
 
 
-def test_graphs_of_an_engine_share_a_stream_and_a_pool_and_die_together(fake_cuda):  # noqa: F811
+def test_graphs_of_an_engine_share_a_stream_and_a_pool_and_die_together(fake_cuda):
     """Those of another engine have others."""
 
     def call(graphs, live):
@@ -125,7 +124,7 @@ def test_graphs_of_an_engine_share_a_stream_and_a_pool_and_die_together(fake_cud
     assert fake_cuda.graphs[-1].pool != own[0].pool
 
 
-def test_unused_rows_stay_within_the_tables(fake_cuda):  # noqa: F811
+def test_unused_rows_stay_within_the_tables(fake_cuda):
     """Their positions advance with every replay, and begin at 0 again with every call."""
     furthest = torch.zeros((), dtype=torch.long)
 
@@ -139,7 +138,7 @@ def test_unused_rows_stay_within_the_tables(fake_cuda):  # noqa: F811
     assert furthest == 3
 
 
-def test_streams_are_exclusive_until_given_back(fake_cuda):  # noqa: F811
+def test_streams_are_exclusive_until_given_back(fake_cuda):
     first, second = take_stream(CPU), take_stream(CPU)
     assert first is not second
     give_back_stream(first)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_llama
-from fake_cuda import fake_cuda  # noqa: F401, a fixture
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -100,7 +99,7 @@ def test_launches_of_a_step():
     assert rest <= 24, found[3]
 
 
-def test_graphs_are_few(monkeypatch, fake_cuda):  # noqa: F811
+def test_graphs_are_few(monkeypatch, fake_cuda):
     """With recording replaced by a call: sizes are powers of two, and only the rows asked for are read."""
     made, seen = [], []
 

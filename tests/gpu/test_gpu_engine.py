@@ -1,0 +1,151 @@
+"""On a GPU the engine writes the CPU's texts: greedy, sampled, refilled, overflowing, banned, with log-probabilities.
+
+float32 sums of another order move logits by some 1e-6 of their size, far less than what separates the scores of these
+models. Where tokens are sampled, one draw in some 10^5 may still turn, and its text with it.
+"""
+
+import pytest
+import torch
+from families import family
+from gpu_engines import NEW, PROMPTS, N, drawn, on, params
+
+from cdgen import ContrastiveLM
+from cdgen.errors import InputError
+
+ENDS = tuple(range(40, 60))  # of 1003 tokens: texts end at any time
+SIXTEEN_BITS = [torch.bfloat16, torch.float16]
+
+
+def assert_same_texts(found, expected, may_differ=0):
+    differing = sum(one != other for one, other in zip(drawn(found), drawn(expected), strict=True))
+    assert differing <= may_differ, f"{differing} of {len(expected)} texts differ"
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "dropout", "layers"])
+def test_greedy_texts_are_the_cpus(setup, kind):
+    """The mask of the dropout BAD is the same function on every device."""
+    greedy = params()
+    assert_same_texts(setup.run(setup.pair(kind), greedy), setup.on_cpu(kind, greedy))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"contrast_strength": 0, "alpha": 0},
+        {"top_k": 5},
+        {"top_p": 0.8},
+        {"outside_head": "shifted_good"},
+        {"good_weight": 1.5, "contrast_strength": 0.5, "alpha": 0.01},
+    ],
+    ids=str,
+)
+def test_sampled_texts_are_the_cpus(setup, changes):
+    sampled = params(temperature=0.8, seed=2**63 - 5, **changes)
+    expected = setup.on_cpu("checkpoint", sampled)
+    assert len({tuple(text.token_ids) for text in expected}) > len(expected) // 2
+    assert_same_texts(setup.run(setup.pair(), sampled), expected, may_differ=1)
+
+
+def test_texts_that_end_and_refills_are_the_cpus(setup):
+    """Five rows for 32 texts: graphs of several sizes, with unused rows, and a prefill after most rounds."""
+    greedy = params(stop_token_ids=ENDS, temperature=0.8)
+    expected = setup.on_cpu("checkpoint", greedy)
+    assert len({len(text.token_ids) for text in expected}) > 5
+    assert_same_texts(setup.run(setup.pair(), greedy, size=5), expected, may_differ=1)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "dropout"])
+@pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=str)
+def test_graphs_draw_what_single_launches_draw(setup, dtype, kind):
+    """To the token, in batches of one size: the same kernels on the same numbers."""
+    lm, sampled = setup.pair(kind, dtype), params(temperature=1.0)
+    expected = setup.run(lm, sampled, look_every=0)
+    for look_every in (1, 4, 7):
+        assert_same_texts(setup.run(lm, sampled, look_every=look_every), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_candidates_that_overflow_their_list(setup, dtype, monkeypatch):
+    """The graph reports such rows by their token, and the step is made again with a longer list."""
+    lm, sampled = setup.pair(dtype=dtype), params(temperature=1.0, alpha=1e-3)
+    expected = setup.run(lm, sampled)
+    monkeypatch.setattr("cdgen.paged._CAPACITY", 8)
+    assert_same_texts(setup.run(lm, sampled), expected, may_differ=dtype != torch.float32)
+
+
+def test_log_probabilities_are_the_cpus(setup):
+    sampled = params(temperature=1.0, logprobs=True)
+    found, expected = setup.run(setup.pair(), sampled), setup.on_cpu("checkpoint", sampled)
+    assert_same_texts(found, expected, may_differ=1)
+    for one, other in zip(found, expected, strict=True):
+        if one.token_ids == other.token_ids:
+            torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=str)
+def test_sixteen_bits_lose_what_transformers_loses(setup, dtype):
+    """GOOD's log-probability of each prompt's first token, against float64: at most twice transformers' own error."""
+    lm = setup.pair(dtype=dtype)
+    texts = setup.run(lm, params(max_tokens=1, logprobs=True))
+    module = lm.pair.good.module
+    exact = on(module, torch.device("cpu")).double()
+    own, usual = [], []
+    for prompt, text in zip(PROMPTS, texts[::N], strict=True):
+        (token,), ids = text.token_ids, torch.tensor([prompt])
+        with torch.inference_mode():
+            wanted = exact(ids).logits[0, -1].log_softmax(0)[token].item()
+            usual.append(module(ids.to(setup.device)).logits[0, -1].float().log_softmax(0)[token].item() - wanted)
+        own.append(text.logprobs[0].good - wanted)
+    assert max(map(abs, own)) <= 2 * max(map(abs, usual)) + 1e-5
+
+
+def test_banned_tokens_are_not_drawn(setup):
+    """No n-gram twice, and no end before its time; as on the CPU."""
+    held = params(no_repeat_ngram_size=2, min_tokens=20, stop_token_ids=ENDS)
+    found = setup.run(setup.pair(), held)
+    assert_same_texts(found, setup.on_cpu("checkpoint", held))
+    for text in found:
+        pairs = list(zip(text.token_ids, text.token_ids[1:], strict=False))
+        assert len(set(pairs)) == len(pairs)
+        assert len(text.token_ids) > 20 and not set(text.token_ids[:20]) & set(ENDS)
+
+
+def test_a_row_without_an_answer_is_an_error(setup):
+    good = setup.pair().pair.good.module
+    broken = on(good, setup.device)
+    broken.lm_head.weight.data[7] = torch.nan
+    with pytest.raises(InputError, match="nothing can be drawn after 0 new tokens: row 0: "):
+        setup.run(ContrastiveLM(broken, good), params())
+
+
+def test_other_families_run_in_static_batches(setup):
+    """transformers' own forward on the device, the fused sampling op behind it."""
+    greedy = params(max_tokens=12)
+    texts = []
+    for device in (torch.device("cpu"), setup.device):
+        lm = ContrastiveLM(on(family("gpt2"), device), on(family("gpt2", 1), device), max_num_seqs=8)
+        assert lm.static
+        prompts = [[token % 300 for token in prompt] for prompt in PROMPTS]
+        texts.append([[output.token_ids for output in r.outputs] for r in lm.generate(prompts, greedy)])
+    assert texts[0] == texts[1]
+
+
+def test_generate_as_users_call_it(setup):
+    """ContrastiveLM's defaults on this device, and the texts of the engine with the same batch."""
+    lm, sampled = setup.pair(dtype=torch.bfloat16), params(temperature=1.0)
+    lm.max_num_seqs = 32
+    found = [output.token_ids for request in lm.generate(PROMPTS, sampled) for output in request.outputs]
+    expected = setup.run(lm, sampled)
+    assert found == [text.token_ids for text in expected]
+    assert all(len(tokens) == NEW for tokens in found)
+
+
+def test_another_device_than_the_current_one(setup):
+    """Triton launches on the current device, which need not be that of the models."""
+    if setup.device.type != "cuda" or torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs, and {torch.cuda.device_count()} are here")
+    greedy = params()
+    setup.device = torch.device("cuda", 1)
+    with torch.cuda.device(0):
+        assert_same_texts(setup.run(setup.pair(), greedy), setup.on_cpu("checkpoint", greedy))

@@ -1,0 +1,68 @@
+"""What is left on the device: nothing of a call that returned, no stray access, and a budget that holds."""
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_engines import PROMPTS, params
+
+from cdgen.errors import InputError
+
+ONE_DECODE = Path(__file__).with_name("one_decode.py")
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes in tensors on a GPU; 0 on the CPU, where nobody counts."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize(device)
+    return torch.cuda.memory_allocated(device)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "dropout"])
+def test_calls_leave_the_memory_as_it_was(setup, kind):
+    """Without Python's cyclic collector. The first call may leave what libraries keep, such as workspaces."""
+    lm, found = setup.pair(kind), []
+    lm.max_num_seqs = 32
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4):
+            lm.generate(PROMPTS, params(temperature=1.0, max_tokens=12))
+            found.append(allocated(setup.device))
+    finally:
+        gc.enable()
+    assert found[1:] == [found[1]] * 3
+    assert found[1] - found[0] < 1 << 20
+
+
+def test_a_cache_that_does_not_fit_is_one_line(setup):
+    lm = setup.pair()
+    lm.kv_cache["kv_cache_memory_bytes"] = 10**15
+    lm.max_num_seqs = 10**6
+    if setup.device.type == "cpu":
+        pytest.skip("the CPU's memory is overcommitted: what does not fit is found when it is written to")
+    with pytest.raises(InputError, match=r"^a cache of .* GB cannot be allocated: cuda:0 has .* GB free; lower"):
+        lm.generate([PROMPTS[0]] * 2000, params(n=500))
+
+
+def test_no_access_outside_what_was_allocated(setup):
+    """compute-sanitizer's memcheck of one decode without graphs, with every tensor an allocation of its own."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    here = [str(ONE_DECODE.parents[1]), str(ONE_DECODE.parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": os.pathsep.join(here)}
+    command = [sys.executable, str(ONE_DECODE)]
+    if setup.device.type == "cuda":
+        if not Path(tool).exists():
+            pytest.skip("compute-sanitizer is not installed")
+        command = [tool, "--tool", "memcheck", "--error-exitcode", "9", *command]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if "Device not supported" in done.stdout:
+        pytest.skip("compute-sanitizer does not support this device")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "2 texts" in done.stdout

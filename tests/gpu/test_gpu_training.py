@@ -1,0 +1,32 @@
+"""Training on a GPU: bfloat16 by default, losses that fall as on the CPU, a checkpoint that decodes in bfloat16."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+
+from small_runs import data, log_of, settings  # noqa: F401, fixtures
+
+from cdgen import ContrastiveLM, SamplingParams, TrainConfig, train
+
+STEPS = 40
+
+
+def test_losses_are_those_of_the_cpu(setup, settings, tmp_path, monkeypatch):  # noqa: F811
+    """In bfloat16 to 2 %, as on the CPU; on the device of the tests accelerate finds the GPU itself."""
+    given = {"steps": STEPS, "save_every": STEPS}
+    train(TrainConfig(**settings(tmp_path / "cpu", dtype="float32", **given)))
+    if setup.device.type == "cuda":
+        monkeypatch.delenv("ACCELERATE_USE_CPU")
+    run = train(TrainConfig(**settings(tmp_path / "device", **given)))
+    on_gpu = setup.device.type == "cuda"
+    assert run["config"]["dtype"] == ("bfloat16" if on_gpu else "float32")
+    assert run["runs"][0]["device"] == setup.device.type
+    curves = [[r["loss"] for r in log_of(tmp_path / name) if "loss" in r] for name in ("device", "cpu")]
+    assert len(curves[0]) == STEPS and curves[0][-1] < curves[0][0] - 0.5
+    np.testing.assert_allclose(*curves, rtol=0.02)
+    lm = ContrastiveLM(f"{tmp_path / 'device'}@best", layers=1)
+    assert lm.pair.good.module.dtype == (torch.bfloat16 if on_gpu else torch.float32)
+    (request,) = lm.generate("The quick", SamplingParams(max_tokens=8))
+    assert len(request.outputs[0].token_ids) <= 8
