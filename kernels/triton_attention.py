@@ -18,13 +18,14 @@ import triton.language as tl
 from cdgen_kernels.reference_layers import GOLDEN
 from cdgen_kernels.triton_looks import is_last_to_arrive
 from cdgen_kernels.triton_noise import philox_block
-from cdgen_kernels.triton_settings import PROGRAMS_PER_MULTIPROCESSOR, multiprocessors
+from cdgen_kernels.triton_settings import SCALAR_POINTERS, multiprocessors
 
 # Launch settings; none has been measured on a GPU yet. A program has up to 8 KiB of keys and values under way.
 THREADS = 64
 KEYS = {1: 4, 2: 4, 4: 4, 8: 2}  # heads of a program -> keys of a line at a time, as many as registers allow; divide 4
 MATRIX_GROUP = 4  # heads, from where on matrix units, of whose 16 rows some are empty, take fewer instructions
 MATRIX_TILE = 4096  # numbers of the keys, at most 32 keys
+PROGRAMS_PER_MULTIPROCESSOR = 4  # as many as tokens and heads leave room for share the keys of a text
 MERGED = 2048  # numbers of the programs' sums that the last of them reads at once
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf, which minus itself is NaN
@@ -78,6 +79,9 @@ def line_attention(
         key = lead + r
         seen = (key >= first) & (key < stop)
         offset = (page.to(tl.int64) * page_stride + (lead % PAGE + r) * DIM)[:, :, :, None] + n
+        # Only D is contiguous, and versions of Triton differ in the dimension that lanes take next. Triton 3.9 takes
+        # LINES; 3.4 and 3.6 take KEYS, so that every sum over keys crosses lanes. With the hint all take LINES.
+        offset = tl.max_contiguous(offset, [1, 1, 2, D])
         inside = seen[:, :, :, None] & (n < DIM)
         k = tl.load(keys + offset, mask=inside, other=0.0).to(tl.float32)
         v = tl.load(values + offset, mask=inside, other=0.0).to(tl.float32)
@@ -163,7 +167,7 @@ def store_heads(out, x, count, DIM: tl.constexpr, G: tl.constexpr, D: tl.constex
     tl.store(out + h * DIM + i, x.to(out.dtype.element_ty), mask=(h < count) & (i < DIM))
 
 
-@triton.jit(do_not_specialize=["table_stride", "window", "layer"])
+@triton.jit(do_not_specialize=["table_stride", "window", "layer"], do_not_specialize_on_alignment=SCALAR_POINTERS)
 def paged_attention_kernel(
     q, keys, values, page_table, row, position, seed, sequence, arrivals, part_ends, part_sums, out,
     q_row_stride, q_head_stride, table_stride, window, scale, kept, layer,

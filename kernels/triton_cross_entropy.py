@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from cdgen_kernels.triton_settings import SCALAR_POINTERS
+
 # Launch settings; none has been measured on a GPU yet. Large programs, so that the rows in flight fit the L2 cache.
 NUM_WARPS = 16
 GROUPS = 2  # of 16 bytes, read by a thread at once
@@ -31,7 +33,7 @@ def gradient_of(x, place, target, best, factor):
     return tl.exp(x - best) * factor - (place == target).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=SCALAR_POINTERS)
 def softmax_gradient_kernel(
     logits, target, loss, stride, vocab_size, ignore_index, GRADIENT: tl.constexpr, T: tl.constexpr, G: tl.constexpr
 ):

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from cdgen_kernels import triton_settings as settings
 from cdgen_kernels.rows import HeadCandidates, Samples
 from cdgen_kernels.triton_draw import (
     BAD_BY_SLOT,
@@ -24,7 +25,6 @@ from cdgen_kernels.triton_looks import (
     row_maximum,
     second_look,
 )
-from cdgen_kernels.triton_settings import CAPACITY, GROUPS, THREADS, launch_options, split
 
 
 @triton.jit
@@ -42,7 +42,10 @@ def write_in_order(count, list_token, list_logit, token_out, logit_out, T: tl.co
         tl.store(logit_out + place, logit, mask=inside)
 
 
-@triton.jit(do_not_specialize=["vocab_size", "banned_count", "chunks_stride", "capacity"])
+@triton.jit(
+    do_not_specialize=["vocab_size", "banned_count", "chunks_stride", "capacity"],
+    do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
+)
 def head_kernel(
     good, margin, banned, arrivals, maxima, hits, list_token, list_logit, token_out, logit_out, count_out, max_out,
     vocab_size, good_stride, banned_count, chunks_stride, segment, capacity,
@@ -109,17 +112,18 @@ def head(good, margin, banned, vocab_size, capacity):
     count = good.new_empty(batch, dtype=torch.int32)
     best = good.new_empty(batch, dtype=torch.float32)
     if batch:
-        shape = split(good, vocab_size)
+        shape = settings.split(good, vocab_size)
         head_kernel[(batch, shape.programs)](
             good, margin, token if banned is None else banned, *shape.scratch(good), token, logit, count, best,
             vocab_size, good.stride(0), 0 if banned is None else banned.shape[1],
             shape.chunks, shape.segment, capacity,
-            SPLIT=shape.programs > 1, CAPACITY=CAPACITY, T=THREADS, G=shape.group, R=GROUPS, **launch_options(),
+            SPLIT=shape.programs > 1, CAPACITY=settings.CAPACITY, T=settings.THREADS, G=shape.group, R=settings.GROUPS,
+            **settings.launch_options(),
         )  # fmt: skip
     return HeadCandidates(token, logit, count, best)
 
 
-@triton.jit(do_not_specialize=["capacity"])
+@triton.jit(do_not_specialize=["capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
 def contrast_sample_kernel(
     token, logit, count, maximum, bad, good_weight, contrast_strength, temperature, top_p, top_k, seed, sequence,
     position, scores, token_out, logprob_out, bad_stride, capacity,
@@ -159,9 +163,9 @@ def contrast_sample(candidates, bad, rows, vocab_size, gathered, logprobs):
     if batch:
         contrast_sample_kernel[(batch,)](
             *candidates, candidates.logit if bad is None else bad, *rows[1:],
-            candidates.logit.new_empty((batch, THREADS)), token, logprob,
+            candidates.logit.new_empty((batch, settings.THREADS)), token, logprob,
             0 if bad is None else bad.stride(0), capacity,
             BAD=(NO_BAD if bad is None else BAD_BY_SLOT if gathered else BAD_BY_TOKEN).value,
-            LOGPROBS=logprobs, T=THREADS, **launch_options(),
+            LOGPROBS=logprobs, T=settings.THREADS, **settings.launch_options(),
         )  # fmt: skip
     return Samples(token, logprob if logprobs else None)

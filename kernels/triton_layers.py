@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from cdgen_kernels.triton_settings import SCALAR_POINTERS
+
 # Launch settings; none has been measured on a GPU yet.
 BYTES_PER_LANE = 64  # of a row that add_rms_norm has under way: four loads of 16 bytes
 MAX_WARPS = 16
@@ -42,7 +44,7 @@ def add_rms_norm(x, residual, weight, eps):
     return normed, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=SCALAR_POINTERS)
 def rope_and_store_kernel(
     q, k, v, cos, sin, position, slot, keys, values, out,
     q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, q_heads, kv_heads,

@@ -14,10 +14,13 @@ magnitude, at the most. `slack` is twice that: 0.007 where D = 768 and logits re
 Should logits cancel so well that sums differ by more, then a token that near to the threshold may be missed.
 """
 
+import re
+
 import torch
 import triton
 import triton.language as tl
 
+from cdgen_kernels import triton_settings as settings
 from cdgen_kernels.rows import HeadCandidates
 from cdgen_kernels.triton_draw import NAN_GOOD, NOTHING_POSSIBLE
 from cdgen_kernels.triton_looks import is_allowed
@@ -27,6 +30,11 @@ CHUNK = 16  # tokens that share a maximum
 TILE_TOKENS = 128
 TILE_BYTES = 128  # of each row of hidden and weight, at a time
 TILES = {16: (4, 4), 32: (4, 4), 64: (4, 3), 128: (8, 3)}  # rows -> (warps, stages)
+# From 64 rows on, sm_90 and later read both 16-bit operands from shared memory with instructions of the async proxy.
+# Before 3.7.1, Triton has no fence between pipelined copies and these instructions (triton pull request 9610). With a
+# single stage there is one.
+ASYNC_ROWS = 64
+HAS_FENCE = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3])) >= (3, 7, 1)
 HEAD_WARPS = 8
 HEAD_TOKENS = 32  # whose dot products are made at a time, whole chunks
 SCORE_WARPS = 4
@@ -125,7 +133,10 @@ def listed_logits(start, hits, hit_count, banned, banned_count, layer, CHUNK: tl
     return token, tl.where(valid, z, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["vocab_size", "banned_count", "capacity"])
+@triton.jit(
+    do_not_specialize=["vocab_size", "banned_count", "capacity"],
+    do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
+)
 def linear_head_kernel(
     hidden, weight, margin, banned, maxima, hits, token_out, logit_out, count_out, max_out,
     vocab_size, width, hidden_stride, weight_stride, banned_count, chunks, capacity,
@@ -169,7 +180,7 @@ def linear_head_kernel(
     tl.store(max_out + row, best)
 
 
-@triton.jit(do_not_specialize=["capacity"])
+@triton.jit(do_not_specialize=["capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
 def gathered_scores_kernel(hidden, weight, token, count, score, width, hidden_stride, weight_stride, capacity,
                            TOKENS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -190,6 +201,9 @@ def chunk_maxima(hidden, weight, vocab_size):
     batch, width = hidden.shape
     rows = next((rows for rows in TILES if rows >= batch), max(TILES))
     warps, stages = TILES[rows]
+    is_async = rows >= ASYNC_ROWS and hidden.itemsize == 2 and settings.compute_capability(hidden.device) >= 9
+    if is_async and not HAS_FENCE:
+        stages = 1
     tiles = triton.cdiv(vocab_size, TILE_TOKENS)
     maxima = hidden.new_empty((batch, tiles * TILE_TOKENS // CHUNK), dtype=torch.float32)
     chunk_maxima_kernel[(triton.cdiv(batch, rows), tiles)](  # row tiles first: they share a tile of the weights

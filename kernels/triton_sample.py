@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from cdgen_kernels import triton_settings as settings
 from cdgen_kernels.rows import Samples
 from cdgen_kernels.triton_draw import (
     BAD_BY_TOKEN,
@@ -34,7 +35,6 @@ from cdgen_kernels.triton_looks import (
     row_maximum,
     second_look,
 )
-from cdgen_kernels.triton_settings import CAPACITY, GROUPS, THREADS, launch_options, split
 
 
 @triton.jit
@@ -49,7 +49,10 @@ def mass_of_row(good, vocab_size, best, scale, banned, banned_count, N: tl.const
     return tl.sum(total, 0)
 
 
-@triton.jit(do_not_specialize=["vocab_size", "banned_count", "chunks_stride", "batch"])
+@triton.jit(
+    do_not_specialize=["vocab_size", "banned_count", "chunks_stride", "batch"],
+    do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
+)
 def sample_kernel(
     good, bad, margin, good_weight, contrast_strength, temperature, top_p, top_k, seed, sequence, position, banned,
     arrivals, maxima, hits, list_token, list_logit, scores, token_out, logprobs_out,
@@ -176,14 +179,14 @@ def sample(good, bad, rows, banned, vocab_size, outside, value, logprobs):
     token = good.new_empty(batch, dtype=torch.int64)
     out = good.new_empty((3, batch if logprobs else 0), dtype=torch.float32)
     if batch:
-        shape = split(good, vocab_size)
+        shape = settings.split(good, vocab_size)
         sample_kernel[(batch, shape.programs)](
             good, good if bad is None else bad, *rows, token if banned is None else banned,
-            *shape.scratch(good), good.new_empty((batch, THREADS), dtype=torch.float32), token, out,
+            *shape.scratch(good), good.new_empty((batch, settings.THREADS), dtype=torch.float32), token, out,
             vocab_size, good.stride(0), 0 if bad is None else bad.stride(0), 0 if banned is None else banned.shape[1],
             shape.chunks, batch, shape.segment, float(value),
             BAD=(NO_BAD if bad is None else BAD_BY_TOKEN).value, OUTSIDE=outside, LOGPROBS=logprobs,
-            SPLIT=shape.programs > 1, CAPACITY=CAPACITY, T=THREADS, G=shape.group, R=GROUPS,
-            **launch_options(),
+            SPLIT=shape.programs > 1, CAPACITY=settings.CAPACITY, T=settings.THREADS, G=shape.group, R=settings.GROUPS,
+            **settings.launch_options(),
         )  # fmt: skip
     return Samples(token, *out.unbind(0)) if logprobs else Samples(token)

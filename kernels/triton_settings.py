@@ -1,9 +1,15 @@
-"""Launch settings of the kernels that read rows of logits, in one place. None has been measured on a GPU yet."""
+"""Launch settings of the kernels that read rows of logits, in one place. None has been measured on a GPU yet.
+
+Settings are looked up at every launch, here and in the other modules of kernels: a sweep assigns to the module's name,
+as in `triton_settings.THREADS = 256`.
+"""
 
 from functools import cache
 from typing import NamedTuple
 
 import torch
+
+from cdgen_kernels.rows import Rows
 
 THREADS = 128
 GROUPS = 4  # of 16 bytes, read by a thread at once
@@ -12,6 +18,9 @@ CAPACITY = 256  # tokens of a head that are listed; a longer one takes the path 
 # its multiprocessors (3.35 TB/s, 0.7 microseconds), other devices less.
 PROGRAMS_PER_MULTIPROCESSOR = 4
 MAX_REGISTERS = 128  # lets that many stand on one; without a bound ptxas takes fewer and spills to make room for more
+# Pointers that kernels read one element at a time, so that alignment changes nothing in the code. They often point into
+# a larger tensor; Triton would compile a kernel a second time for an address that is not a multiple of 16.
+SCALAR_POINTERS = (*Rows._fields, "banned", "count", "maximum", "page_table", "row", "slot", "target")
 MULTIPROCESSORS = 132  # of a device that cannot be asked, such as the CPU of a test
 
 
@@ -30,6 +39,14 @@ def multiprocessors(device):
     if device.type != "cuda":
         return MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def compute_capability(device: torch.device) -> int:
+    """Major number of an NVIDIA GPU's compute capability, 9 for sm_90; 0 for other devices."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0
+    return torch.cuda.get_device_capability(device)[0]
 
 
 class Split(NamedTuple):

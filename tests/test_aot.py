@@ -13,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
 import triton.language as tl  # noqa: E402
+from ptx.versions import bound  # noqa: E402
 
 from benchmarks import aot  # noqa: E402
 from benchmarks.cases import OPS, Case  # noqa: E402
@@ -45,7 +46,8 @@ CASES = [
     ("paged_attention, 12 heads, dropout", torch.bfloat16),
     ("paged_attention, 32 heads on 8", torch.bfloat16),
 ]
-# Recorded on Triton 3.9, with some room. Of 65,536 registers, 128 a thread leave room for four programs of four warps.
+# Recorded on Triton 3.9, with some room; tests/ptx/versions.py has what other versions take beyond that. Of 65,536
+# registers, 128 a thread leave room for four programs of four warps.
 REGISTERS = {
     "sample_kernel": 128,
     "head_kernel": 100,
@@ -80,7 +82,7 @@ def faults(row):
     shared = SHARED[row.kernel] if row.target.startswith("cuda") else min(SHARED_ON_AMD, SHARED[row.kernel])
     if taken.spill or taken.stack:
         found.append(f"spills {taken.spill}, stack {taken.stack}")
-    if taken.registers > REGISTERS[row.kernel]:
+    if taken.registers > bound(f"registers of {row.kernel} on {row.target}", REGISTERS[row.kernel]):
         found.append(f"{taken.registers} registers")
     if taken.shared > shared:
         found.append(f"{taken.shared} bytes of shared memory")

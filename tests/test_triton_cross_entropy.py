@@ -18,6 +18,7 @@ if os.environ.get("TRITON_INTERPRET"):
 
 from ptx import Device, compile_for, errors, intercept  # noqa: E402
 from ptx.faults import find, remove, shift_address, unguard  # noqa: E402
+from ptx.versions import needs_interpreter  # noqa: E402
 from triton.backends import nvidia  # noqa: E402
 
 from cdgen_kernels import cross_entropy, triton_cross_entropy  # noqa: E402
@@ -215,6 +216,7 @@ def test_injected_faults_are_caught(fault):
         assert_right(loss, after, wide, vocab_size, target)
 
 
+@needs_interpreter
 def test_source_in_tritons_interpreter():
     """Its own process, since Triton's mode is fixed when a kernel is decorated."""
     code = f"""

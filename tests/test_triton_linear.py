@@ -22,11 +22,12 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
 from ptx import Device, errors, intercept  # noqa: E402
-from ptx.compile import compile_kernel, specialise  # noqa: E402
+from ptx.compile import compile_for, compile_kernel, specialise  # noqa: E402
 from ptx.faults import find, remove, shift_address, substitute, unguard  # noqa: E402
+from ptx.versions import needs_interpreter  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from cdgen_kernels import triton_linear  # noqa: E402
+from cdgen_kernels import triton_linear, triton_settings  # noqa: E402
 
 every_sm = pytest.mark.parametrize("sm", [80, 90, 100])
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -189,6 +190,37 @@ def test_what_the_matrix_product_reads():
     assert launch.report.traffic("weight", width=16).bytes == 2 * weight.numel() * weight.element_size()
 
 
+def test_settings_are_looked_up_at_each_launch(monkeypatch):
+    settings = dict(
+        TILES={16: (8, 2)}, TILE_TOKENS=64, TILE_BYTES=64, CHUNK=8, HEAD_WARPS=4, HEAD_TOKENS=16, DOT_BYTES=256
+    )
+    for name, value in settings.items():
+        monkeypatch.setattr(triton_linear, name, value)
+    _, (maxima, head) = check_head(80, *layer(17, 205, 100), 20.0)
+    assert maxima.grid == (2, 4) and ".reqntid 256" in maxima.kernel.ptx
+    assert head.grid == (17,) and ".reqntid 128" in head.kernel.ptx
+
+
+@pytest.mark.parametrize("has_fence", sorted({triton_linear.HAS_FENCE, False}))
+@pytest.mark.parametrize("sm", [90, 100])
+@pytest.mark.parametrize("batch", [16, 64, 128])
+def test_matrix_instructions_wait_for_copies_to_shared_memory(batch, sm, has_fence, monkeypatch):
+    """In PTX the async proxy sees what other instructions copied to shared memory only behind a fence."""
+    launched = []
+    monkeypatch.setattr(triton_linear, "HAS_FENCE", has_fence)
+    monkeypatch.setattr(triton_settings, "compute_capability", lambda device: sm // 10)
+    hidden, weight = layer(batch, 300, 768, dtype=torch.bfloat16)
+    with intercept(lambda function, grid, arguments, options: launched.append((function, arguments, options))):
+        triton_linear.chunk_maxima(hidden, weight, 300)
+    ((function, arguments, options),) = launched
+    options = {"fp_fusion" if name == "enable_fp_fusion" else name: value for name, value in options.items()}
+    ptx = compile_for(function, arguments, sm, **options).ptx
+    matrix_instructions = [name for name in ("wgmma.mma_async", "tcgen05.mma") if name in ptx]
+    assert bool(matrix_instructions) == (batch >= 64)
+    assert not matrix_instructions or "fence.proxy.async" in ptx
+    assert options["num_stages"] == (1 if matrix_instructions and not has_fence else triton_linear.TILES[batch][1])
+
+
 def test_what_the_head_reads():
     """The weights of the best token's chunk twice, of the other chunks of the head once, of the rest never."""
     hidden, weight = layer(1, 120, 64)
@@ -305,6 +337,7 @@ def test_it_compiles_for_amd(monkeypatch):
         assert re.search(r"\.vgpr_spill_count:\s*0\b", kernel.asm["amdgcn"])
 
 
+@needs_interpreter
 def test_source_in_tritons_interpreter():
     """Its own process, since Triton's mode is fixed when a kernel is decorated."""
     code = """

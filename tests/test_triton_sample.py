@@ -19,8 +19,9 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
-from ptx import Device, errors, launch  # noqa: E402
+from ptx import Device, errors, intercept, launch  # noqa: E402
 from ptx.faults import find, remove, shift_address, unguard  # noqa: E402
+from ptx.versions import bound, needs_interpreter  # noqa: E402
 
 from cdgen_kernels import triton_head, triton_sample, triton_settings  # noqa: E402
 
@@ -172,7 +173,30 @@ def test_what_it_reads_and_issues(sm, monkeypatch):
         visited = torch.isin(chunk, chunk[in_head[row]])
         assert (torch.from_numpy(report.reads("good")[row].max(1))[~visited] == 1).all()
     assert int((report.reads("bad") > 0).all(2).sum()) == int(in_head.sum()) == 20
-    assert report.thread_instructions / good.numel() <= 8
+    assert report.thread_instructions / good.numel() <= bound(f"instructions per logit of sample, sm_{sm}", 8)
+
+
+def test_settings_are_looked_up_at_each_launch(monkeypatch):
+    """By all three ops, for what they allocate and for what they launch."""
+    for name, value in dict(THREADS=64, GROUPS=2, CAPACITY=70, PROGRAMS_PER_MULTIPROCESSOR=3).items():
+        monkeypatch.setattr(triton_settings, name, value)
+    monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 2)
+    good, bad = make_pair(2, 4099, torch.bfloat16)
+    rows = make_rows(2, alpha=[0.1, 1e-3], seed=3)
+    got, wanted, sampled = sample_both(good, bad, rows)
+    candidates, listed = on_device(triton_head.head, good, rows.margin, None, 4099, 600)
+    again, drawn = on_device(triton_head.contrast_sample, candidates, bad, rows, 4099, False, False)
+    assert got.token.equal(wanted.token) and again.token.equal(wanted.token)
+    assert candidates.count[0] < 64 < 70 < candidates.count[1]
+    assert [launched.grid for launched in (sampled, listed, drawn)] == [(2, 3), (2, 3), (2,)]  # room for 6 programs
+    assert all(".reqntid 64" in launched.kernel.ptx for launched in (sampled, listed, drawn))
+    constants = []
+    with intercept(lambda function, grid, arguments, options: constants.append(arguments)):
+        triton_sample.sample(good, bad, rows, None, 4099, *MASK, False)
+        triton_head.head(good, rows.margin, None, 4099, 600)
+        triton_head.contrast_sample(candidates, bad, rows, 4099, False, False)
+    assert [given["T"] for given in constants] == [64] * 3
+    assert [(given["R"], given["CAPACITY"]) for given in constants[:2]] == [(2, 70)] * 2
 
 
 def same(a, b):
@@ -270,6 +294,7 @@ def test_a_grid_too_large_is_caught():
         launch(launched.kernel, (3, 1), *launched.arguments.values())
 
 
+@needs_interpreter
 def test_source_in_tritons_interpreter():
     """Its own process, since Triton's mode is fixed when a kernel is decorated."""
     code = """

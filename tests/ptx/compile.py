@@ -104,7 +104,7 @@ def specialise(function, arguments):
             place = value
         else:
             signature[name], place = "fp32", 1
-        if place % 16 == 0 and not parameter.do_not_specialize:
+        if place % 16 == 0 and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):
             divisible.append(name)
     return signature, fixed, divisible
 

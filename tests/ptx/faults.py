@@ -58,6 +58,13 @@ def substitute(ptx, opcode, old, new, which=0):
     return _edit(ptx, opcode, which, lambda found: found.group().replace(old, new, 1))
 
 
+def widen_mask(ptx, opcode, which=0):
+    """Lets one element more through the mask of a memory instruction: `.lt.` becomes `.le.` in its comparison."""
+    predicate = find(ptx, opcode)[which]["guard"].strip().removeprefix("@")
+    masks = [place for place, found in enumerate(find(ptx, "setp")) if found["rest"].split(",")[0].strip() == predicate]
+    return substitute(ptx, "setp", ".lt.", ".le.", masks[0])
+
+
 def make_plain(ptx, which=0):
     """Turns an atomic addition of 32 bits into a load, an addition and a store."""
 

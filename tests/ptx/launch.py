@@ -13,7 +13,7 @@ from .machine import Code, run_grid
 from .parser import parse
 from .types import DTYPES
 
-_SCRATCH_POINTERS = 2  # Triton's last two parameters; null here, so that any use of them is a stray access
+_SCRATCH_POINTERS = (1, 2)  # Triton 3.4 adds one, later versions two; null here, so that any use is a stray access
 
 
 def launch(kernel, grid, *arguments, uninitialised=(), by="cta", seed=0, max_blocks=200_000):
@@ -33,7 +33,8 @@ def launch(kernel, grid, *arguments, uninitialised=(), by="cta", seed=0, max_blo
     if unknown := set(uninitialised) - set(names):
         raise TypeError(f"no arguments {sorted(unknown)}")
     program = parse(kernel.ptx)
-    if len(program.parameters) != len(names) + _SCRATCH_POINTERS:
+    scratch_pointers = len(program.parameters) - len(names)
+    if scratch_pointers not in _SCRATCH_POINTERS:
         raise TypeError(f"the PTX has {len(program.parameters)} parameters for the arguments {names}")
     counters = Counters()
     memory = GlobalMemory(counters)
@@ -48,7 +49,7 @@ def launch(kernel, grid, *arguments, uninitialised=(), by="cta", seed=0, max_blo
     running = SimpleNamespace(
         program=program,
         grid=tuple(grid) + (1,) * (3 - len(grid)),
-        arguments=packed + [bytes(8)] * _SCRATCH_POINTERS,
+        arguments=packed + [bytes(8)] * scratch_pointers,
         memory=memory,
         counters=counters,
         shared_bytes=kernel.shared_bytes,

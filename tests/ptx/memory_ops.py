@@ -48,7 +48,7 @@ def load(op):
     width = length * np.dtype(dtype).itemsize
     writers = [op.writer(text) for text in op.vector(0)]
     address, line, acquires = op.address(1), op.instruction.line, op.has("acquire")
-    strong = op.has("acquire", "relaxed", "volatile")
+    strong = op.has("acquire", "relaxed", "volatile") or (op.operands[1], op.operands[0]) in op.program.swapped
 
     def step(lanes, mask):
         access = lanes.access("load", address(lanes), width, mask)

@@ -48,6 +48,7 @@ class Program:
     constants: dict = field(default_factory=dict)  # name -> the bytes of module-level data
     symbols: dict = field(default_factory=dict)  # name -> device address, filled in by the launch
     maybe_undefined: set = field(default_factory=set)  # registers that may be read before they are written
+    swapped: set = field(default_factory=set)  # (address, register) of each compare-and-swap and what it compares
 
     def register_type(self, name):
         try:
@@ -99,7 +100,22 @@ def parse(ptx):
         # A label needs no semicolon, and a brace that opens a scope of inline assembly stands alone.
         pending = _take_labels(program, rest).strip().removeprefix("{").removeprefix("}") + " "
     program.maybe_undefined |= _undefined_halves(program)
+    program.swapped = _swapped(program)
     return program
+
+
+def _swapped(program):
+    """Program.swapped. A load of such a register from such an address is a guess, and whatever it returns is harmless:
+    if the guess is wrong, the swap fails and returns the right value.
+
+    LLVM writes this loop for an atomic operation that has no instruction. The load is a plain one in the PTX of Triton
+    3.6 and a relaxed one in that of 3.9.
+    """
+    return {
+        instruction.operands[1:3]
+        for instruction in program.instructions
+        if instruction.family == "atom" and "cas" in instruction.qualifiers
+    }
 
 
 def _undefined_halves(program):
