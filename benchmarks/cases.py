@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.layer_ops import LAYER_OPS
 from benchmarks.linear_ops import LINEAR_OPS
-from benchmarks.op import Op
+from benchmarks.op import Inputs, Op
 from benchmarks.sampling_ops import SAMPLING_OPS
 
 OPS = SAMPLING_OPS + LINEAR_OPS + LAYER_OPS
@@ -19,14 +19,14 @@ class Case:
     batch: int
     size: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.op.name}, {str(self.dtype)[6:]} [{self.batch}, {self.size}]"
 
-    def make(self, device, seed=0):
+    def make(self, device: str | torch.device, seed: int = 0) -> Inputs:
         return self.op.make(self.batch, self.size, self.dtype, torch.device(device), seed)
 
 
-def cases():
+def cases() -> list[Case]:
     """Every case, the most telling first."""
     return [
         Case(op, dtype, op.batches[i], op.sizes[j])

@@ -1,11 +1,13 @@
 """The layer ops as entries for the table and the benchmark; their size is a width, a number of heads or of keys."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import functional
 
-from benchmarks.op import BFLOAT16, Op
+from benchmarks.op import BFLOAT16, Inputs, Op, Outputs
 from cdgen_kernels import reference_layers
 
 EPS = 1e-5
@@ -13,33 +15,33 @@ PAGE = 16
 DIM = 64  # of a head of the paper's models
 
 
-def random(generator, dtype, *shape):
+def random(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
 
 
 # ------------------------------------------------------------------------------------------------------ add_rms_norm
 
 
-def norm_inputs(batch, width, dtype, device, seed):
+def norm_inputs(batch: int, width: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """(x, residual [N, D], weight [D])"""
     generator = torch.Generator(device).manual_seed(seed)
     return *(random(generator, dtype, batch, width) for _ in range(2)), random(generator, dtype, width)
 
 
-def norm_plain(x, residual, weight):
+def norm_plain(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Outputs:
     """The total is rounded first, then all is float64."""
     total = reference_layers.add_rms_norm(x, residual, weight, EPS)[1]
     normed = reference_layers.add_rms_norm(total.double(), None, weight.double(), EPS)[0]
     return {"normed": normed, "total": total}
 
 
-def norm_fused(x, residual, weight):
+def norm_fused(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Outputs:
     from cdgen_kernels import triton_layers
 
     return dict(zip(("normed", "total"), triton_layers.add_rms_norm(x, residual, weight, EPS), strict=True))
 
 
-def norm_eager(x, residual, weight):
+def norm_eager(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Outputs:
     total = x + residual
     return {"normed": functional.rms_norm(total, weight.shape, weight, EPS), "total": total}
 
@@ -47,7 +49,7 @@ def norm_eager(x, residual, weight):
 # ---------------------------------------------------------------------------------------------------- rope_and_store
 
 
-def turn_inputs(batch, heads, dtype, device, seed):
+def turn_inputs(batch: int, heads: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """(q, k, v, views of one product [N, 3 H d]; cos, sin, position, slot, keys, values)"""
     generator = torch.Generator(device).manual_seed(seed)
     q, k, v = random(generator, dtype, batch, 3, heads, DIM).unbind(1)
@@ -59,23 +61,33 @@ def turn_inputs(batch, heads, dtype, device, seed):
     return q, k, v, angle.cos(), angle.sin(), position, slot, *cache
 
 
-def turn_plain(*inputs):
+def turn_plain(*inputs: Any) -> Outputs:
     *given, keys, values = inputs
     keys, values = keys.clone(), values.clone()
     return {"q": reference_layers.rope_and_store(*given, keys, values), "keys": keys, "values": values}
 
 
-def turn_fused(*inputs):
+def turn_fused(*inputs: Any) -> Outputs:
     from cdgen_kernels import triton_layers
 
     return {"q": triton_layers.rope_and_store(*inputs), "keys": inputs[-2], "values": inputs[-1]}
 
 
-def turn_eager(q, k, v, cos, sin, position, slot, keys, values):
+def turn_eager(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    position: torch.Tensor,
+    slot: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> torch.Tensor:
     """As transformers does it, with two stores to the cache."""
     cos, sin = (x[position].to(q.dtype).repeat(1, 2).unsqueeze(1) for x in (cos, sin))
 
-    def turned(x):
+    def turned(x: torch.Tensor) -> torch.Tensor:
         real, imaginary = x.chunk(2, -1)
         return x * cos + torch.cat([-imaginary, real], -1) * sin
 
@@ -87,34 +99,72 @@ def turn_eager(q, k, v, cos, sin, position, slot, keys, values):
 # --------------------------------------------------------------------------------------------------- paged_attention
 
 
-def cache_inputs(batch, length, dtype, device, seed, heads, kv_heads, dim):
-    """(q, keys, values, page_table, row, position, length): the last token of N texts, whose pages lie in any order."""
+def cache_inputs(
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    ragged: bool = False,
+    cache_dtype: torch.dtype | None = None,
+) -> Inputs:
+    """(q, keys, values, page_table, row, position, length): the last token of N texts, whose pages lie in any order.
+
+    `ragged`: texts of 1 to `length` tokens, every fifth of them idle. `cache_dtype`: default that of q.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     count = -(-length // PAGE)
-    cache = (random(generator, dtype, batch * count, kv_heads, PAGE, dim) for _ in range(2))
+    cache = (random(generator, cache_dtype or dtype, batch * count, kv_heads, PAGE, dim) for _ in range(2))
     table = torch.randperm(batch * count, generator=generator, device=device).int().view(batch, count)
     row = torch.arange(batch, dtype=torch.int32, device=device)
     position = torch.full((batch,), length - 1, device=device)
+    if ragged:
+        position = torch.randint(length, (batch,), generator=generator, device=device)
+        row[4::5] = -1
     return random(generator, dtype, batch, heads, dim), *cache, table, row, position, length
 
 
-def attend(implementation, q, keys, values, table, row, position, dropout):
-    rest = (q.shape[2] ** -0.5, 0, dropout, position[:1], position, 3)
+def attend(
+    implementation: Callable,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    table: torch.Tensor,
+    row: torch.Tensor,
+    position: torch.Tensor,
+    dropout: float,
+    window: int = 0,
+) -> Outputs:
+    rest = (q.shape[2] ** -0.5, window, dropout, position[:1], position, 3)
     return {"out": implementation(q, keys, values, table, row, position, *rest)}
 
 
-def attention_plain(q, keys, values, *where, dropout=0.0):
+def attention_plain(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *where: Any, dropout: float = 0.0, window: int = 0
+) -> Outputs:
     wide = q.double(), keys.double(), values.double()
-    return attend(reference_layers.paged_attention, *wide, *where[:3], dropout)
+    return attend(reference_layers.paged_attention, *wide, *where[:3], dropout, window)
 
 
-def attention_fused(*inputs, dropout=0.0):
+def attention_fused(*inputs: Any, dropout: float = 0.0, window: int = 0) -> Outputs:
     from cdgen_kernels import triton_attention
 
-    return attend(triton_attention.paged_attention, *inputs[:6], dropout)
+    return attend(triton_attention.paged_attention, *inputs[:6], dropout, window)
 
 
-def attention_eager(q, keys, values, page_table, row, position, length, dropout=0.0):
+def attention_eager(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    page_table: torch.Tensor,
+    row: torch.Tensor,
+    position: torch.Tensor,
+    length: int,
+    dropout: float = 0.0,
+) -> Outputs:
     """The pages gathered, then torch's own."""
     keys, values = (x[page_table.long()].transpose(1, 2).flatten(2, 3)[:, :, :length] for x in (keys, values))
     attended = functional.scaled_dot_product_attention(
@@ -123,17 +173,25 @@ def attention_eager(q, keys, values, page_table, row, position, length, dropout=
     return {"out": attended.squeeze(2)}
 
 
-def attention_torch(*inputs, dropout=0.0):
+def attention_torch(*inputs: Any, dropout: float = 0.0) -> Outputs:
     """What torch loses in the inputs' dtype; with dropout by the same words, in float32."""
     return attend(reference_layers.paged_attention, *inputs[:6], dropout) if dropout else attention_eager(*inputs)
 
 
-def keys_once(q, keys, values, page_table, row, position, length):
+def keys_once(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    page_table: torch.Tensor,
+    row: torch.Tensor,
+    position: torch.Tensor,
+    length: int,
+) -> int:
     """Keys and values of the texts, queries and results."""
     return 2 * len(q) * length * keys[0, :, 0].nbytes + 2 * q.nbytes
 
 
-def attention(name, heads, kv_heads, dim, counted, dropout=0.0):
+def attention(name: str, heads: int, kv_heads: int, dim: int, counted: int, dropout: float = 0.0) -> Op:
     """`counted`: enough tokens that none of their heads is shared by programs."""
     how = dict(dropout=dropout)
     return Op(

@@ -1,11 +1,14 @@
 """The ops with an output layer inside, as entries for the table and the benchmark. Width 768 is the paper's GOOD."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch.nn import functional
 
-from benchmarks.op import ALPHA, BFLOAT16, Op, zipf_like
+from benchmarks.op import ALPHA, BFLOAT16, Inputs, Op, Outputs, zipf_like
 from cdgen_kernels import cross_entropy, reference
-from cdgen_kernels.rows import make_rows
+from cdgen_kernels.rows import Rows, make_rows
 
 WIDTH = 768
 CAPACITY = 256  # of the candidate lists
@@ -14,55 +17,59 @@ CHUNK_ROWS = 768  # of logits that linear_cross_entropy has at a time, by defaul
 TOKENS = 8192  # of a training step
 
 
-def layer(batch, vocab_size, dtype, device, seed):
+def layer(
+    batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int, width: int = WIDTH
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(hidden [B, D], weight [V, D]) whose products are spread as logits are."""
     generator = torch.Generator(device).manual_seed(seed)
-    hidden = torch.randn(batch, WIDTH, device=device, generator=generator)
-    weight = torch.randn(vocab_size, WIDTH, device=device, generator=generator).mul_(SPREAD / WIDTH**0.5)
+    hidden = torch.randn(batch, width, device=device, generator=generator)
+    weight = torch.randn(vocab_size, width, device=device, generator=generator).mul_(SPREAD / width**0.5)
     return hidden.to(dtype), weight.to(dtype)
 
 
 # ---------------------------------------------------------------------------------- linear_head, gathered_scores
 
 
-def linear_head_inputs(batch, vocab_size, dtype, device, seed):
+def linear_head_inputs(
+    batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int, width: int = WIDTH
+) -> Inputs:
     """(hidden [B, D], weight [V, D], rows)"""
-    return *layer(batch, vocab_size, dtype, device, seed), make_rows(batch, alpha=ALPHA, device=device)
+    return *layer(batch, vocab_size, dtype, device, seed, width), make_rows(batch, alpha=ALPHA, device=device)
 
 
-def linear_head_plain(hidden, weight, rows):
+def linear_head_plain(hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> Outputs:
     wide = hidden.double(), weight.double()
     return reference.linear_head(*wide, rows.margin, None, weight.shape[0], CAPACITY)._asdict()
 
 
-def linear_head_fused(hidden, weight, rows):
+def linear_head_fused(hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> Outputs:
     from cdgen_kernels import triton_linear
 
     return triton_linear.linear_head(hidden, weight, rows.margin, None, weight.shape[0], CAPACITY)._asdict()
 
 
-def linear_head_eager(hidden, weight, rows):
+def linear_head_eager(hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:
     logit, token = (hidden @ weight.T).float().topk(CAPACITY)
     inside = logit >= logit[:, :1] - rows.margin.unsqueeze(1)
     return torch.where(inside, token, -1), torch.where(inside, logit, -torch.inf), inside.sum(1), logit[:, 0]
 
 
-def linear_head_floats(outputs, hidden, weight, rows):
+def linear_head_floats(outputs: Outputs, hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> Outputs:
     logits = (hidden @ weight.T).float()
     token = outputs["token"]
     logit = logits.gather(1, token.clamp(min=0).long())
     return {"logit": torch.where(token < 0, -torch.inf, logit), "max": logits.amax(1)}
 
 
-def layer_once(hidden, weight, *rest):
+def layer_once(hidden: torch.Tensor, weight: torch.Tensor, *rest: Any) -> int:
     return hidden.nbytes + weight.nbytes
 
 
-def layer_product(hidden, weight, *rest):
+def layer_product(hidden: torch.Tensor, weight: torch.Tensor, *rest: Any) -> int:
     return 2 * hidden.shape[0] * weight.numel()
 
 
-def gathered_inputs(batch, vocab_size, dtype, device, seed):
+def gathered_inputs(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """(hidden [B, D], weight [V, D], tokens [B, C], how many of them count [B])"""
     hidden, weight = layer(batch, vocab_size, dtype, device, seed)
     margin = make_rows(batch, alpha=ALPHA, device=device).margin
@@ -72,47 +79,49 @@ def gathered_inputs(batch, vocab_size, dtype, device, seed):
     return hidden, weight, candidates.token, candidates.count
 
 
-def gathered_plain(hidden, weight, token, count):
+def gathered_plain(hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tensor, count: torch.Tensor) -> Outputs:
     return {"score": reference.gathered_scores(hidden.double(), weight.double(), token, count)}
 
 
-def gathered_fused(hidden, weight, token, count):
+def gathered_fused(hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tensor, count: torch.Tensor) -> Outputs:
     from cdgen_kernels import triton_linear
 
     return {"score": triton_linear.gathered_scores(hidden, weight, token, count)}
 
 
-def gathered_eager(hidden, weight, token, count):
+def gathered_eager(
+    hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tensor, count: torch.Tensor
+) -> torch.Tensor:
     score = torch.einsum("bd,bcd->bc", hidden, weight[token.clamp(min=0).long()]).float()
     return torch.where(token < 0, -torch.inf, score)
 
 
-def gathered_once(hidden, weight, token, count):
+def gathered_once(hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tensor, count: torch.Tensor) -> int:
     return hidden.nbytes + int(count.sum()) * (weight.shape[1] * weight.element_size() + 4 + 4)
 
 
 # ---------------------------------------------------------------------------------------- linear_cross_entropy
 
 
-def chunk_inputs(batch, vocab_size, dtype, device, seed):
+def chunk_inputs(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """(logits [N, V], target [N])"""
     generator = torch.Generator(device).manual_seed(seed)
     logits = zipf_like(batch, vocab_size, device, generator).to(dtype)
     return logits, torch.randint(vocab_size, (batch,), device=device, generator=generator)
 
 
-def chunk_plain(logits, target):
+def chunk_plain(logits: torch.Tensor, target: torch.Tensor) -> Outputs:
     logits = logits.double()
     return {"loss": cross_entropy.softmax_gradient(logits, target, -100, True), "gradient": logits}
 
 
-def chunk_fused(logits, target):
+def chunk_fused(logits: torch.Tensor, target: torch.Tensor) -> Outputs:
     from cdgen_kernels import triton_cross_entropy
 
     return {"loss": triton_cross_entropy.softmax_gradient(logits, target, -100, True), "gradient": logits}
 
 
-def chunk_eager(logits, target):
+def chunk_eager(logits: torch.Tensor, target: torch.Tensor) -> Outputs:
     wide = logits.float()
     loss = functional.cross_entropy(wide, target, reduction="none")
     gradient = torch.softmax(wide, -1)
@@ -120,7 +129,7 @@ def chunk_eager(logits, target):
     return {"loss": loss, "gradient": gradient.to(logits.dtype)}
 
 
-def training_inputs(batch, vocab_size, dtype, device, seed):
+def training_inputs(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """(hidden [N, D], weight [V, D], target [N])"""
     hidden, weight = layer(batch, vocab_size, dtype, device, seed)
     generator = torch.Generator(device).manual_seed(seed)
@@ -128,12 +137,12 @@ def training_inputs(batch, vocab_size, dtype, device, seed):
     return hidden.requires_grad_(), weight.requires_grad_(), target
 
 
-def gradients(loss, hidden, weight):
+def gradients(loss: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> Outputs:
     grad_hidden, grad_weight = torch.autograd.grad(loss, (hidden, weight))
     return {"loss": loss.detach(), "grad_hidden": grad_hidden, "grad_weight": grad_weight}
 
 
-def training_plain(hidden, weight, target):
+def training_plain(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> Outputs:
     """A thousand rows at a time: float64 logits of a whole step do not fit every GPU."""
     wide = hidden.detach().double(), weight.detach().double()
     total = {"loss": 0, "grad_hidden": [], "grad_weight": 0}
@@ -146,28 +155,31 @@ def training_plain(hidden, weight, target):
     return total | {"grad_hidden": torch.cat(total["grad_hidden"])}
 
 
-def training_fused(hidden, weight, target):
-    return gradients(cross_entropy.linear_cross_entropy(hidden, weight, target), hidden, weight)
+def training_fused(
+    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, chunk_rows: int | None = None
+) -> Outputs:
+    loss = cross_entropy.linear_cross_entropy(hidden, weight, target, chunk_rows=chunk_rows)
+    return gradients(loss, hidden, weight)
 
 
-def training_eager(hidden, weight, target):
+def training_eager(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> Outputs:
     return gradients(functional.cross_entropy((hidden @ weight.T).float(), target), hidden, weight)
 
 
-def training_torch(hidden, weight, target):
+def training_torch(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> Outputs:
     return gradients(functional.linear_cross_entropy(hidden, weight, target), hidden, weight)
 
 
-def training_liger(hidden, weight, target):
+def training_liger(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> Outputs:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     return gradients(LigerFusedLinearCrossEntropyLoss()(weight, hidden, target), hidden, weight)
 
 
-LINEAR_OPS = [
-    Op(
-        "linear_head",
-        linear_head_inputs,
+def linear_head_op(name: str, width: int, **other: Any) -> Op:
+    return Op(
+        name,
+        partial(linear_head_inputs, width=width),
         linear_head_fused,
         linear_head_plain,
         linear_head_eager,
@@ -175,7 +187,13 @@ LINEAR_OPS = [
         bytes=layer_once,
         flops=layer_product,
         torch_floats=linear_head_floats,
-    ),
+        **other,
+    )
+
+
+LINEAR_OPS = [
+    linear_head_op("linear_head", WIDTH),
+    linear_head_op("linear_head, width 4096", 4096, compiled=False),
     Op(
         "gathered_scores",
         gathered_inputs,

@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+
+Inputs = tuple[Any, ...]
+Outputs = dict[str, torch.Tensor]
 
 ALPHA = 0.1
 BFLOAT16 = (torch.bfloat16,)
@@ -32,7 +36,7 @@ class Op:
     compiled: bool = True  # False: another entry has its kernels
 
 
-def zipf_like(batch, vocab_size, device, generator):
+def zipf_like(batch: int, vocab_size: int, device: torch.device, generator: torch.Generator) -> torch.Tensor:
     """float32 [B, V]; every row is the same ranking, begun at another place, with noise of its own.
 
     The token of rank r has -log1p(r), so that alpha = 0.1 leaves a head of about 10.

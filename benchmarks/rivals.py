@@ -5,7 +5,7 @@ import math
 import torch
 
 
-def literal_chain(good, bad, alpha=0.1, strength=1.0):
+def literal_chain(good: torch.Tensor, bad: torch.Tensor, alpha: float = 0.1, strength: float = 1.0) -> torch.Tensor:
     """The formula as it stands in the papers, token by token over the whole vocabulary."""
     p_good = torch.softmax(good.float(), -1)
     p_bad = torch.softmax(bad.float(), -1)
@@ -14,7 +14,7 @@ def literal_chain(good, bad, alpha=0.1, strength=1.0):
     return torch.multinomial(torch.softmax(score, -1), 1).squeeze(1)
 
 
-def strongest_torch(good, bad, alpha=0.1, strength=1.0):
+def strongest_torch(good: torch.Tensor, bad: torch.Tensor, alpha: float = 0.1, strength: float = 1.0) -> torch.Tensor:
     """No softmax, BAD read at the head only, noise drawn for the head only: an exponential race over a ragged list."""
     best = good.amax(-1, keepdim=True).float()  # a bfloat16 threshold would let other tokens in
     row, token = (good >= best + math.log(alpha)).nonzero(as_tuple=True)

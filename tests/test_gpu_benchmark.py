@@ -1,7 +1,9 @@
-"""The GPU benchmark as far as it runs without a GPU: its checks, on plain implementations and on executed PTX."""
+"""The first contact with a GPU as far as it runs without one: every job on the CPU, its checks and its times."""
 
-import json
+import importlib
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,34 +12,65 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
+from accelerate.state import AcceleratorState
 from ptx import Device
 
-from benchmarks import aot, gpu
 from benchmarks.cases import OPS, Case
-from benchmarks.check import ROUNDING, Checked, check, check_noise, greatest_error
-from benchmarks.cold import quartiles
+from benchmarks.gpu import check_jobs, cold, records, sweep, timing
+from benchmarks.gpu.check import ROUNDING, Checked, check, greatest_error
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.noise import check_noise
+from benchmarks.gpu.parts import PARTS
 
+ROOT = Path(__file__).parents[1]
 BY_NAME = {op.name: op for op in OPS}
 SMALL = (3, 500)  # batch and vocabulary
+CPU = torch.device("cpu")
+
+# ---------------------------------------------------------------------------------------------------------- the jobs
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_every_check_passes_the_definition(name):
-    op = BY_NAME[name]
-    checked = check(Case(op, torch.float32, *SMALL), "cpu", fused=op.plain)
-    assert checked.ok and checked.mismatches == 0
-    assert checked.rows >= SMALL[0]
+def test_every_job_of_the_table_exists():
+    for part, jobs in PARTS.items():
+        by_module = {}
+        for job in jobs:
+            assert job.part == part and 0 < job.expected < job.limit
+            by_module.setdefault(job.module, set()).add(job.name)
+        for module, names in by_module.items():
+            assert importlib.import_module(module).JOBS.keys() == names
+
+
+IN_PROCESS = [
+    job
+    for jobs in PARTS.values()
+    for job in jobs
+    if not (job.repeats or job.compiles or job.part == "end_to_end" or job.name == "edges")
+]
+
+
+@pytest.mark.parametrize("job", IN_PROCESS, ids=lambda job: f"{job.part}-{job.name}")
+def test_every_job_runs_on_the_cpu(job, tmp_path):
+    out = tmp_path / "out.jsonl"
+    importlib.import_module(job.module).JOBS[job.name](Context(job.part, job.name, out, 100, CPU))
+    AcceleratorState._reset_state()
+    found = list(records.read(out))
+    planned = {name for record in found if record["kind"] == "planned" for name in record["names"]}
+    assert planned == {record["name"] for record in found if record["kind"] == "result"} != set()
+    assert not [record for record in found if record.get("status", "ok") != "ok"]
+
+
+# -------------------------------------------------------------------------------------------------------- the checks
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_what_it_is_compared_with_runs(name):
     op = BY_NAME[name]
     case = Case(op, torch.float32, *SMALL)
-    op.eager(*case.make("cpu"))
+    op.eager(*case.make(CPU))
     for rival, call in op.rivals.items():
         if rival not in ("FlashInfer", "Liger"):
-            call(*case.make("cpu"))
-    assert op.bytes(*case.make("cpu")) > 0
+            call(*case.make(CPU))
+    assert op.bytes(*case.make(CPU)) > 0
 
 
 @pytest.mark.parametrize(
@@ -53,11 +86,16 @@ def test_what_it_is_compared_with_runs(name):
         "paged_attention, 32 heads on 8",
     ],
 )
-def test_compiled_code_passes_the_check(name, monkeypatch):
-    monkeypatch.setattr("benchmarks.check.CALLS", 1)
+def test_compiled_code_passes_the_check(name):
     with Device(90):
-        checked = check(Case(BY_NAME[name], torch.bfloat16, *SMALL), "cpu")
+        checked = check(Case(BY_NAME[name], torch.bfloat16, *SMALL), CPU, BY_NAME[name].fused)
     assert checked.ok, checked
+
+
+@pytest.mark.parametrize("group", range(len(check_jobs.GROUPS["edges"])))
+def test_unusual_calls_of_the_definition_pass(group):
+    for case in check_jobs.GROUPS["edges"][group].cases(dry=True).values():
+        assert check(case, CPU).ok, case
 
 
 def test_wrong_tokens_fail_the_check():
@@ -67,23 +105,23 @@ def test_wrong_tokens_fail_the_check():
         outputs = op.plain(*inputs)
         return outputs | {"token": (outputs["token"] + 1) % SMALL[1]}
 
-    checked = check(Case(op, torch.float32, *SMALL), "cpu", fused=wrong)
+    checked = check(Case(op, torch.float32, *SMALL), CPU, wrong)
     assert not checked.ok and checked.mismatches == checked.rows
+    assert checked.as_result()["failure"] == f"{checked.rows} of {checked.rows} rows differ"
 
 
 @pytest.mark.parametrize("scale", [1 + 1e-3, torch.nan])
 def test_wrong_floats_fail_the_check(scale):
     op = BY_NAME["gathered_scores"]
-    checked = check(
-        Case(op, torch.float32, *SMALL), "cpu", fused=lambda *inputs: {"score": op.plain(*inputs)["score"] * scale}
-    )
+    checked = check(Case(op, torch.float32, *SMALL), CPU, lambda *inputs: {"score": op.plain(*inputs)["score"] * scale})
     assert not checked.ok and checked.mismatches == 0
+    assert checked.as_result()["failure"].startswith("score off by ")
 
 
 def test_a_few_mismatches_are_allowed_and_counted():
-    assert Checked("", 1024, 1, {}).ok
-    assert not Checked("", 1024, 2, {}).ok
-    assert not Checked("", 8, 1, {}).ok
+    assert Checked("", 1024, 1).ok
+    assert not Checked("", 1024, 2).ok
+    assert not Checked("", 8, 1).ok
 
 
 def test_greatest_error():
@@ -97,107 +135,62 @@ def test_greatest_error():
 
 def test_noise_of_compiled_code_is_the_references():
     with Device(80):
-        checked = check_noise("cpu", tokens=2_003)
+        checked = check_noise(CPU, tokens=2_003)
     assert checked.ok and checked.mismatches == 0
 
 
+# --------------------------------------------------------------------------------------------------------- the times
+
+
 def test_quartiles():
-    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2, 3, 4)
-
-
-def test_rivals_that_cannot_run_are_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-
-    def absent():
-        raise ImportError("no such package")
-
-    running, failed = gpu.able({"fused": int, "other": absent}, ())
-    assert list(running) == ["fused"] and failed == {"other": "ImportError: no such package"}
-    with pytest.raises(ImportError):
-        gpu.able({"fused": absent}, ())
-
-
-def test_compiles_at_the_main_size_only():
-    op = OPS[0]
-    assert "torch.compile" in gpu.variants(Case(op, op.dtypes[0], op.batches[0], 500))
-    assert list(gpu.variants(Case(op, op.dtypes[0], 1, 500))) == ["fused", "torch eager", *op.rivals]
-
-
-def test_without_a_gpu_it_compiles_and_says_so(monkeypatch, capsys):
-    called = []
-    monkeypatch.setattr(aot, "main", called.append)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main(["--json", "out.json"]) == 0
-    assert called == [["--json", "out.json"]]
-    assert capsys.readouterr().out.startswith("No CUDA GPU here")
-
-
-class CpuTimer:
-    """In the place of ColdTimer: calls everything once, and gives times of its own."""
-
-    def time(self, variants, inputs):
-        for call in variants.values():
-            call(*inputs[-1])
-        return {name: [1e-6, 2e-6, 3e-6] for name in variants}
+    assert cold.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2, 3, 4)
 
 
 @pytest.fixture
-def pretended_gpu(monkeypatch):
-    """main() with the CPU in the place of a GPU, and two small cases."""
-    make = Case.make
-    monkeypatch.setattr(Case, "make", lambda case, device, seed=0: make(case, "cpu", seed))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    wanted = [Case(BY_NAME[name], torch.float32, *SMALL) for name in ("sample, ancestral", "linear_cross_entropy")]
-    monkeypatch.setattr(gpu, "cases", lambda: wanted)
-    monkeypatch.setattr(gpu, "machine", lambda: {"device": "none", "hip": None})
-    monkeypatch.setattr(gpu, "check_noise", lambda device: Checked("noise", 1, 0, {}))
-    monkeypatch.setattr(gpu, "check_graph", lambda: Checked("graph", 1, 0, {}))
-    monkeypatch.setattr(gpu, "check", lambda case, device: check(case, "cpu", fused=case.op.plain))
-    monkeypatch.setattr(gpu, "variants", lambda case: {"fused": case.op.plain, "eager": case.op.eager} | case.op.rivals)
-    monkeypatch.setattr(gpu, "ColdTimer", CpuTimer)
-    monkeypatch.setattr(gpu, "measure_limits", lambda timer: {"copy, bytes/s": 1e12, "float32, FLOP/s": 1e13})
+def bench(tmp_path):
+    return timing.Bench(Context("kernels", "layers", tmp_path / "out.jsonl", 100, CPU))
 
 
-def test_the_whole_run(pretended_gpu, tmp_path, capsys):
-    assert gpu.main(["--json", str(tmp_path / "out.json")]) == 0
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert [timed["case"] for timed in found["timed"]] == [check["name"] for check in found["checks"][2:]]
-    sampled, trained = found["timed"]
-    assert sampled["of copy"] == pytest.approx(sampled["bytes"] / 2e-6 / 1e12) and "of matmul" not in sampled
-    assert trained["of matmul"] == pytest.approx(trained["flops"] / 2e-6 / 1e13)
-    assert list(sampled["seconds, quartiles"]) == ["fused", "eager"] and list(sampled["failed"]) == ["FlashInfer"]
-    assert found["dropped"] == [] and "Dropped" not in capsys.readouterr().out
+def test_a_wrong_result_is_not_timed(bench, monkeypatch):
+    op = BY_NAME["add_rms_norm"]
+    wrong = replace(op, torch_floats=lambda outputs, *inputs: outputs)
+    monkeypatch.setattr("benchmarks.gpu.check.runnable", lambda op, device: lambda *inputs: shifted(op.plain(*inputs)))
+    monkeypatch.setattr(bench.timer, "time", None)
+    found = {"status": "ok"}
+    bench.case(Case(wrong, torch.float32, 3, 64), found)
+    assert found["status"] == "wrong" and "normed off by" in found["failure"]
+    assert "seconds, quartiles" not in found
 
 
-def test_a_wrong_result_is_not_timed(pretended_gpu, monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu, "check", lambda case, device: Checked(str(case), 100, 50, {}))
-    assert gpu.main(["--json", str(tmp_path / "out.json")]) == 1
-    assert json.loads((tmp_path / "out.json").read_text())["timed"] == []
+def shifted(outputs):
+    return {name: x + 1 for name, x in outputs.items()}
 
 
-def test_a_kernel_that_fails_does_not_end_the_run(pretended_gpu, monkeypatch, tmp_path):
-    def fail(case, device):
-        raise RuntimeError("no such instruction\nmore")
-
-    monkeypatch.setattr(gpu, "check", fail)
-    assert gpu.main(["--json", str(tmp_path / "out.json")]) == 1
-    checks = json.loads((tmp_path / "out.json").read_text())["checks"]
-    assert [check["failure"] for check in checks[2:]] == 2 * ["RuntimeError: no such instruction"]
-
-
-def test_what_does_not_fit_the_budget_is_named(pretended_gpu, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "BUDGET", 0)
-    assert gpu.main([]) == 0
-    assert (
-        "Dropped, since 0 s were used up: sample, ancestral, float32 [3, 500]; linear_cross" in capsys.readouterr().out
-    )
+def test_times_are_held_against_the_limits(bench, monkeypatch):
+    case = Case(BY_NAME["linear_head"], torch.bfloat16, 3, 300)
+    bench.limits |= {"copy, bytes/s": 1e12, "bfloat16, FLOP/s": 1e13}
+    times = {"fused": [1e-6, 2e-6, 3e-6], "torch eager": [4e-6, 6e-6, 8e-6]}
+    found = bench.figures(case, times, case.make(CPU))
+    assert found["seconds, quartiles"]["fused"][1] == 2e-6 and found["times fused"] == {"torch eager": 3}
+    assert found["of copy"] == pytest.approx(found["bytes"] / 2e-6 / 1e12)
+    assert found["of matmul"] == pytest.approx(found["flops"] / 2e-6 / 1e13)
+    assert found["line"].startswith("linear_head [3, 300]: 2.0 us; ") and "torch eager 3.00x" in found["line"]
 
 
-def test_what_is_printed_of_a_timed_case(capsys):
-    times = {"fused": (1e-5, 1.1e-5, 1.2e-5), "torch eager": (1e-4, 1.1e-4, 2e-4)}
-    result = {"case": "x", "seconds, quartiles": times, "failed": {"Liger": "ImportError: no"}, "bytes/s": 1e12}
-    gpu.show_timed(result | {"of copy": 0.5, "FLOP/s": 1e14, "of matmul": 0.25})
-    out = capsys.readouterr().out
-    assert "1000 GB/s, 50% of the copy; 100 TFLOP/s, 25% of the matrix product" in out
-    assert "110.0" in out and "10.00" in out and "Liger: ImportError: no" in out
+def test_rivals_that_cannot_run_are_named():
+    def absent():
+        raise ImportError("no such package")
+
+    running, failed = timing.able({"fused": int, "other": absent}, (), CPU)
+    assert list(running) == ["fused"] and failed == {"other": "ImportError: no such package"}
+    with pytest.raises(ImportError):
+        timing.able({"fused": absent}, (), CPU)
+
+
+def test_a_sweep_changes_the_constant_and_puts_it_back():
+    for one in sweep.SWEEPS:
+        module = importlib.import_module(f"cdgen_kernels.{one.module}")
+        before, seen = getattr(module, one.constant), []
+        call = sweep.with_setting(one, one.values[-1], lambda seen=seen, one=one: seen.append(sweep.default(one)))
+        call()
+        assert seen == [one.values[-1]] and getattr(module, one.constant) is before

@@ -1,0 +1,100 @@
+"""What a job is told and where it reports."""
+
+import contextlib
+import gc
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import records
+
+BROKEN = 3  # exit status of a job whose CUDA context can no longer be used
+MARGIN = 3  # seconds before the limit at which a job stops starting cases and a stuck one prints where it is
+
+
+def in_one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+@dataclass
+class Context:
+    """What a job is told, and where it reports.
+
+    Attributes:
+        device: "cuda", or "cpu" in a dry run, which uses tiny shapes.
+    """
+
+    part: str
+    job: str
+    out: Path
+    seconds: float
+    device: torch.device
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def dry(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def left(self) -> float:
+        """Seconds before the job is killed."""
+        return self.seconds - (time.monotonic() - self.began)
+
+    def record(self, kind: str, **fields: Any) -> None:
+        records.append(self.out, {"part": self.part, "job": self.job, "kind": kind} | fields)
+
+    def plan(self, names: Iterable[str]) -> None:
+        """Announce results, so that those which never come are reported by name."""
+        self.record("planned", names=list(names))
+
+    def each(self, cases: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Announce named cases and yield them until the time is nearly up."""
+        self.plan(cases)
+        for name, case in cases.items():
+            if self.left < MARGIN:
+                return
+            yield name, case
+
+    @contextlib.contextmanager
+    def case(self, name: str) -> Iterator[records.Record]:
+        """Run one case. The body fills the yielded record: `status` (default "ok"), `line` for the summary, figures.
+
+        An exception makes the case "failed" and the job goes on, unless CUDA can no longer be used.
+        """
+        found: records.Record = {"status": "ok"}
+        began, fatal = time.monotonic(), False
+        try:
+            yield found
+        except Exception as error:
+            trace = traceback.format_exc()[-2000:]
+            found |= {"status": "failed", "failure": in_one_line(error), "traceback": trace}
+            del error
+            fatal = self._is_broken()
+        self.record("result", name=name, took=round(time.monotonic() - began, 3), **found)
+        if fatal:
+            self._exit(BROKEN)
+        if not self.dry:
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def _is_broken(self) -> bool:
+        if self.dry:
+            return False
+        try:
+            torch.cuda.synchronize()
+            return torch.ones(1, device=self.device).add_(1).item() != 2
+        except Exception:
+            return True
+
+    def _exit(self, status: int) -> None:
+        """End at once: with a broken CUDA context even an orderly exit may hang."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

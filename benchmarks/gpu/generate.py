@@ -1,0 +1,187 @@
+"""The part `generate`: ContrastiveLM.generate as users call it, tokens per second and where the time goes."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.models import LLAMA3_1B, LLAMA3_8B, PAPER, PAPER_20X, Shape, make
+from benchmarks.gpu.records import Record
+from cdgen import ContrastiveLM, SamplingParams
+from cdgen.plan import Job, parts_of_memory
+from cdgen.plan import Shape as PlanShape
+
+PROMPT, N = 20, 8  # tokens of a prompt, continuations of each
+
+
+class Setting(NamedTuple):
+    """One configuration: the pair, the batch, and how much is written."""
+
+    good: Shape
+    bad: Shape | None  # None: GOOD with attention dropout
+    batch: int  # max_num_seqs
+    new: int  # tokens of a continuation
+    rounds: int = 1  # continuations for each place in the batch
+    ends: int = 0  # a token in so many is an end of text; 0: none
+
+    def small(self) -> "Setting":
+        return self._replace(batch=2 * N, new=6, ends=min(self.ends, 10))
+
+
+SETTINGS: dict[str, Setting] = {
+    "paper_128": Setting(PAPER, PAPER, 128, 128),
+    "paper_512": Setting(PAPER, PAPER, 512, 128),
+    "paper_1024": Setting(PAPER, PAPER, 1024, 128),
+    "paper_20x_512": Setting(PAPER, PAPER_20X, 512, 128),
+    "paper_dropout_512": Setting(PAPER, None, 512, 128),
+    "paper_512_refills": Setting(PAPER, PAPER, 512, 128, rounds=3, ends=300),
+    "llama3_64": Setting(LLAMA3_8B, LLAMA3_1B, 64, 64),
+    "llama3_256": Setting(LLAMA3_8B, LLAMA3_1B, 256, 64),
+}
+DROPOUT = 0.3
+
+
+def build(setting: Setting, device: torch.device) -> ContrastiveLM:
+    good = make(setting.good, 0, device)
+    bad = {"dropout": DROPOUT} if setting.bad is None else {"bad": make(setting.bad, 1, device)}
+    return ContrastiveLM(good, **bad, max_num_seqs=setting.batch)
+
+
+class GraphTimes:
+    """Times of the CUDA graphs replayed and captured within a `watched_graphs` block."""
+
+    def __init__(self) -> None:
+        self.replays: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.captures = 0
+        self.capturing = 0.0  # seconds between the begin and the end of captures
+
+    @property
+    def seconds(self) -> float:
+        """Time on the device between the begin and the end of each replay, added up."""
+        return sum(start.elapsed_time(end) for start, end in self.replays) * 1e-3
+
+
+@contextmanager
+def watched_graphs() -> Iterator[GraphTimes]:
+    """Records every replay and capture of torch.cuda.CUDAGraph, whoever makes it."""
+    times, graph = GraphTimes(), torch.cuda.CUDAGraph
+    replay, begin, end = graph.replay, graph.capture_begin, graph.capture_end
+    began: dict[int, float] = {}
+
+    def timed_replay(self: torch.cuda.CUDAGraph) -> None:
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        replay(self)
+        stop.record()
+        times.replays.append((start, stop))
+
+    def timed_begin(self: torch.cuda.CUDAGraph, *arguments: object, **options: object) -> None:
+        began[id(self)] = time.perf_counter()
+        begin(self, *arguments, **options)
+
+    def timed_end(self: torch.cuda.CUDAGraph) -> None:
+        end(self)
+        times.captures += 1
+        times.capturing += time.perf_counter() - began.pop(id(self))
+
+    graph.replay, graph.capture_begin, graph.capture_end = timed_replay, timed_begin, timed_end
+    try:
+        yield times
+    finally:
+        graph.replay, graph.capture_begin, graph.capture_end = replay, begin, end
+
+
+class Memory:
+    """Bytes on the device; None on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on = device.type == "cuda"
+
+    def allocated(self) -> int | None:
+        return torch.cuda.memory_allocated() if self._on else None
+
+    def peak(self) -> int | None:
+        return torch.cuda.max_memory_allocated() if self._on else None
+
+    def reset(self) -> None:
+        if self._on:
+            torch.cuda.reset_peak_memory_stats()
+
+
+def stated_memory(lm: ContrastiveLM, setting: Setting) -> dict[str, float]:
+    """Bytes that `cdgen plan` states for this run, by what they hold."""
+    pair = lm.pair
+    good, bad = (PlanShape.of(model.module.config) for model in (pair.good, pair.bad))
+    weights = good.parameters + (bad.parameters if setting.bad is not None else 0)
+    job = Job(setting.batch * setting.new, PROMPT, setting.new, N)
+    itemsize = pair.good.module.dtype.itemsize
+    return parts_of_memory(good, bad, weights, setting.batch, job, itemsize, itemsize)
+
+
+def measure(lm: ContrastiveLM, setting: Setting, found: Record) -> None:
+    """Two calls of generate(); the second, which finds everything compiled, is measured."""
+    vocab_size = lm.pair.vocab_size
+    count = setting.batch * setting.rounds // N
+    prompts = torch.randint(vocab_size, (count, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
+    stops = tuple(range(0, vocab_size, setting.ends)) if setting.ends else ()
+    params = SamplingParams(n=N, max_tokens=setting.new, ignore_eos=True, stop_token_ids=stops, seed=1)
+    memory = Memory(lm.pair.good.device)
+    start = time.perf_counter()
+    lm.generate(prompts, params)
+    found["first call, seconds"] = time.perf_counter() - start
+    found["allocated after first call"] = memory.allocated()
+    memory.reset()
+    with watched_graphs() as graphs:
+        start = time.perf_counter()
+        outputs = lm.generate(prompts, params)
+        wall = time.perf_counter() - start
+    texts = [output.token_ids for request in outputs for output in request.outputs]
+    tokens = sum(map(len, texts))
+    found |= {
+        "seconds of the call": wall,
+        "tokens": tokens,
+        "tokens/s": tokens / wall,
+        "mean length": tokens / len(texts),
+        "distinct tokens": len({token for text in texts for token in text}),
+        "graph replays": len(graphs.replays),
+        "seconds of replays": graphs.seconds,
+        "host share": 1 - graphs.seconds / wall,
+        "graph captures": graphs.captures,
+        "seconds of captures": graphs.capturing,
+        "allocated after second call": memory.allocated(),
+        "peak bytes": memory.peak(),
+        "stated bytes": stated_memory(lm, setting),
+    }
+    if any(len(text) != setting.new for text in texts) and not setting.ends:
+        found |= {"status": "wrong", "failure": "a continuation ended early, though nothing may end one"}
+
+
+def describe(name: str, found: Record) -> str:
+    line = f"{name}: {found['tokens/s']:,.0f} tokens/s"
+    if found["graph replays"]:
+        step = found["seconds of replays"] / found["graph replays"]
+        line += f", a replay {step * 1e3:.2f} ms, host share {found['host share']:.0%}"
+        line += f", {found['graph captures']} captures {found['seconds of captures']:.2f} s"
+    if found["peak bytes"]:
+        stated = sum(found["stated bytes"].values())
+        line += f", peak {found['peak bytes'] / 1e9:.2f} GB ({found['peak bytes'] / stated:.0%} of plan)"
+    return line
+
+
+def generate_job(context: Context, name: str) -> None:
+    setting = SETTINGS[name].small() if context.dry else SETTINGS[name]
+    context.plan([name])
+    with context.case(name) as found:
+        found["setting"] = str(setting)
+        start = time.perf_counter()
+        lm = build(setting, context.device)
+        found["seconds to build"] = time.perf_counter() - start
+        measure(lm, setting, found)
+        found["line"] = describe(name, found)
+
+
+JOBS: dict[str, Callable[[Context], None]] = {name: partial(generate_job, name=name) for name in SETTINGS}

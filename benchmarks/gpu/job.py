@@ -1,0 +1,32 @@
+"""One job in a process of its own: `python -m benchmarks.gpu.job MODULE NAME ...`, started by the parent process."""
+
+import argparse
+import faulthandler
+import importlib
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.context import MARGIN, Context
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu.job")
+    parser.add_argument("module")
+    parser.add_argument("name")
+    parser.add_argument("--part", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(max(options.seconds - MARGIN, 0.1))
+    context = Context(options.part, options.name, options.out, options.seconds, torch.device(options.device))
+    if context.dry:
+        torch.set_num_threads(1)
+    importlib.import_module(options.module).JOBS[options.name](context)
+    faulthandler.cancel_dump_traceback_later()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The part `kernels`: every op on cold caches beside what one would use instead, and the limits of the card."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from benchmarks.cases import OPS, Case
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.timing import Bench
+
+BY_NAME = {op.name: op for op in OPS}
+Table = dict[str, tuple[tuple[int, int], ...]]  # name of an op -> its (batch, size) pairs, the most telling first
+
+LOGITS = ((128, 32_000), (64, 128_256), (512, 32_000), (128, 128_256))
+SAMPLING: Table = {
+    "sample, contrastive": LOGITS,
+    "linear_head": ((128, 32_000), (512, 32_000), (64, 32_000), (256, 32_000), (1024, 32_000)),
+    "linear_head, width 4096": ((64, 128_256),),
+    "sample, ancestral": LOGITS,
+    "sample, top-p 0.95": LOGITS,
+    "head": ((128, 32_000), (512, 32_000), (128, 128_256)),
+    "gathered_scores": ((128, 32_000), (512, 32_000)),
+    "contrast_sample": ((128, 32_000), (512, 32_000)),
+}
+LAYERS: Table = {
+    "paged_attention, 12 heads": ((128, 220), (512, 220), (1024, 220)),
+    "paged_attention, 12 heads, dropout": ((512, 220), (128, 220)),
+    "paged_attention, 32 heads on 8": ((64, 330), (64, 2048)),
+    "add_rms_norm": ((128, 768), (512, 768), (64, 4096)),
+    "rope_and_store": ((128, 12), (512, 12), (64, 32)),
+    "softmax_gradient": ((768, 32_000), (4096, 32_000)),
+}
+DRY_SIZES = {"paged_attention": 40, "add_rms_norm": 64, "rope_and_store": 2}  # by an op's first word; else DRY_SIZE
+DRY_BATCH, DRY_SIZE = 3, 300
+
+
+def cases(table: Table, dry: bool) -> dict[str, Case]:
+    found = []
+    for name, pairs in table.items():
+        if dry:
+            pairs = ((DRY_BATCH, DRY_SIZES.get(name.split(",")[0], DRY_SIZE)),)
+        found += [Case(BY_NAME[name], torch.bfloat16, *pair) for pair in pairs]
+    return {str(case): case for case in found}
+
+
+def time_all(context: Context, table: Table, compiled: bool = False) -> None:
+    """`compiled`: beside the eager form under torch.compile. A dry run traces it but compiles nothing."""
+    bench = Bench(context)
+    context.record("note", line=bench.describe())
+    for name, case in context.each(cases(table, context.dry)):
+        with context.case(name) as found:
+            rivals = None
+            if compiled:
+                backend = "eager" if context.dry else "inductor"
+                rivals = {"torch.compile": torch.compile(case.op.eager, dynamic=False, backend=backend)}
+            bench.case(case, found, rivals)
+
+
+JOBS: dict[str, Callable[[Context], None]] = {
+    "sampling": partial(time_all, table=SAMPLING),
+    "layers": partial(time_all, table=LAYERS),
+    "sample_compiled": partial(time_all, table={"sample, contrastive": LOGITS[:1]}, compiled=True),
+}

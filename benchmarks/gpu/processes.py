@@ -1,0 +1,158 @@
+"""Runs jobs as processes, so that a crash, a hang or a broken CUDA context ends one job and nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gpu import records
+from benchmarks.gpu.parts import Job
+
+ROOT = Path(__file__).resolve().parents[2]
+POLL = 0.05  # seconds
+PATIENCE = 10  # seconds that a killed process has to disappear
+TAIL = 2000  # characters of a failed job's output that are kept
+
+
+@contextmanager
+def environment() -> Iterator[tuple[dict[str, str], Path]]:
+    """Environment variables for the jobs and a temporary folder to run them in.
+
+    Children can import both packages from a checkout that is not installed, and write nothing into it.
+    """
+    with tempfile.TemporaryDirectory(prefix="cdgen-gpu-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        packages = folder / "packages"
+        packages.mkdir()
+        (packages / "cdgen_kernels").symlink_to(ROOT / "kernels")
+        path = [str(packages), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        yield (
+            os.environ
+            | {
+                "PYTHONPATH": os.pathsep.join(filter(None, path)),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
+                "HF_HUB_OFFLINE": "1",
+            },
+            folder,
+        )
+
+
+@dataclass
+class Runner:
+    """Runs jobs one after another or several at once, and records how each ended.
+
+    Args:
+        out: the results file.
+        seconds: budget from now on. A job that it cannot hold is dropped, by name.
+        options: command line options that every job gets.
+        variables: environment variables of the jobs. folder: their working folder.
+    """
+
+    out: Path
+    seconds: float
+    options: list[str]
+    variables: dict[str, str]
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self._end = time.monotonic() + self.seconds
+        self._running: list[_Process] = []
+
+    def run(self, jobs: Iterable[Job], at_once: int = 1) -> None:
+        waiting = deque(jobs)
+        try:
+            while waiting or self._running:
+                while waiting and len(self._running) < at_once:
+                    self._start(waiting.popleft())
+                time.sleep(POLL)
+                self._running = [process for process in self._running if not self._has_ended(process)]
+        finally:  # after an interrupt too
+            for process in self._running:
+                process.kill()
+
+    def note(self, job: Job, kind: str, **fields: object) -> None:
+        records.append(self.out, {"part": job.part, "job": job.name, "kind": kind} | fields)
+
+    def _start(self, job: Job) -> None:
+        left = self._end - time.monotonic()
+        if left < job.expected:
+            self.note(job, "dropped", left=round(left, 1), expected=job.expected)
+            print(f"{job.part} {job.name}: dropped, {max(left, 0):.0f} s are left", flush=True)
+            return
+        limit = min(job.limit, left)
+        self.note(job, "started", limit=limit)
+        self._running.append(_Process(job, limit, self))
+
+    def _has_ended(self, process: "_Process") -> bool:
+        status = process.popen.poll()
+        if status is None and time.monotonic() < process.deadline:
+            return False
+        job, seconds = process.job, round(time.monotonic() - process.began, 1)
+        if status is None:
+            gone = process.kill()
+            self.note(job, "timed_out", limit=process.limit, gone=gone, output=process.output())
+        else:
+            process.kill()  # whatever it has left behind in its group
+            self.note(job, "ended", exit=status, seconds=seconds, **({"output": process.output()} if status else {}))
+        done, missing = process.progress()
+        if missing:
+            self.note(job, "not_run", names=missing)
+        how = "timed out" if status is None else "ended" if status == 0 else f"FAILED with exit status {status}"
+        rest = f", {len(missing)} not run" if missing else ""
+        print(f"{job.part} {job.name}: {how} after {seconds} s, {done} results{rest}", flush=True)
+        return True
+
+
+class _Process:
+    """A job that runs in a process group of its own."""
+
+    def __init__(self, job: Job, limit: float, runner: Runner) -> None:
+        self.job, self.limit, self._out = job, limit, runner.out
+        self._from = runner.out.stat().st_size
+        self._log = tempfile.TemporaryFile(dir=runner.folder)  # noqa: SIM115, it is open as long as the job
+        command = [sys.executable, "-m", "benchmarks.gpu.job", job.module, job.name, "--part", job.part]
+        command += ["--out", str(runner.out), "--seconds", str(limit), *runner.options]
+        self.began = time.monotonic()
+        self.deadline = self.began + limit
+        self.popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            cwd=runner.folder,
+            env=runner.variables,
+            start_new_session=True,
+        )
+
+    def kill(self) -> bool:
+        """End the whole group. Returns whether the process has gone; one that hangs in the driver may stay."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        try:
+            self.popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def output(self) -> str:
+        """The end of what the job printed."""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - TAIL))
+        return self._log.read().decode(errors="replace")
+
+    def progress(self) -> tuple[int, list[str]]:
+        """(how many results it recorded, names that it planned and has no result of)."""
+        planned, done = [], set()
+        for record in records.read(self._out, self._from):
+            if (record.get("part"), record.get("job")) == (self.job.part, self.job.name):
+                planned += record["names"] if record["kind"] == "planned" else []
+                done |= {record["name"]} if record["kind"] == "result" else set()
+        return len(done), [name for name in planned if name not in done]

@@ -1,0 +1,52 @@
+"""Whether the matrix product of `linear_head` gives the same numbers every time: a moving result is a race."""
+
+from unittest import mock
+
+import torch
+
+from benchmarks.gpu.check import Checked
+from benchmarks.gpu.context import Context
+from benchmarks.linear_ops import layer
+
+REPEATS = 100
+VOCAB_SIZE = 32_000
+SHAPES = ((64, 768), (128, 768), (512, 768), (128, 4096))  # (batch, width): batches on matrix units of warp groups
+DRY_SHAPE = (3, 16)
+
+
+def check_repeats(device: torch.device, batch: int, width: int) -> Checked:
+    """Rows of maxima that differ from those of the first call, over REPEATS calls."""
+    repeats, vocab_size = (3, 200) if device.type == "cpu" else (REPEATS, VOCAB_SIZE)
+    hidden, weight = layer(batch, vocab_size, torch.bfloat16, device, 0, width)
+    first, checked = _maxima(hidden, weight), Checked(f"repeated product [{batch}, {width}]")
+    for _ in range(repeats):
+        checked.rows += batch
+        checked.mismatches += int((_maxima(hidden, weight) != first).any(1).sum())
+    if checked.mismatches:
+        checked.errors["repeats"] = {"own": 1.0, "torch": 0.0, "allowed": 0.0}  # not one row may differ
+    return checked
+
+
+def _maxima(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if hidden.device.type == "cpu":
+        return (hidden @ weight.T).float()
+    from cdgen_kernels import triton_linear
+
+    return triton_linear.chunk_maxima(hidden, weight, weight.shape[0])
+
+
+def repeats_job(context: Context) -> None:
+    """The product as it is used; then, for information, with pipelined copies although Triton may lack their fence."""
+    from cdgen_kernels import triton_linear
+
+    shapes = (DRY_SHAPE,) if context.dry else SHAPES
+    cases = {f"repeated product [{batch}, {width}]": (batch, width) for batch, width in shapes}
+    for name, shape in context.each(cases):
+        with context.case(name) as found:
+            found |= check_repeats(context.device, *shape).as_result()
+    if triton_linear.HAS_FENCE:
+        return
+    with mock.patch.object(triton_linear, "HAS_FENCE", True):
+        for name, shape in cases.items():
+            checked = check_repeats(context.device, *shape)
+            context.record("note", line=f"{name}, without a fence: {checked.mismatches} of {checked.rows} rows move")

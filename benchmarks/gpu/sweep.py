@@ -1,0 +1,120 @@
+"""The part `sweep`: launch settings of the largest kernels, assigned to their modules' constants and timed in turns."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from triton.runtime.errors import OutOfResources
+
+from benchmarks.cases import Case
+from benchmarks.gpu.check import check, runnable
+from benchmarks.gpu.cold import INPUTS, Call, quartiles
+from benchmarks.gpu.context import Context, in_one_line
+from benchmarks.gpu.kernels import BY_NAME, DRY_BATCH, DRY_SIZE, DRY_SIZES
+from benchmarks.gpu.timing import Bench
+
+
+class Sweep(NamedTuple):
+    """Values of one constant of a kernels' module, for one case.
+
+    `key`: of the constant's table, where the constant is one; the value is that of the key then.
+    """
+
+    op: str
+    batch: int
+    size: int
+    module: str
+    constant: str
+    values: tuple[Any, ...]
+    key: Any = None
+
+    def __str__(self) -> str:
+        at = "" if self.key is None else f"[{self.key}]"
+        return f"{self.op} [{self.batch}, {self.size}], {self.constant}{at}"
+
+
+ATTENTION, DROPOUT, GROUPED = (
+    "paged_attention, " + name for name in ("12 heads", "12 heads, dropout", "32 heads on 8")
+)
+SWEEPS = [  # the least risky first: an illegal access ends the job
+    Sweep("sample, contrastive", 128, 32_000, "triton_settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep("sample, ancestral", 128, 32_000, "triton_settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep("sample, contrastive", 512, 32_000, "triton_settings", "THREADS", (128, 256)),
+    Sweep(ATTENTION, 512, 220, "triton_attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep(ATTENTION, 512, 220, "triton_attention", "THREADS", (64, 128)),
+    Sweep(ATTENTION, 512, 220, "triton_attention", "KEYS", (2, 4, 8), key=1),
+    Sweep(ATTENTION, 16, 2048, "triton_attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep(DROPOUT, 512, 220, "triton_attention", "THREADS", (64, 128)),
+    Sweep(GROUPED, 64, 2048, "triton_attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep(GROUPED, 64, 2048, "triton_attention", "MATRIX_TILE", (2048, 4096)),
+    Sweep("linear_head", 128, 32_000, "triton_linear", "HAS_FENCE", (False, True)),  # one stage, or all of them
+    Sweep("linear_head", 512, 32_000, "triton_linear", "HAS_FENCE", (False, True)),
+    Sweep("linear_head", 128, 32_000, "triton_linear", "TILES", ((8, 3), (4, 3), (8, 4)), key=128),
+    Sweep("linear_head", 64, 32_000, "triton_linear", "TILES", ((4, 3), (4, 4), (8, 3)), key=64),
+    Sweep("linear_head", 512, 32_000, "triton_linear", "TILE_TOKENS", (128, 256)),
+]
+
+
+@contextmanager
+def setting(sweep: Sweep, value: Any) -> Iterator[None]:
+    """The constant has another value within the block."""
+    module = importlib.import_module(f"cdgen_kernels.{sweep.module}")
+    before = getattr(module, sweep.constant)
+    setattr(module, sweep.constant, value if sweep.key is None else before | {sweep.key: value})
+    try:
+        yield
+    finally:
+        setattr(module, sweep.constant, before)
+
+
+def default(sweep: Sweep) -> Any:
+    found = getattr(importlib.import_module(f"cdgen_kernels.{sweep.module}"), sweep.constant)
+    return found if sweep.key is None else found[sweep.key]
+
+
+def with_setting(sweep: Sweep, value: Any, call: Call) -> Call:
+    def changed(*inputs: Any) -> Any:
+        with setting(sweep, value):
+            return call(*inputs)
+
+    return changed
+
+
+def case_of(sweep: Sweep, dry: bool) -> Case:
+    pair = (DRY_BATCH, DRY_SIZES.get(sweep.op.split(",")[0], DRY_SIZE)) if dry else (sweep.batch, sweep.size)
+    return Case(BY_NAME[sweep.op], torch.bfloat16, *pair)
+
+
+def run(context: Context, bench: Bench, sweep: Sweep) -> None:
+    """Check every value against the definition, then time those that are right beside one another."""
+    case, own, right = case_of(sweep, context.dry), default(sweep), {}
+    for value in dict.fromkeys((own, *sweep.values)):
+        with context.case(f"{sweep} = {value}") as found:
+            call = with_setting(sweep, value, runnable(case.op, context.device))
+            try:
+                found |= check(case, context.device, call).as_result()
+            except OutOfResources as error:
+                found |= {"status": "skipped", "failure": in_one_line(error)}
+        if found["status"] == "ok":
+            right[str(value)] = call
+    inputs = [case.make(context.device, seed) for seed in range(INPUTS)]
+    times = bench.timer.time(right, inputs)
+    medians = {value: quartiles(seconds)[1] for value, seconds in times.items()}
+    shown = ", ".join(f"{value}: {seconds * 1e6:.1f} us" for value, seconds in medians.items())
+    spread = {value: quartiles(seconds) for value, seconds in times.items()}
+    context.record("swept", name=str(sweep), default=own, quartiles=spread, line=f"{sweep} = {shown}")
+
+
+def sweep_job(context: Context) -> None:
+    bench = Bench(context)
+    names = [f"{sweep} = {value}" for sweep in SWEEPS for value in dict.fromkeys((default(sweep), *sweep.values))]
+    context.plan(names)
+    for sweep in SWEEPS:
+        if context.left < 5:
+            return
+        run(context, bench, sweep)
+
+
+JOBS: dict[str, Callable[[Context], None]] = {"kernels": sweep_job}
