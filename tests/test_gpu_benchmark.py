@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,3 +196,33 @@ def test_a_sweep_changes_the_constant_and_puts_it_back():
         call = sweep.with_setting(one, one.values[-1], lambda seen=seen, one=one: seen.append(sweep.default(one)))
         call()
         assert seen == [one.values[-1]] and getattr(module, one.constant) is before
+
+
+PRECOMPILE = """
+import torch
+from benchmarks.cases import OPS, Case
+from benchmarks.gpu import precompile
+
+precompile.TOKENS = (8,)
+with precompile.compiling_only(90) as compiled:
+    case = Case(OPS[0], torch.bfloat16, 3, 500)
+    case.op.fused(*case.make(precompile.CPU))
+    print(len(compiled))
+    library = precompile.use_triton_on_cpu_tensors()
+    with torch.inference_mode():
+        precompile.compile_engine(*precompile.SMALL, torch.bfloat16)
+    print(len(compiled))
+"""
+
+
+def test_kernels_are_compiled_beforehand(tmp_path):
+    """An op, then an engine's prefill and steps; every kernel that a launch would look for lies in the cache."""
+    variables = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_STORE_BINARY_ONLY": "1"}
+    command = [sys.executable, "-c", PRECOMPILE]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+    once, all_kernels = map(int, done.stdout.split())
+    assert once == 1 and all_kernels >= 10
+    names = {file.stem for file in tmp_path.glob("*/*.cubin")}
+    assert len(list(tmp_path.glob("*/*.cubin"))) == all_kernels
+    wanted = ["paged_attention", "linear_head", "contrast_sample", "gathered_scores", "rope_and_store", "add_rms_norm"]
+    assert {f"{name}_kernel" for name in wanted} <= names

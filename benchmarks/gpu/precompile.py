@@ -1,0 +1,135 @@
+"""Compile the kernels of a run for a GPU that is not at hand: python -m benchmarks.gpu.precompile [CAPABILITY]
+
+A machine with a GPU then finds them in Triton's cache instead of spending its first minutes in compilers; docs/gpu.md
+says how. The launchers are called as they would be called there, with tensors on the CPU, and stop where the kernel
+would start. What they leave in their results is arbitrary, and nothing here reads it.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from transformers import PreTrainedModel
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from benchmarks.generation import random_llama
+from benchmarks.gpu import check_jobs, graph, kernels, noise, repeats
+from benchmarks.gpu.generate import SETTINGS
+from benchmarks.gpu.models import Shape
+from cdgen import ContrastiveLM, SamplingParams
+from cdgen.paged import PagedTexts
+from cdgen_kernels import dispatch
+from cdgen_kernels.ops import make_rows
+
+CPU = torch.device("cpu")
+TOKENS = (1, 8, 32, 64, 512)  # of a step: for each tile of rows, and with and without programs that share keys
+DROPOUT, VOCAB_SIZE = 0.3, 32_000
+SMALL = (Shape(1, 256, 4, 512, 1003, 2), Shape(1, 128, 4, 256, 1003, 2))  # the models of tests/gpu
+DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+
+
+class Driver:
+    """Stands in for Triton's driver of a GPU."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def compiling_only(capability: int) -> Iterator[set[str]]:
+    """Launches compile and return. Yields the growing set of hashes of the compiled kernels."""
+    compiled: set[str] = set()
+    run = triton.JITFunction.run
+
+    def compile_only(self: triton.JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        compiled.add(run(self, *args, grid=grid, warmup=True, **options).hash)
+
+    driver.set_active(Driver(capability))
+    with (
+        mock.patch.object(triton.JITFunction, "run", compile_only),
+        mock.patch("cdgen_kernels.triton_settings.compute_capability", lambda device: capability // 10),
+        mock.patch("cdgen_kernels.ops._raise_on_fault", lambda codes: None),  # of arbitrary results
+    ):
+        yield compiled
+
+
+def use_triton_on_cpu_tensors() -> torch.library.Library:
+    """Ops of CPU tensors call the Triton launchers as long as the result lives."""
+    library = torch.library.Library("cdgen", "IMPL", "CPU")
+    with mock.patch.dict(dispatch._DECISIONS, {"cpu": ("triton", "")}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it overrides what is registered, which is what is wanted
+        for name in dispatch.SCHEMAS:
+            library.impl(name, dispatch._kernel(name, "cpu"), allow_override=True)
+    return library
+
+
+def compile_ops() -> None:
+    """What the parts `check`, `kernels` and `sweep` launch with the default settings."""
+    found = [case for groups in check_jobs.GROUPS.values() for group in groups for case in group.cases(False).values()]
+    found += [case for table in (kernels.SAMPLING, kernels.LAYERS) for case in kernels.cases(table, False).values()]
+    for case in dict.fromkeys(found):
+        if case.op.name != "linear_cross_entropy":  # on the CPU it has another implementation
+            case.op.fused(*case.make(CPU))
+    noise.made_by_triton(tuple(torch.zeros(3, 1, dtype=torch.long)), 2000)
+    for batch, width in repeats.SHAPES:
+        repeats.maxima_of_triton(*repeats.layer(batch, 300, torch.bfloat16, CPU, 0, width))
+    graph.decode_step(128, 32_000, 220, CPU)[0]()
+
+
+def compile_engine(good: Shape, bad: Shape | None, dtype: torch.dtype) -> None:
+    """Prefills and steps of a pair of models. One layer is like all others, and larger vocabularies like VOCAB_SIZE."""
+
+    def make(shape: Shape, seed: int) -> PreTrainedModel:
+        small = shape._replace(layers=1, vocab_size=min(shape.vocab_size, VOCAB_SIZE))
+        return random_llama(**small._asdict(), seed=seed, dtype=dtype)
+
+    lm = ContrastiveLM(make(good, 0), **({"bad": make(bad, 1)} if bad else {"dropout": DROPOUT}))
+    for params in (SamplingParams(), SamplingParams(contrast_strength=0.0)):
+        for tokens in TOKENS:
+            texts = PagedTexts(lm.pair, params, tokens, 64)
+            ids, row = torch.zeros(tokens, dtype=torch.long), torch.arange(tokens, dtype=torch.int32)
+            rows = make_rows(tokens)
+            outputs = texts._run(ids, ids, row, rows.sequence)
+            texts._run(ids, ids, row, rows.sequence, last=ids[:1])
+            for banned in (None, torch.full((tokens, 3), -1)):
+                texts.sample(outputs, rows, banned=banned, look=False)
+                texts.sample(outputs, rows, banned=banned, logprobs=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu.precompile", description=__doc__.splitlines()[0])
+    parser.add_argument("capability", type=int, nargs="?", default=90, help="of the GPU (default: 90, Hopper)")
+    capability = parser.parse_args().capability
+    start = time.monotonic()
+    with compiling_only(capability) as compiled:
+        compile_ops()
+        print(f"ops: {len(compiled)} kernels after {time.monotonic() - start:.0f} s", flush=True)
+        library = use_triton_on_cpu_tensors()
+        with torch.inference_mode():
+            for dtype in DTYPES:
+                for bad in (SMALL[1], None):
+                    compile_engine(SMALL[0], bad, dtype)
+            for good, bad in dict.fromkeys((setting.good, setting.bad) for setting in SETTINGS.values()):
+                compile_engine(good, bad, torch.bfloat16)
+        del library
+    print(f"all: {len(compiled)} kernels after {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
