@@ -20,7 +20,7 @@ tiny: $(VENV)/tiny
 test: $(VENV)/test
 	$(BIN)/python -m pytest
 
-# The tests whose results depend on Triton's version, under the one that torch 2.11 installs.
+# Tests that depend on Triton's version, run under the version that torch 2.11 installs.
 test-triton36: $(VENV)/test $(VENV)/triton36/installed
 	PYTHONPATH=$(abspath $(VENV)/triton36) TRITON_CACHE_DIR=$(abspath $(VENV)/triton36-cache) \
 		$(BIN)/python -m pytest tests/test_aot.py tests/test_ptx_*.py tests/test_triton_*.py

@@ -145,7 +145,7 @@ class Engine:
                 while self.texts:
                     self.step()
                     self.refill()
-        finally:  # a traceback that is kept would else keep the cache
+        finally:  # now, since a traceback that someone keeps would keep the cache alive
             self.backend.close()
         return [self.results[place] for place in range(len(self.results))]
 

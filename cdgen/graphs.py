@@ -13,12 +13,12 @@ _spare_streams: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 
 
 def take_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream of a CUDA device that nothing else in this process uses until it is given back.
+    """Take a stream that nothing else in this process uses until it is given back.
 
-    torch keeps a cuBLAS workspace of up to 32 MiB for every stream that it has seen, so streams are used again.
+    Streams are reused because torch keeps a cuBLAS workspace of up to 32 MiB for each stream that it has seen.
     """
     spare = _spare_streams[device]
-    return spare.pop(0) if spare else torch.cuda.Stream(device)  # the longest unused: each keeps its role
+    return spare.pop(0) if spare else torch.cuda.Stream(device)  # oldest first, so that each keeps its role
 
 
 def give_back_stream(stream: torch.cuda.Stream) -> None:
@@ -30,8 +30,8 @@ class StepGraphs:
     """Repeats a decode step by replaying CUDA graphs of it, one graph for each batch size.
 
     All graphs of an instance are captured on one stream into one memory pool, and `close` destroys them together.
-    Sharing a stream with the graphs of another instance would not be safe: torch (2.12 and later) frees a stream's
-    cuBLAS workspace when a graph that was captured on it is destroyed, and the others still write to it.
+    Instances must not share a stream: torch 2.12 and later frees a stream's cuBLAS workspace when a graph that was
+    captured on it is destroyed, while other graphs still write to that workspace.
 
     Args:
         largest: greatest number of rows.
@@ -56,7 +56,7 @@ class StepGraphs:
 
         Args:
             step: function (ids, position int64 [A], row int32 [A], rows) -> int64 [A], the tokens drawn, on device
-                tensors alone. A row below 0 is unused. Later calls must give the same function.
+                tensors alone. A row below 0 is unused. Every call must pass the same function.
             ids, position, row, rows: arguments of the first step.
         """
         size = min(self._largest, 1 << (len(ids) - 1).bit_length())  # powers of two: few graphs, and at most half idle
@@ -67,16 +67,18 @@ class StepGraphs:
 
     def close(self) -> None:
         """Destroy all graphs and free their memory; nothing may be called afterwards."""
-        if self._graphs:
-            torch.cuda.synchronize(self._device)  # after an error, replays may still be running
-        for graph in self._graphs.values():
-            graph.graph.reset()
-        self._graphs.clear()
-        give_back_stream(self._stream)
+        try:
+            if self._graphs:
+                torch.cuda.synchronize(self._device)  # replays may still be running after an error
+            for graph in self._graphs.values():
+                graph.graph.reset()
+        finally:
+            self._graphs.clear()
+            give_back_stream(self._stream)
 
 
 class _Graph:
-    """One batch size. Keeps no reference to the step, whose owner holds this graph."""
+    """The graph of one batch size. It does not refer to the step, because the step's owner holds this graph."""
 
     def __init__(self, step: Step, size: int, rows: Rows, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
         device = rows.margin.device
@@ -86,20 +88,25 @@ class _Graph:
         self.graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):  # compiles kernels and initialises libraries, which a capture cannot
-                step(self.ids, self.position, self.row, self.rows)
+            for _ in range(2):  # a capture can neither compile kernels nor initialise libraries
+                self._advance(step)
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(self.graph, pool=pool, stream=stream):
-            self.token = step(self.ids, self.position, self.row, self.rows)
-            self.ids.copy_(self.token.clamp(min=0))  # a fault is no token to read
-            self.position.add_(1)
+            self.token = self._advance(step)
+
+    def _advance(self, step: Step) -> torch.Tensor:
+        """A step, and what the next one needs; returns the tokens drawn, int64 [size]."""
+        token = step(self.ids, self.position, self.row, self.rows)
+        self.ids.copy_(token.clamp(min=0))  # a fault is no token to read
+        self.position.add_(1)
+        return token
 
     def __call__(
         self, ids: torch.Tensor, position: torch.Tensor, row: torch.Tensor, rows: Rows, count: int
     ) -> torch.Tensor:
         live = len(ids)
         self.row.fill_(-1)
-        self.position.zero_()  # idle rows advance too, and would walk out of the tables
+        self.position.zero_()  # unused rows advance too, and would leave their tables
         for own, given in (
             (self.ids, ids),
             (self.position, position),

@@ -1,13 +1,17 @@
-"""What the device at hand offers."""
+"""Free memory and matrix precision of a device."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
 
+_tf32_lock = threading.Lock()
+_tf32_contexts = 0  # that are open and rely on the setting
+
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a CUDA device: free ones, and those that torch keeps for reuse.
+    """Return the bytes that can still be allocated on a CUDA device, including what torch caches for reuse.
 
     None for other devices, where the operating system decides.
     """
@@ -17,26 +21,34 @@ def free_memory(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
-def free_memory_text(device: torch.device) -> str:
-    """The amount that is free, for an error message."""
-    free = free_memory(device)
+def free_memory_text(device: torch.device, free: int | None) -> str:
+    """Describe what :func:`free_memory` returned, for an error message."""
     return f"{device} has not enough memory" if free is None else f"{device} has {free / 1e9:.2f} GB free"
 
 
 @contextlib.contextmanager
 def tf32_products(device: torch.device) -> Iterator[None]:
-    """Multiply float32 matrices on a CUDA device in TF32 ("high" precision in torch's terms) within the context.
+    """Compute float32 matrix products on a CUDA device in TF32 within the context ("high" precision in torch's terms).
 
-    A precision that the user set other than torch's default stands. NVIDIA_TF32_OVERRIDE=0 keeps float32 exact.
+    A precision that the user has set, with either of torch's two interfaces, stands. NVIDIA_TF32_OVERRIDE=0 keeps
+    float32. Contexts may overlap in several threads: the last one to end restores the setting.
     """
-    changed = False
-    if device.type == "cuda":
-        with contextlib.suppress(RuntimeError):  # the user set it through torch.backends' newer fp32_precision
-            changed = torch.get_float32_matmul_precision() == "highest"
-    if changed:
-        torch.set_float32_matmul_precision("high")
+    global _tf32_contexts
+    matmul, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    with _tf32_lock:
+        ours = device.type == "cuda" and (_tf32_contexts > 0 or matmul.fp32_precision == "none")
+        if ours and not _tf32_contexts:
+            before = on_cpu.fp32_precision
+            # Not matmul.fp32_precision: torch's older getters, which other libraries call, would raise.
+            torch.set_float32_matmul_precision("high")
+            on_cpu.fp32_precision = before
+        _tf32_contexts += ours
     try:
         yield
     finally:
-        if changed:
-            torch.set_float32_matmul_precision("highest")
+        with _tf32_lock:
+            _tf32_contexts -= ours
+            if ours and not _tf32_contexts:
+                before = on_cpu.fp32_precision
+                torch.set_float32_matmul_precision("highest")
+                matmul.fp32_precision, on_cpu.fp32_precision = "none", before

@@ -30,14 +30,14 @@ class ContrastiveLM:
         dropout: BAD is GOOD with attention dropout of this probability while it decodes.
         layers: BAD is GOOD's first layers, so many, under GOOD's final norm and output head.
         tokenizer: a transformers tokenizer. Default: the one found with GOOD, or with BAD.
-        dtype: of the weights; default float32 on the CPU, elsewhere the checkpoint's own, with bfloat16 for float32.
-            float32 on a GPU multiplies matrices in TF32 while `generate` runs.
+        dtype: dtype of the weights. Default: float32 on the CPU; on a GPU the checkpoint's 16-bit dtype, otherwise
+            bfloat16. With float32 on a GPU, `generate` computes matrix products in TF32.
         device: default cuda where there is one.
         trust_remote_code: run Python code that comes with a checkpoint.
         max_num_seqs: texts decoded together.
         kv_cache_dtype: of the cache's pages: float32, bfloat16 or float16; default the models' own.
-        kv_cache_memory_bytes: budget of the cache, both models together; default: what `max_num_seqs` texts need, and
-            on a GPU at most 0.9 of the memory that is free once the weights are loaded.
+        kv_cache_memory_bytes: cache budget of both models together. Default: enough for `max_num_seqs` texts, but on a
+            GPU at most 90 % of the memory that is free once the weights are loaded.
     Attributes:
         static: why these models are decoded in static batches by transformers' own forward, or None: Llama, Mistral,
             Qwen2 and Qwen3 run on a paged cache, and a waiting text takes the place of each that ends.

@@ -22,7 +22,7 @@ from cdgen import __version__
 from cdgen.cache import InPlaceCache
 from cdgen.errors import InputError
 from cdgen.folder import file_sha256
-from cdgen.hardware import free_memory_text
+from cdgen.hardware import free_memory, free_memory_text
 from cdgen.runs import resolve
 
 log = logging.getLogger("cdgen")
@@ -179,8 +179,10 @@ def load(source, *, dtype=None, device=None, trust_remote_code=False):
     if dtype is None:
         stored = None if device.type == "cpu" else stored_dtype(source, trust_remote_code=trust_remote_code)
         dtype = default_dtype(stored, device.type)
-        if stored == torch.float32:
-            log.warning("%s: float32 weights, used in %s; --dtype float32 keeps float32", source, dtype_name(dtype))
+        if device.type != "cpu" and stored != dtype:
+            kind = "quantised or unstated" if stored is None else dtype_name(stored)
+            text = "%s: weights (%s) are loaded in %s; use dtype='float32' (--dtype float32) for full precision"
+            log.warning(text, source, kind, dtype_name(dtype))
     dtype = float_dtype("dtype", dtype)
     options = {"trust_remote_code": trust_remote_code} | ({"gguf_file": gguf} if gguf else {})
     with quiet_transformers():
@@ -196,11 +198,13 @@ def load(source, *, dtype=None, device=None, trust_remote_code=False):
         if missing := sorted(found["missing_keys"]):  # transformers draws them at random
             raise InputError(f"{source}: {len(missing)} tensors are missing from its weights, such as {missing[0]}")
         files = (Path(folder, gguf),) if gguf else _weight_files(folder)
+        free = free_memory(device)
         try:
             module = module.to(device)
         except torch.OutOfMemoryError as error:
             size = sum(parameter.nbytes for parameter in module.parameters()) / 1e9
-            raise InputError(f"{source}: its weights take {size:.2f} GB, but {free_memory_text(device)}") from error
+            room = free_memory_text(device, free)
+            raise InputError(f"{source}: its weights take {size:.2f} GB, but {room}") from error
         return LanguageModel(module.eval(), str(source), files), _load_tokenizer(folder, options)
 
 
@@ -227,7 +231,7 @@ def _load_tokenizer(folder, options):
 
 
 def stored_dtype(source: str | Path, *, trust_remote_code: bool = False) -> torch.dtype | None:
-    """The dtype of a checkpoint's weights as its config states it; None if it does not, or for a GGUF file."""
+    """Return the dtype that a checkpoint's config states; None if it states none, and for GGUF files."""
     if _locate(source)[1]:
         return None
     stored = getattr(load_config(source, trust_remote_code=trust_remote_code), "dtype", None)
@@ -235,7 +239,7 @@ def stored_dtype(source: str | Path, *, trust_remote_code: bool = False) -> torc
 
 
 def default_dtype(stored: torch.dtype | None, device_type: str) -> torch.dtype:
-    """The dtype that weights are loaded in if the user names none.
+    """Return the dtype that weights are loaded in by default.
 
     float32 on the CPU. Elsewhere the checkpoint's own if it has 16 bits, else bfloat16: float32 weights, which
     `cdgen train` writes, would take twice the memory and several times the time.

@@ -64,10 +64,10 @@ def _add_models(parser):
     )
     models.add_argument(
         "--dtype",
-        help="float32, bfloat16 or float16 (default: float32 on the CPU; on a GPU the checkpoint's own, with bfloat16 "
-        "in place of float32)",
+        help="float32, bfloat16 or float16 (default: float32 on the CPU; on a GPU the checkpoint's 16-bit dtype, "
+        "otherwise bfloat16)",
     )
-    models.add_argument("--kv-cache-dtype", metavar="DTYPE", help="of the cache's pages (default: the models')")
+    models.add_argument("--kv-cache-dtype", metavar="DTYPE", help="dtype of the cache (default: that of the models)")
     models.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
     return models
 
@@ -95,7 +95,8 @@ def add_generate(parser):
         "--kv-cache-gb",
         type=float,
         metavar="X",
-        help="for the cache of both models (default: what a batch needs, on a GPU at most 90 %% of the free memory)",
+        help="cache budget of both models, in GB (default: enough for the batch, on a GPU at most 90 %% of the free "
+        "memory)",
     )
     seeds = parser.add_argument_group("seeds")
     seeds.add_argument(

@@ -10,7 +10,7 @@ from cdgen.shared_cache import CacheShape, SharedKVCache
 from cdgen_kernels.ops import contrast_sample, gathered_scores, linear_head, sample
 
 PREFILL_TOKENS = 4096  # prompts' tokens computed at once
-CACHE_SHARE = 0.9  # greatest share of a GPU's free memory that becomes cache by default; activations need some
+CACHE_SHARE = 0.9  # default upper limit on the cache, as a share of a GPU's free memory; the rest is for activations
 _LOOK_EVERY = 4  # steps on a GPU between two looks at what was drawn, each of which waits for the device
 _CAPACITY = 256  # of the list of a head; where one is longer, the list is as long as the vocabulary
 
@@ -26,7 +26,7 @@ class PagedTexts:
             GPU at most CACHE_SHARE of the memory that is free there.
 
     Raises:
-        InputError: the budget or the free memory does not hold one text of `max_length`.
+        InputError: one text of `max_length` does not fit into the budget or the free memory.
     """
 
     def __init__(self, pair, params, max_num_seqs, max_length, *, kv_cache_dtype=None, kv_cache_memory_bytes=None):
@@ -78,7 +78,7 @@ class PagedTexts:
         self._prefill([request for request, _ in starts if request.outputs is None])
         slots = [self.cache.fork(request.slot, count) for request, count in starts]
         counts = torch.tensor([count for _, count in starts], device=self.cache.page_table.device)
-        size = sum(count for _, count in starts)  # given, so that nothing waits for the device to add it up
+        size = sum(count for _, count in starts)  # passing the size avoids a device sync
         outputs = [
             torch.stack(each).repeat_interleave(counts, 0, output_size=size)
             for each in zip(*(request.outputs for request, _ in starts), strict=True)
@@ -100,7 +100,7 @@ class PagedTexts:
         arguments = texts.ids, texts.position, texts.slot, rows, count
         if self._graphs is None:
             return self._advance_in_turn(*arguments)
-        return self._graphs(self._advance, *arguments)  # given at each call: stored, it would be a reference cycle
+        return self._graphs(self._advance, *arguments)  # passed per call: storing it would create a cycle
 
     def sample(self, outputs, rows, *, banned=None, logprobs=False, look=True):
         """Draw from hidden states [A, D] of each model. BAD's output layer is computed at GOOD's candidates only, where
@@ -125,13 +125,15 @@ class PagedTexts:
             self.cache.release(slot)
 
     def close(self) -> None:
-        """See :mod:`cdgen.engine`. Frees the graphs and the pages at once, whoever still holds this object."""
-        if self._graphs is not None:
-            self._graphs.close()
-        if self._side is not None:
-            give_back_stream(self._side)
-        self._graphs = self._side = None
-        self.cache.close()
+        """See :mod:`cdgen.engine`. Frees graphs and pages now, even if this object is still referenced."""
+        graphs, side, self._graphs, self._side = self._graphs, self._side, None, None
+        try:
+            if graphs is not None:
+                graphs.close()
+        finally:
+            if side is not None:
+                give_back_stream(side)
+            self.cache.close()
 
     def _prefill(self, requests):
         """Compute prompts and keep each model's last state of each."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cdgen.errors import InputError
-from cdgen.hardware import free_memory_text
+from cdgen.hardware import free_memory, free_memory_text
 
 
 class CacheShape(NamedTuple):
@@ -69,7 +69,7 @@ class SharedKVCache:
         if pages < max_pages:
             need = max_pages * self.page_bytes
             raise InputError(
-                f"a text of {max_length} tokens needs {need} bytes of cache, but the budget is {memory_bytes}; "
+                f"a text of {max_length} tokens needs {need:,} bytes of cache, but the budget is {memory_bytes:,}; "
                 "lower max_tokens, or raise kv_cache_memory_bytes (--kv-cache-gb) if more memory is free"
             )
 
@@ -80,8 +80,9 @@ class SharedKVCache:
         try:
             self.keys, self.values = tuple(map(store, shapes)), tuple(map(store, shapes))
         except RuntimeError as error:  # torch.OutOfMemoryError on GPUs
+            free = free_memory_text(device, free_memory(torch.device(device)))
             raise InputError(
-                f"a cache of {pages * self.page_bytes / 1e9:.2f} GB cannot be allocated: {free_memory_text(device)}; "
+                f"a cache of {pages * self.page_bytes / 1e9:.3g} GB cannot be allocated: {free}; "
                 "lower max_num_seqs (--batch-size) or kv_cache_memory_bytes (--kv-cache-gb)"
             ) from error
         self.page_table = torch.full((slots, max_pages), -1, dtype=torch.int32, device=device)

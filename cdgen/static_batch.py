@@ -44,7 +44,7 @@ class StaticBatch:
         outputs = [model.last_logits(ids, mask, positions, cache) for model, cache in pairs]
         counts = [count for _, count in starts]
         numbers, repeats = torch.tensor([range(len(starts)), counts], device=device)
-        owner = numbers.repeat_interleave(repeats, output_size=sum(counts))  # given: nothing waits for the device
+        owner = numbers.repeat_interleave(repeats, output_size=sum(counts))  # passing the size avoids a device sync
         self._filled = width
         self._caches = [cache.fork(owner, width + self._params.max_tokens) for cache in caches]
         self._mask = mask.new_ones(len(owner), width + self._params.max_tokens)

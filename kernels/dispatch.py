@@ -73,7 +73,7 @@ def _implementation(home, name):
 
 
 def on_device_of_first(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` with the CUDA device of its first argument as the current one: Triton launches on the current device."""
+    """Wrap `call` so that the device of its first argument is current: Triton launches on the current device."""
 
     @functools.wraps(call)
     def guarded(*arguments: Any) -> Any:
@@ -205,7 +205,7 @@ def _linear_head_of_cpp(hidden, weight, margin, banned, vocab_size, capacity):
 
 
 def _kernel(name: str, device_type: str) -> Callable[..., Any] | None:
-    """What runs an op for tensors of a device type; None where the C++ extension has registered itself."""
+    """Return the function that runs an op on a device type; None if the C++ extension has registered it."""
     chosen, _ = _DECISIONS[device_type]
     if chosen == "cpp":
         if name in _CPP:

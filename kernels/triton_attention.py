@@ -25,7 +25,7 @@ THREADS = 64
 KEYS = {1: 4, 2: 4, 4: 4, 8: 2}  # heads of a program -> keys of a line at a time, as many as registers allow; divide 4
 MATRIX_GROUP = 4  # heads, from where on matrix units, of whose 16 rows some are empty, take fewer instructions
 MATRIX_TILE = 4096  # numbers of the keys, at most 32 keys
-PROGRAMS_PER_MULTIPROCESSOR = 4  # as many as tokens and heads leave room for share the keys of a text
+PROGRAMS_PER_MULTIPROCESSOR = 4  # limit on the programs that share the keys of a text
 MERGED = 2048  # numbers of the programs' sums that the last of them reads at once
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # not -inf, which minus itself is NaN
@@ -79,8 +79,8 @@ def line_attention(
         key = lead + r
         seen = (key >= first) & (key < stop)
         offset = (page.to(tl.int64) * page_stride + (lead % PAGE + r) * DIM)[:, :, :, None] + n
-        # Only D is contiguous, and versions of Triton differ in the dimension that lanes take next. Triton 3.9 takes
-        # LINES; 3.4 and 3.6 take KEYS, so that every sum over keys crosses lanes. With the hint all take LINES.
+        # Only D is contiguous. Without this hint, Triton 3.4 and 3.6 distribute lanes over KEYS next, so that every sum
+        # over keys crosses lanes. With it they distribute them over LINES, as 3.9 does.
         offset = tl.max_contiguous(offset, [1, 1, 2, D])
         inside = seen[:, :, :, None] & (n < DIM)
         k = tl.load(keys + offset, mask=inside, other=0.0).to(tl.float32)

@@ -30,9 +30,8 @@ CHUNK = 16  # tokens that share a maximum
 TILE_TOKENS = 128
 TILE_BYTES = 128  # of each row of hidden and weight, at a time
 TILES = {16: (4, 4), 32: (4, 4), 64: (4, 3), 128: (8, 3)}  # rows -> (warps, stages)
-# From 64 rows on, sm_90 and later read both 16-bit operands from shared memory with instructions of the async proxy.
-# Before 3.7.1, Triton has no fence between pipelined copies and these instructions (triton pull request 9610). With a
-# single stage there is one.
+# From 64 rows on, sm_90 and later read 16-bit operands through the async proxy. Triton before 3.7.1 omits the fence
+# between pipelined copies and these reads (triton pull request 9610); with a single stage it writes the fence.
 ASYNC_ROWS = 64
 HAS_FENCE = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3])) >= (3, 7, 1)
 HEAD_WARPS = 8

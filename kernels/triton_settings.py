@@ -1,7 +1,7 @@
 """Launch settings of the kernels that read rows of logits, in one place. None has been measured on a GPU yet.
 
-Settings are looked up at every launch, here and in the other modules of kernels: a sweep assigns to the module's name,
-as in `triton_settings.THREADS = 256`.
+Settings are looked up at each launch, here and in the other kernel modules, so a sweep can assign them:
+`triton_settings.THREADS = 256`.
 """
 
 from functools import cache
@@ -18,8 +18,8 @@ CAPACITY = 256  # tokens of a head that are listed; a longer one takes the path 
 # its multiprocessors (3.35 TB/s, 0.7 microseconds), other devices less.
 PROGRAMS_PER_MULTIPROCESSOR = 4
 MAX_REGISTERS = 128  # lets that many stand on one; without a bound ptxas takes fewer and spills to make room for more
-# Pointers that kernels read one element at a time, so that alignment changes nothing in the code. They often point into
-# a larger tensor; Triton would compile a kernel a second time for an address that is not a multiple of 16.
+# Pointers that kernels read one element at a time. Alignment does not change their code, but Triton would compile a
+# second kernel for addresses that are not multiples of 16, which parts of larger tensors often have.
 SCALAR_POINTERS = (*Rows._fields, "banned", "count", "maximum", "page_table", "row", "slot", "target")
 MULTIPROCESSORS = 132  # of a device that cannot be asked, such as the CPU of a test
 

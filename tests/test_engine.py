@@ -173,7 +173,7 @@ def test_texts_may_end_right_after_min_tokens(models):
 
 def test_a_budget_too_small_for_one_text_is_refused(models):
     lm = ContrastiveLM(**models, kv_cache_memory_bytes=1000)
-    with pytest.raises(InputError, match="a text of 46 tokens needs 30720 bytes of cache, but the budget is 1000"):
+    with pytest.raises(InputError, match="a text of 46 tokens needs 30,720 bytes of cache, but the budget is 1,000"):
         lm.generate(PROMPTS, free())
 
 

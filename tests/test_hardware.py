@@ -1,5 +1,6 @@
-"""What the device at hand offers: free memory, and TF32 while a context lasts."""
+"""Free memory of a device, and TF32 while a context lasts."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -10,29 +11,66 @@ from cdgen.hardware import free_memory, free_memory_text, tf32_products
 CPU, GPU = torch.device("cpu"), SimpleNamespace(type="cuda")
 
 
-@pytest.mark.parametrize(("before", "within"), [("highest", "high"), ("high", "high"), ("medium", "medium")])
-def test_tf32_lasts_as_long_as_the_context(before, within):
-    torch.set_float32_matmul_precision(before)
-    try:
-        with pytest.raises(ZeroDivisionError), tf32_products(GPU):
-            assert torch.get_float32_matmul_precision() == within
-            raise ZeroDivisionError
-        assert torch.get_float32_matmul_precision() == before
-        with tf32_products(CPU):
-            assert torch.get_float32_matmul_precision() == before
-    finally:
-        torch.set_float32_matmul_precision("highest")
+def precisions():
+    """What the two interfaces of torch say: of CUDA, of the CPU, and of all."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    return *(backend.fp32_precision for backend in backends), torch.get_float32_matmul_precision()
 
 
-def test_the_newer_setting_of_the_user_stands():
-    """Where the two ways of setting the precision are mixed, torch raises."""
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
+@pytest.fixture(autouse=True)
+def as_it_was():
+    assert precisions() == ("none", "none", "highest")
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def test_tf32_lasts_as_long_as_the_context():
+    with pytest.raises(ZeroDivisionError), tf32_products(GPU):
+        assert precisions() == ("tf32", "none", "high")
+        assert torch.backends.cuda.matmul.allow_tf32  # the older getters work too
+        raise ZeroDivisionError
+    assert precisions() == ("none", "none", "highest")
+    with tf32_products(CPU):
+        assert precisions() == ("none", "none", "highest")
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_a_precision_that_the_user_set_stands(precision):
+    torch.set_float32_matmul_precision(precision)
+    before = precisions()
+    with tf32_products(GPU):
+        assert precisions() == before
+    assert precisions() == before
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+@pytest.mark.parametrize("backend", [torch.backends, torch.backends.cuda.matmul], ids=["all", "matmul"])
+def test_the_newer_setting_of_the_user_stands(backend, precision):
+    backend.fp32_precision = precision
+    with tf32_products(GPU):
+        assert torch.backends.cuda.matmul.fp32_precision == precision
+    assert torch.backends.cuda.matmul.fp32_precision == backend.fp32_precision == precision
+
+
+def test_contexts_of_several_threads_overlap():
+    """One thread leaves while the other still needs the setting."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
         with tf32_products(GPU):
-            assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = "none"
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=other)
+    with tf32_products(GPU):
+        thread.start()
+        assert inside.wait(30)
+    assert precisions() == ("tf32", "none", "high")
+    leave.set()
+    thread.join()
+    assert precisions() == ("none", "none", "highest")
 
 
 def test_memory_that_torch_keeps_for_reuse_is_free(monkeypatch):
@@ -40,5 +78,5 @@ def test_memory_that_torch_keeps_for_reuse_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 40 * 10**9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 33 * 10**9)
     assert free_memory(GPU) == 12 * 10**9 and free_memory(CPU) is None
-    assert free_memory_text(torch.device("cuda:1")) == "cuda:1 has 12.00 GB free"
-    assert free_memory_text(CPU) == "cpu has not enough memory"
+    assert free_memory_text(torch.device("cuda:1"), 12 * 10**9) == "cuda:1 has 12.00 GB free"
+    assert free_memory_text(CPU, None) == "cpu has not enough memory"

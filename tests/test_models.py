@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,7 @@ def test_on_a_gpu_float32_checkpoints_are_used_in_bfloat16(folders, good, tmp_pa
     """Without a GPU: the device says that it is one, and stays where it is. Rotary frequencies keep float32."""
     monkeypatch.setattr("cdgen.models._device", lambda name: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, *rest: module)
+    monkeypatch.setattr("cdgen.models.free_memory", lambda device: None)
     copy.deepcopy(good).half().save_pretrained(tmp_path / "half")
     copy.deepcopy(good).bfloat16().save_pretrained(tmp_path / "brain")
     (tmp_path / "old").mkdir()
@@ -43,8 +45,11 @@ def test_on_a_gpu_float32_checkpoints_are_used_in_bfloat16(folders, good, tmp_pa
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     config["torch_dtype"] = config.pop("dtype")  # as transformers 4 wrote it
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    silent = shutil.copytree(tmp_path / "old", tmp_path / "silent") / "config.json"
+    silent.write_text(json.dumps({key: x for key, x in config.items() if key != "torch_dtype"}))
     for source, given, wanted in (
         (folders["good"], {}, torch.bfloat16),
+        (tmp_path / "silent", {}, torch.bfloat16),
         (tmp_path / "old", {}, torch.bfloat16),
         (tmp_path / "brain", {}, torch.bfloat16),
         (tmp_path / "half", {}, torch.float16),
@@ -56,8 +61,9 @@ def test_on_a_gpu_float32_checkpoints_are_used_in_bfloat16(folders, good, tmp_pa
         assert {parameter.dtype for parameter in module.parameters()} == {wanted}
         assert module.model.rotary_emb.inv_freq.dtype == torch.float32
         said = [record.getMessage() for record in caplog.records]
-        line = f"{source}: float32 weights, used in bfloat16; --dtype float32 keeps float32"
-        assert said == ([line] if source in (folders["good"], tmp_path / "old") and not given else [])
+        kind = {"good": "float32", "old": "float32", "silent": "quantised or unstated"}.get(source.name)
+        line = f"{source}: weights ({kind}) are loaded in bfloat16; use dtype='float32' (--dtype float32) for"
+        assert said == ([f"{line} full precision"] if kind and not given else [])
         assert default_dtype(stored_dtype(source), "cuda") == wanted or given, "what cdgen plan assumes"
     assert load(folders["good"])[0].module.model.norm.weight.equal(good.model.norm.weight.bfloat16())
 

@@ -291,7 +291,7 @@ def test_stores_have_each_models_shape_and_keep_the_budget():
 def test_what_cannot_be_is_said_in_one_line():
     need = 3 * 16 * (64 + 48)
     with pytest.raises(
-        InputError, match=rf"^a text of 40 tokens needs {need} bytes of cache, but the budget is {need - 1}; lower"
+        InputError, match=rf"^a text of 40 tokens needs {need:,} bytes of cache, but the budget is {need - 1:,}; l"
     ):
         SharedKVCache(SHAPES, slots=4, max_length=40, device="cpu", memory_bytes=need - 1)
     cache = new_cache(6, slots=3)

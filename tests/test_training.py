@@ -4,6 +4,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -125,14 +126,15 @@ def test_bfloat16_learns_alike(settings, tmp_path):
 
 
 def test_on_a_gpu_products_are_in_bfloat16_by_default(settings, tmp_path, monkeypatch, caplog):
-    """Without a GPU: torch says that there is one, while accelerate stays on the CPU."""
+    """Without a GPU: accelerate says that it would use one, and then stays on the CPU."""
     given = settings(tmp_path / "gpu", steps=1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr("cdgen.training.trainer.PartialState", lambda cpu: on_gpu)
     with caplog.at_level("WARNING", "cdgen"):
         run = train(TrainConfig(**given))
         assert run["config"]["dtype"] == "bfloat16"
         (said,) = caplog.messages
-        assert said == "matrix products in bfloat16, weights in float32; --dtype float32 trains in float32 alone"
+        assert said == "matrix products in bfloat16, weights in float32; --dtype float32 for float32 products"
         caplog.clear()
         train(TrainConfig(**given | {"out": str(tmp_path / "asked"), "dtype": "bfloat16"}))
         monkeypatch.undo()

@@ -21,6 +21,7 @@ def pytest_job(context: Context, paths: tuple[str, ...], shard: int = 0, shards:
     """Run every `shards`-th of the tests, from number `shard` on."""
     variables = {
         "CDGEN_TEST_DEVICE": context.device.type,
+        "NVIDIA_TF32_OVERRIDE": "0",  # exact float32 products; here it is set before any library is loaded
         pytest_records.OUT: str(context.out),
         pytest_records.JOB: f"{context.part} {context.job}",
         pytest_records.SHARD: f"{shard} {shards}",
@@ -33,8 +34,6 @@ def pytest_job(context: Context, paths: tuple[str, ...], shard: int = 0, shards:
 
 
 JOBS: dict[str, Callable[[Context], None]] = {
-    f"shard_{shard + 1}": partial(
-        pytest_job, paths=(str(TESTS), f"--ignore={SANITIZER}"), shard=shard, shards=SHARDS
-    )
+    f"shard_{shard + 1}": partial(pytest_job, paths=(str(TESTS), f"--ignore={SANITIZER}"), shard=shard, shards=SHARDS)
     for shard in range(SHARDS)
 } | {"sanitizer": partial(pytest_job, paths=(str(SANITIZER),))}

@@ -3,6 +3,7 @@
 import argparse
 import faulthandler
 import importlib
+import time
 from pathlib import Path
 
 import torch
@@ -17,11 +18,14 @@ def main() -> None:
     parser.add_argument("--part", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--began", type=float, help="time.monotonic() from which the seconds count, default: now")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     faulthandler.enable()
-    faulthandler.dump_traceback_later(max(options.seconds - MARGIN, 0.1))
-    context = Context(options.part, options.name, options.out, options.seconds, torch.device(options.device))
+    began = time.monotonic() if options.began is None else options.began  # before torch was imported, for seconds
+    device = torch.device(options.device)
+    context = Context(options.part, options.name, options.out, options.seconds, device, began)
+    faulthandler.dump_traceback_later(max(context.left - MARGIN, 0.1))
     if context.dry:
         torch.set_num_threads(1)
     importlib.import_module(options.module).JOBS[options.name](context)

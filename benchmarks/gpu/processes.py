@@ -118,10 +118,10 @@ class _Process:
         self.job, self.limit, self._out = job, limit, runner.out
         self._from = runner.out.stat().st_size
         self._log = tempfile.TemporaryFile(dir=runner.folder)  # noqa: SIM115, it is open as long as the job
-        command = [sys.executable, "-m", "benchmarks.gpu.job", job.module, job.name, "--part", job.part]
-        command += ["--out", str(runner.out), "--seconds", str(limit), *runner.options]
-        self.began = time.monotonic()
+        self.began = time.monotonic()  # the same clock in all processes of a machine
         self.deadline = self.began + limit
+        command = [sys.executable, "-m", "benchmarks.gpu.job", job.module, job.name, "--part", job.part]
+        command += ["--out", str(runner.out), "--seconds", str(limit), "--began", str(self.began), *runner.options]
         self.popen = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ from benchmarks.gpu.records import Record
 
 WIDTH = 118  # characters of a figure's line
 FAILURE_WIDTH = 150  # characters of a failure's line
-FIGURES = 66  # lines of figures at most
+FIGURES = 62  # lines of figures at most
 FAILURES = 25  # lines of failures at most
 
 

@@ -15,6 +15,8 @@ from benchmarks.gpu.context import Context, in_one_line
 from benchmarks.gpu.kernels import BY_NAME, DRY_BATCH, DRY_SIZE, DRY_SIZES
 from benchmarks.gpu.timing import Bench
 
+LONGEST = 10  # seconds that one sweep may take, compilers included
+
 
 class Sweep(NamedTuple):
     """Values of one constant of a kernels' module, for one case.
@@ -112,7 +114,7 @@ def sweep_job(context: Context) -> None:
     names = [f"{sweep} = {value}" for sweep in SWEEPS for value in dict.fromkeys((default(sweep), *sweep.values))]
     context.plan(names)
     for sweep in SWEEPS:
-        if context.left < 5:
+        if context.left < LONGEST:
             return
         run(context, bench, sweep)
 

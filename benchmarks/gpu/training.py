@@ -72,7 +72,7 @@ def steps_job(context: Context, micro: int) -> None:
     name = f"micro batch {micro}"
     context.plan([name])
     with context.case(name) as found:
-        bench, memory = Bench(context), Memory(context.device)
+        limits, memory = Bench(context).limits, Memory(context.device)  # the timer's buffer is freed
         memory.reset()
         loop = Loop(context, micro)
         losses, times = [], []
@@ -84,7 +84,7 @@ def steps_job(context: Context, micro: int) -> None:
         rate = loop.tokens / statistics.median(times[WARM_UP:])
         operations = operations_per_token(loop.lm, loop.block) * rate
         peak = peak_operations(context.device, torch.bfloat16)
-        measured = bench.limits["bfloat16, FLOP/s"]
+        measured = limits["bfloat16, FLOP/s"]
         found |= {
             "losses": losses,
             "seconds": times,

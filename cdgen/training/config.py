@@ -54,8 +54,8 @@ class TrainConfig:
         save_every: steps between checkpoints, each with an evaluation.
         keep_states: so many of the last checkpoints keep the state to resume from, twice as large as the model.
         eval_blocks: blocks of the test text to evaluate on; 0: all.
-        dtype: of matrix products: "float32", or "bfloat16" with weights in float32. Default: bfloat16 on CUDA devices,
-            float32 elsewhere. On CUDA devices float32 products are computed in TF32.
+        dtype: dtype of matrix products, "float32" or "bfloat16"; weights are always float32. Default: bfloat16 on CUDA
+            devices, float32 elsewhere. On CUDA devices float32 products are computed in TF32.
         seed: of weights and data order.
         compile: run the model through torch.compile. tensorboard: also log for TensorBoard.
     Raises:

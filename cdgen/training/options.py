@@ -27,7 +27,7 @@ _HELP = {
     "save_every": "steps between checkpoints, each with an evaluation",
     "keep_states": "so many of the last checkpoints can be resumed from; a state is twice as large as the model",
     "eval_blocks": "blocks of the test text to evaluate on; 0: all",
-    "dtype": "of matrix products; weights are float32 (default: bfloat16 on CUDA devices, else float32)",
+    "dtype": "dtype of matrix products; weights are always float32 (default: bfloat16 on CUDA devices, else float32)",
     "seed": "of weights and data order",
     "compile": "run the model through torch.compile",
     "tensorboard": "also log for TensorBoard, into OUT/tensorboard",

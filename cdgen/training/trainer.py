@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from cdgen import manifest as manifests
@@ -54,17 +54,20 @@ def train(config, progress=None):
         InputError: what was asked for cannot be done; the message names the field. CorpusError: the run's folder cannot
             be written, or holds what cannot be trusted. KeyboardInterrupt: Ctrl-C or SIGTERM; the step is saved.
     """
-    asked = config.dtype
-    config = replace(config, dtype=asked or ("bfloat16" if torch.cuda.is_available() else "float32"))
     AcceleratorState._reset_state()  # of a run before this one in the same process; as transformers' Trainer does
+    cpu = not torch.accelerator.is_available()  # else processes that torchrun started on CPUs do not find each other
+    asked = config.dtype
+    if asked is None:
+        on_cuda = PartialState(cpu=cpu).device.type == "cuda"
+        config = replace(config, dtype="bfloat16" if on_cuda else "float32")
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else processes that torchrun started on CPUs do not find each other
+        cpu=cpu,
         mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
         dynamo_backend="inductor" if config.compile else "no",
     )
     first, device = accelerator.is_main_process, accelerator.device
     if first and asked is None and config.dtype == "bfloat16":
-        log.warning("matrix products in bfloat16, weights in float32; --dtype float32 trains in float32 alone")
+        log.warning("matrix products in bfloat16, weights in float32; --dtype float32 for float32 products")
     output = OutputFolder(config.out) if first else contextlib.nullcontext()
     with private_noise(device), tf32_products(device), output as folder:
         return _Run(config, accelerator, folder, progress if first and progress else Progress()).train()

@@ -85,18 +85,19 @@ def test_log_probabilities_are_the_cpus(setup):
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=str)
 def test_sixteen_bits_lose_what_transformers_loses(setup, dtype):
-    """GOOD's log-probability of each prompt's first token, against float64: at most twice transformers' own error."""
+    """GOOD's log-probability of every token, against float64: at most twice transformers' own error."""
     lm = setup.pair(dtype=dtype)
-    texts = setup.run(lm, params(max_tokens=1, logprobs=True))
+    texts = setup.run(lm, params(max_tokens=12, logprobs=True))
     module = lm.pair.good.module
     exact = on(module, torch.device("cpu")).double()
     own, usual = [], []
     for prompt, text in zip(PROMPTS, texts[::N], strict=True):
-        (token,), ids = text.token_ids, torch.tensor([prompt])
+        ids, drawn = torch.tensor([prompt + text.token_ids]), torch.tensor(text.token_ids).unsqueeze(1)
         with torch.inference_mode():
-            wanted = exact(ids).logits[0, -1].log_softmax(0)[token].item()
-            usual.append(module(ids.to(setup.device)).logits[0, -1].float().log_softmax(0)[token].item() - wanted)
-        own.append(text.logprobs[0].good - wanted)
+            logits = [exact(ids).logits, module(ids.to(setup.device)).logits.cpu().float()]
+        wanted, found = (x[0, len(prompt) - 1 : -1].log_softmax(1).gather(1, drawn).squeeze(1).tolist() for x in logits)
+        usual += [one - other for one, other in zip(found, wanted, strict=True)]
+        own += [each.good - other for each, other in zip(text.logprobs, wanted, strict=True)]
     assert max(map(abs, own)) <= 2 * max(map(abs, usual)) + 1e-5
 
 

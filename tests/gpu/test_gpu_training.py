@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
@@ -19,6 +20,7 @@ def test_losses_are_those_of_the_cpu(setup, settings, tmp_path, monkeypatch):  #
     train(TrainConfig(**settings(tmp_path / "cpu", dtype="float32", **given)))
     if setup.device.type == "cuda":
         monkeypatch.delenv("ACCELERATE_USE_CPU")
+        AcceleratorState._reset_state(reset_partial_state=True)  # else the device of the first run stays
     run = train(TrainConfig(**settings(tmp_path / "device", **given)))
     on_gpu = setup.device.type == "cuda"
     assert run["config"]["dtype"] == ("bfloat16" if on_gpu else "float32")
