@@ -23,7 +23,7 @@ from cdgen.paged import PagedTexts
 # Exact float32 products, so that texts can be compared with the CPU's. Libraries read it when they start.
 os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 
-VOCABULARY = 1003  # no multiple of anything
+VOCABULARY = 1003  # odd, so that no tile divides it
 PROMPTS = [[5, 6, 7], [9] * 16, [11, 12], list(range(20, 57)), [8], [5, 6, 7], [13] * 13, list(range(900, 960))]
 N = 4  # texts of each prompt
 NEW = 48  # tokens of a text
@@ -105,8 +105,10 @@ def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Se
         if not torch.cuda.is_available():
             pytest.fail("CDGEN_TEST_DEVICE=cuda, but torch finds no CUDA device")
         return Setup(torch.device("cuda", 0))
-    if TEST_DEVICE != "cpu":
+    if TEST_DEVICE is None:
         pytest.skip("for a GPU: set CDGEN_TEST_DEVICE=cuda, or =cpu for a dry run")
+    if TEST_DEVICE != "cpu":
+        pytest.fail(f"CDGEN_TEST_DEVICE={TEST_DEVICE}: use cuda or cpu")
     request.getfixturevalue("fake_cuda")
     monkeypatch.setattr("cdgen_kernels.ops._raise_on_fault", lambda codes: None)  # a GPU reports faults by tokens
     return Setup(torch.device("cpu"))

@@ -104,12 +104,13 @@ ABOUT = {"torch": {"available": False}, "nvidia-smi": None, "versions": {}, "com
 
 def run(folder, out, *names, options=()):
     """(exit status, records) of a run of fake jobs."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     start = out.stat().st_size if out.exists() else 0
     try:
         status = gpu.main(["--dry-run", "--out", str(out), *options], fake_jobs(*names))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return status, list(records.read(out, start))
 
 
@@ -142,7 +143,9 @@ def test_a_run_without_failures_has_exit_status_0(folder, tmp_path, capsys):
     assert all(record["time"].endswith("+00:00") for record in found)
     out = capsys.readouterr().out
     assert "fake fine: ended after" in out and "fake          2 ok, 1 dropped" in out
-    assert out.rstrip().endswith("dropped: fake dropped")
+    *_, dropped, results = out.rstrip().splitlines()
+    assert dropped == "INCOMPLETE, dropped for want of time: fake dropped"
+    assert results == f"results: {tmp_path / 'out.jsonl'}"
 
 
 def test_results_are_appended(failing_run):
@@ -210,12 +213,43 @@ def test_a_broken_device_ends_the_job(failing_run):
 def test_what_does_not_fit_the_budget_is_dropped_by_name(failing_run):
     _, found, _ = failing_run
     assert [record["kind"] for record in found if record["job"] == "dropped"] == ["dropped"]
-    assert "dropped: fake dropped" in summary.summary(found)
+    assert "INCOMPLETE, dropped for want of time: fake dropped" in summary.summary(found)
 
 
-def test_a_run_without_time_drops_everything(folder, tmp_path):
-    status, found = run(folder, tmp_path / "out.jsonl", "fine", "crash", options=["--seconds", "-1"])
-    assert status == 0 and [record["kind"] for record in found] == ["machine", "dropped", "dropped"]
+def test_a_run_that_found_nothing_has_exit_status_1(folder, tmp_path):
+    status, found = run(folder, tmp_path / "out.jsonl", "dropped")
+    assert status == 1 and [record["kind"] for record in found] == ["machine", "dropped"]
+
+
+def test_results_that_a_job_left_undone_are_a_failure():
+    result = {"part": "fake", "job": "x", "kind": "result", "name": "a", "status": "ok"}
+    assert not summary.has_failed([result])
+    assert summary.has_failed([result, {"part": "fake", "job": "x", "kind": "not_run", "names": ["b"]}])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--seconds", "0"], "--seconds 0: must be more than 0"),
+        (["--seconds", "nan"], "--seconds nan: must be more than 0"),
+        (["--parts", "kernls"], "--parts: kernls: use check, end_to_end"),
+        (["--out", "/proc/none/x"], "--out /proc/none/x: cannot be written: No such file"),
+        (["--out", "."], "--out .: cannot be written: Is a directory"),
+    ],
+)
+def test_mistakes_are_one_line(options, error, capsys):
+    with pytest.raises(SystemExit) as stop:
+        gpu.main(options)
+    assert stop.value.code == 2 and error in capsys.readouterr().err
+
+
+def test_jobs_do_not_inherit_what_would_change_the_code_that_is_measured(monkeypatch):
+    monkeypatch.setenv("CDGEN_IMPL", "reference")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with gpu.environment() as (variables, _):
+        assert not {"CDGEN_IMPL", "TRITON_INTERPRET"} & variables.keys()
+        assert machine(variables)["environment"]["CUDA_VISIBLE_DEVICES"] == "", "what may matter is recorded"
 
 
 def test_each_failure_is_a_line_of_the_summary(failing_run):
@@ -235,9 +269,12 @@ def test_the_summary_is_short_whatever_happened():
     bad = result | {"name": "n" * 300, "status": "failed", "failure": "f" * 300}
     text = summary.summary([bad] * 500)
     assert len(text) < 12_000 and "and 475 more failures" in text
+    assert f"and {500 - summary.FIGURES} more lines" in text
 
 
-def test_an_interrupted_run_ends_its_jobs_and_prints_its_summary(folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=str)
+def test_the_jobs_of_an_interrupted_run_end_with_it(number, folder, tmp_path):
+    """A connection that is lost sends SIGHUP. After SIGKILL there is no summary, but no job holds the GPU either."""
     out = tmp_path / "out.jsonl"
     code = textwrap.dedent(
         f"""
@@ -253,9 +290,10 @@ def test_an_interrupted_run_ends_its_jobs_and_prints_its_summary(folder, tmp_pat
     while not (started := of(list(records.read(out)), "sleeps", "note")):
         time.sleep(0.05)
         assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     printed = process.communicate(timeout=20)[0]
-    assert process.returncode == 1 and "part          results" in printed
+    if number != signal.SIGKILL:
+        assert process.returncode == 1 and "part          results" in printed
     assert has_gone(started[0]["child"])
 
 

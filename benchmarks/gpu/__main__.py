@@ -16,17 +16,29 @@ from benchmarks.gpu.summary import has_failed, summary
 
 
 def _parser(parts: Iterable[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="benchmarks.gpu", description="First contact with a GPU.")
-    parser.add_argument("--parts", default=",".join(parts), help="comma-separated, default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("gpu-results.jsonl"), help="results, appended to")
-    parser.add_argument("--no-compile", action="store_true", help="leave every torch.compile rival out")
-    parser.add_argument("--seconds", type=float, default=540, help="budget; jobs that do not fit are dropped by name")
-    parser.add_argument("--dry-run", action="store_true", help="run on the CPU at tiny sizes through the same code")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.gpu", description="Check and time everything that needs a GPU; see docs/gpu.md."
+    )
+    parser.add_argument("--parts", default=",".join(parts), help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("gpu-results.jsonl"),
+        help="results file, appended to (default: %(default)s)",
+    )
+    parser.add_argument("--no-compile", action="store_true", help="skip rivals that need torch.compile")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=540,
+        help="time budget of the run; a job that does not fit is dropped (default: %(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="run the same code on the CPU with tiny inputs")
     return parser
 
 
 def at_once(part: str, dry: bool) -> int:
-    """How many jobs run at once. What is timed runs alone."""
+    """How many jobs run at once. On a GPU, timed jobs run alone."""
     cores = len(os.sched_getaffinity(0))
     if dry:
         return cores
@@ -38,23 +50,33 @@ def main(arguments: Sequence[str] | None = None, parts: dict[str, tuple[Job, ...
     began = time.monotonic()
     parser = _parser(parts)
     options = parser.parse_args(arguments)
-    wanted = options.parts.split(",")
+    wanted = [part.strip() for part in options.parts.split(",")]
     if unknown := [part for part in wanted if part not in parts]:
         parser.error(f"--parts: {', '.join(unknown)}: use {', '.join(parts)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the jobs end too
+    if not options.seconds > 0:
+        parser.error(f"--seconds {options.seconds:g}: must be more than 0")
     out = options.out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    start = out.stat().st_size if out.exists() else 0
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("ab") as file:
+            start = file.tell()
+    except OSError as error:
+        parser.error(f"--out {options.out}: cannot be written: {error.strerror}")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a lost connection sends the latter; the jobs end with this process
+        signal.signal(number, lambda *_: sys.exit(1))
     with environment() as (variables, folder):
         about = machine(variables)
         dry = options.dry_run or not (about["torch"] or {}).get("available")
         records.append(out, about | {"dry": dry})
         print(f"{about['nvidia-smi'] or 'no nvidia-smi'}; {about['torch']}; {about['versions']}; {about['commit']}")
+        if about["torch"] is None:
+            print(f"torch cannot be imported: {about['probe']}")
+            return 1
+        if about["nvidia-smi"] and dry and not options.dry_run:
+            print("nvidia-smi finds a GPU that torch cannot use; --dry-run runs on the CPU all the same.")
+            return 1
         if dry and not options.dry_run:
             print("torch sees no CUDA device: this is a dry run on the CPU.")
-        if about["torch"] is None or (about["nvidia-smi"] and dry and not options.dry_run):
-            print("But there should be one: torch cannot be imported or cannot use it.")
-            return 1
         left = options.seconds - (time.monotonic() - began)
         runner = Runner(out, left, ["--device", "cpu" if dry else "cuda"], variables, folder)
         try:
@@ -64,7 +86,7 @@ def main(arguments: Sequence[str] | None = None, parts: dict[str, tuple[Job, ...
                     runner.run([job for job in jobs if not (dry and job.repeats)], at_once(part, dry))
         finally:
             found = list(records.read(out, start))
-            print(summary(found), flush=True)
+            print(f"{summary(found)}\nresults: {out}", flush=True)
     return 1 if has_failed(found) else 0
 
 

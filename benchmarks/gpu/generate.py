@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.gpu.context import Context
+from benchmarks.gpu.datasheet import card
 from benchmarks.gpu.models import LLAMA3_1B, LLAMA3_8B, PAPER, PAPER_20X, Shape, make
 from benchmarks.gpu.records import Record
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.plan import Job, parts_of_memory
+from cdgen.plan import Job, parts_of_memory, parts_of_step
 from cdgen.plan import Shape as PlanShape
 
 PROMPT, N = 20, 8  # tokens of a prompt, continuations of each
@@ -112,14 +113,18 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
 
 
-def stated_memory(lm: ContrastiveLM, setting: Setting) -> dict[str, float]:
-    """Bytes that `cdgen plan` states for this run, by what they hold."""
+def planned(lm: ContrastiveLM, setting: Setting) -> Record:
+    """What `cdgen plan` says of this run: bytes by what they hold, and the bound on tokens per second."""
     pair = lm.pair
     good, bad = (PlanShape.of(model.module.config) for model in (pair.good, pair.bad))
     weights = good.parameters + (bad.parameters if setting.bad is not None else 0)
     job = Job(setting.batch * setting.new, PROMPT, setting.new, N)
-    itemsize = pair.good.module.dtype.itemsize
-    return parts_of_memory(good, bad, weights, setting.batch, job, itemsize, itemsize)
+    itemsize, sheet = pair.good.module.dtype.itemsize, card(pair.good.device)
+    found = {"stated bytes": parts_of_memory(good, bad, weights, setting.batch, job, itemsize, itemsize)}
+    if sheet is None:
+        return found | {"bound, tokens/s": None}
+    step = parts_of_step(sheet, good, bad, setting.batch, job, itemsize, itemsize, stored_logits=False)
+    return found | {"bound, tokens/s": setting.batch / sum(step.values())}
 
 
 def measure(lm: ContrastiveLM, setting: Setting, found: Record) -> None:
@@ -154,14 +159,16 @@ def measure(lm: ContrastiveLM, setting: Setting, found: Record) -> None:
         "seconds of captures": graphs.capturing,
         "allocated after second call": memory.allocated(),
         "peak bytes": memory.peak(),
-        "stated bytes": stated_memory(lm, setting),
     }
+    found |= planned(lm, setting)
     if any(len(text) != setting.new for text in texts) and not setting.ends:
         found |= {"status": "wrong", "failure": "a continuation ended early, though nothing may end one"}
 
 
 def describe(name: str, found: Record) -> str:
     line = f"{name}: {found['tokens/s']:,.0f} tokens/s"
+    if found["bound, tokens/s"]:
+        line += f" of {found['bound, tokens/s']:,.0f}"
     if found["graph replays"]:
         step = found["seconds of replays"] / found["graph replays"]
         line += f", a replay {step * 1e3:.2f} ms, host share {found['host share']:.0%}"

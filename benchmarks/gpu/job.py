@@ -3,12 +3,16 @@
 import argparse
 import faulthandler
 import importlib
+import signal
 import time
 from pathlib import Path
 
 import torch
 
 from benchmarks.gpu.context import MARGIN, Context
+from benchmarks.gpu.processes import end_with_parent
+
+GRACE = 15  # seconds past its limit after which a job ends itself, should its parent not have ended it
 
 
 def main() -> None:
@@ -20,12 +24,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--began", type=float, help="time.monotonic() from which the seconds count, default: now")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--parent", type=int, help="process that this one ends with, default: none")
     options = parser.parse_args()
+    if options.parent:
+        end_with_parent(options.parent)
     faulthandler.enable()
     began = time.monotonic() if options.began is None else options.began  # before torch was imported, for seconds
     device = torch.device(options.device)
     context = Context(options.part, options.name, options.out, options.seconds, device, began)
     faulthandler.dump_traceback_later(max(context.left - MARGIN, 0.1))
+    signal.alarm(int(max(context.left, 0) + GRACE))
     if context.dry:
         torch.set_num_threads(1)
     importlib.import_module(options.module).JOBS[options.name](context)

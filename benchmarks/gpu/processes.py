@@ -1,5 +1,6 @@
 """Runs jobs as processes, so that a crash, a hang or a broken CUDA context ends one job and nothing else."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,6 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.05  # seconds
 PATIENCE = 10  # seconds that a killed process has to disappear
 TAIL = 2000  # characters of a failed job's output that are kept
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+CHANGING = ("CDGEN_IMPL", "TRITON_INTERPRET")  # variables with which other code would be measured
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, however that happens: it would go on holding the GPU."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has died already
+        os._exit(1)
 
 
 @contextmanager
@@ -33,8 +43,9 @@ def environment() -> Iterator[tuple[dict[str, str], Path]]:
         packages.mkdir()
         (packages / "cdgen_kernels").symlink_to(ROOT / "kernels")
         path = [str(packages), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        inherited = {name: value for name, value in os.environ.items() if name not in CHANGING}
         yield (
-            os.environ
+            inherited
             | {
                 "PYTHONPATH": os.pathsep.join(filter(None, path)),
                 "PYTHONDONTWRITEBYTECODE": "1",
@@ -79,7 +90,10 @@ class Runner:
                 process.kill()
 
     def note(self, job: Job, kind: str, **fields: object) -> None:
-        records.append(self.out, {"part": job.part, "job": job.name, "kind": kind} | fields)
+        try:
+            records.append(self.out, {"part": job.part, "job": job.name, "kind": kind} | fields)
+        except OSError as error:  # a full disk must not end the run: what is printed is still worth having
+            print(f"{self.out}: cannot be written: {error.strerror}", flush=True)
 
     def _start(self, job: Job) -> None:
         left = self._end - time.monotonic()
@@ -122,6 +136,7 @@ class _Process:
         self.deadline = self.began + limit
         command = [sys.executable, "-m", "benchmarks.gpu.job", job.module, job.name, "--part", job.part]
         command += ["--out", str(runner.out), "--seconds", str(limit), "--began", str(self.began), *runner.options]
+        command += ["--parent", str(os.getpid())]
         self.popen = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import records
+from benchmarks.gpu.processes import end_with_parent
 
 # Environment variables: the results file, "part job", and "i n" to run every n-th test from number i on.
 OUT, JOB, SHARD = "CDGEN_GPU_RESULTS", "CDGEN_GPU_JOB", "CDGEN_GPU_SHARD"
@@ -15,6 +16,10 @@ _STATUS = {"passed": "ok", "failed": "failed", "skipped": "skipped"}
 def _append(kind: str, **fields: object) -> None:
     part, job = os.environ[JOB].split()
     records.append(Path(os.environ[OUT]), {"part": part, "job": job, "kind": kind} | fields)
+
+
+def pytest_configure() -> None:
+    end_with_parent(os.getppid())
 
 
 @pytest.hookimpl(trylast=True)

@@ -12,8 +12,10 @@ FAILURES = 25  # lines of failures at most
 
 
 def has_failed(found: Iterable[Record]) -> bool:
-    """Whether anything was wrong, failed, crashed or timed out."""
-    return any(_failure(record) is not None for record in found)
+    """Whether anything was wrong, failed, crashed, timed out or was left undone by its job, or nothing was found."""
+    found = list(found)
+    failed = any(_failure(record) is not None or record["kind"] == "not_run" for record in found)
+    return failed or not any(record["kind"] == "result" for record in found)
 
 
 def _failure(record: Record) -> str | None:
@@ -62,8 +64,11 @@ def summary(found: list[Record]) -> str:
             if (failure := _failure(record)) is not None:
                 failures.append(f"{part} {record['job']}: {failure}"[:FAILURE_WIDTH])
     dropped = [f"{record['part']} {record['job']}" for record in found if record["kind"] == "dropped"]
+    hidden = sum("line" in record for record in found) - figures
+    if hidden:
+        lines.append(f"... and {hidden} more lines, in the results file")
     if dropped:
-        lines.append("dropped: " + ", ".join(dropped))
+        lines.append("INCOMPLETE, dropped for want of time: " + ", ".join(dropped))
     lines += failures[:FAILURES]
     if len(failures) > FAILURES:
         lines.append(f"... and {len(failures) - FAILURES} more failures")

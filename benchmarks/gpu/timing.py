@@ -30,6 +30,7 @@ class Bench:
 
     def case(self, case: Case, found: Record, rivals: dict[str, Call] | None = None) -> None:
         """Check the case, then time it beside its rivals, or beside those given. A wrong result is not timed."""
+        found |= {"op": case.op.name, "dtype": str(case.dtype)[6:], "batch": case.batch, "size": case.size}
         found |= check(case, self.context.device).as_result()
         if found["status"] != "ok":
             return
@@ -55,7 +56,7 @@ class Bench:
         least = least_seconds(self.sheet, size, flops)
         found |= {"data sheet, seconds": least}
         bound = f", sheet {least * 1e6:.1f}" if least else ""
-        rivals = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items())
+        rivals = ", ".join(f"{name} takes {ratio:.2f}x" for name, ratio in ratios.items())
         return found | {
             "line": f"{case.op.name} [{case.batch}, {case.size}]: {own * 1e6:.1f} us{bound}; {near}; {rivals}"
         }
