@@ -125,7 +125,7 @@ class StaticLoop(PaperLoop):
 class CompiledLoop(StaticLoop):
     """The same, with each model's pass under torch.compile and in CUDA graphs."""
 
-    options: ClassVar[dict] = {"mode": "reduce-overhead"}  # of torch.compile
+    options: ClassVar[dict] = {"mode": "reduce-overhead"}  # passed to torch.compile
 
     def __init__(self, good: LanguageModel, bad: LanguageModel, params: SamplingParams) -> None:
         super().__init__(good, bad, params)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 _tf32_lock = threading.Lock()
-_tf32_contexts = 0  # that are open and rely on the setting
+_tf32_contexts = 0  # number of open contexts that rely on the setting
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -34,7 +34,7 @@ def exact(monkeypatch):
     """Products are made row by row, so that texts are equal to the bit in batches of any size."""
     monkeypatch.setattr("cdgen.llama.linear", by_row)
     monkeypatch.setattr("cdgen.paged.linear", by_row)
-    if implementation("cpu")[0] == "reference":  # whose sums are as long as the longest text of the batch
+    if implementation("cpu")[0] == "reference":  # its sums are as long as the longest text of the batch
         monkeypatch.setattr("cdgen.llama.paged_attention", attention_by_row)
 
 

@@ -170,7 +170,7 @@ def test_a_crash_keeps_what_was_known_and_names_the_rest(failing_run):
 def test_a_job_that_hangs_is_killed_with_its_children(failing_run):
     _, found, _ = failing_run
     (ended,) = of(found, "hang", "timed_out")
-    assert ended["limit"] == 8 and ended["gone"] and "in hang" in ended["output"]  # where it was
+    assert ended["limit"] == 8 and ended["gone"] and "in hang" in ended["output"]
     assert statuses(found, "hang") == {"first": "ok"}
     assert of(found, "hang", "not_run")[0]["names"] == ["second"]
     assert has_gone(of(found, "hang", "note")[0]["child"])

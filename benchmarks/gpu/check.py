@@ -10,9 +10,9 @@ from benchmarks.cases import Case
 from benchmarks.op import Op
 
 # A float32 score and the float64 one disagree on a winner where two noisy scores lie within some 1e-5 of each other.
-MISMATCHES = 1e-3  # of the rows compared, rounded: one from 501 rows on
+MISMATCHES = 1e-3  # share of the compared rows, rounded: one row from 501 on
 FACTOR = 2  # times what torch itself loses in the same dtype
-ROUNDING = 1e-6  # of the greatest value, where torch loses nothing
+ROUNDING = 1e-6  # share of the greatest value, for outputs in which torch loses nothing
 ROWS = 1024  # compared where results are integers ...
 CALLS = {"cuda": 8, "cpu": 2}  # ... in no more calls than this
 
@@ -52,12 +52,12 @@ class Checked:
 
 
 def runnable(op: Op, device: torch.device) -> Callable:
-    """The op's own implementation on a GPU. On a CPU, which cannot run Triton's kernels, its definition."""
+    """The op's implementation on a GPU; on the CPU its definition, because Triton kernels do not run there."""
     return op.fused if device.type == "cuda" else op.plain
 
 
 def greatest_error(x: torch.Tensor, truth: torch.Tensor) -> float:
-    """Of two tensors of one shape; infinity where only one is NaN, or they are unlike infinities."""
+    """Greatest difference between two tensors of one shape; infinity if only one is NaN or infinities differ."""
     x, truth = x.double(), truth.double()
     same = (x == truth) | (x.isnan() & truth.isnan())
     difference = torch.where(same, 0.0, (x - truth).abs()).nan_to_num(nan=math.inf, posinf=math.inf)

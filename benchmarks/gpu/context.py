@@ -1,4 +1,4 @@
-"""What a job is told and where it reports."""
+"""The context of a job: its device, its time limit and the results file."""
 
 import contextlib
 import gc
@@ -25,7 +25,7 @@ def in_one_line(error: BaseException) -> str:
 
 @dataclass
 class Context:
-    """What a job is told, and where it reports.
+    """The device and the time limit of a job, and the file for its results.
 
     Attributes:
         device: "cuda", or "cpu" in a dry run, which uses tiny shapes.

@@ -12,7 +12,7 @@ def card(device: torch.device) -> "Machine | None":
     """The data sheet of the device, or None if it is not known."""
     if device.type != "cuda":
         return None
-    from cdgen.plan import GPUS  # not at import: it brings transformers, which takes seconds
+    from cdgen.plan import GPUS  # imported late, since it imports transformers, which takes seconds
 
     name = torch.cuda.get_device_name(device).lower()
     return next((sheet for key, sheet in GPUS.items() if key in name), None)

@@ -12,7 +12,7 @@ from benchmarks.op import Op
 from cdgen_kernels import reference
 from cdgen_kernels.rows import make_rows
 
-CAPACITY = 256  # of the candidate lists
+CAPACITY = 256  # length of the candidate lists
 LONG = 1e-3  # alpha that leaves some 1000 tokens of zipf_like logits in the head, more than any list holds
 
 Inputs = tuple

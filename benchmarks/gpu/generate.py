@@ -27,7 +27,7 @@ class Setting(NamedTuple):
     batch: int  # max_num_seqs
     new: int  # tokens of a continuation
     rounds: int = 1  # continuations for each place in the batch
-    ends: int = 0  # a token in so many is an end of text; 0: none
+    ends: int = 0  # one token id in this many ends a text; 0: none does
 
     def small(self) -> "Setting":
         return self._replace(batch=2 * N, new=6, ends=min(self.ends, 10))

@@ -31,7 +31,8 @@ LAYERS: Table = {
     "rope_and_store": ((128, 12), (512, 12), (64, 32)),
     "softmax_gradient": ((768, 32_000), (4096, 32_000)),
 }
-DRY_SIZES = {"paged_attention": 40, "add_rms_norm": 64, "rope_and_store": 2}  # by an op's first word; else DRY_SIZE
+# Keys are the first words of ops; others have DRY_SIZE.
+DRY_SIZES = {"paged_attention": 40, "add_rms_norm": 64, "rope_and_store": 2}
 DRY_BATCH, DRY_SIZE = 3, 300
 
 

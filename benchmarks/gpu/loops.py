@@ -43,7 +43,7 @@ def greedy_tokens(kind: type, models: list[LanguageModel]) -> list[list[int]]:
 
 
 def compare(context: Context, loops: dict[str, type], found: Record) -> None:
-    """In float32, in which rounding hardly ever turns a token, all must write the same greedy texts."""
+    """All loops must write the same greedy texts in float32, where rounding hardly ever changes a token."""
     models = pair(context, torch.float32)
     wanted = greedy_tokens(OfEngine, models)
     differing = {}
@@ -56,7 +56,7 @@ def compare(context: Context, loops: dict[str, type], found: Record) -> None:
 
 
 def seconds_per_token(variant: Any, steps: int, device: torch.device) -> list[float]:
-    """Of a loop: seconds of each step. Of the engine, whose steps make several tokens: seconds of each token."""
+    """Seconds per step of a loop; seconds per token of the engine, whose steps draw several."""
     times = []
     if isinstance(variant, OfEngine):
         variant.step()

@@ -29,7 +29,7 @@ from cdgen_kernels import dispatch
 from cdgen_kernels.ops import make_rows
 
 CPU = torch.device("cpu")
-TOKENS = (1, 8, 32, 64, 512)  # of a step: for each tile of rows, and with and without programs that share keys
+TOKENS = (1, 8, 32, 64, 512)  # batch sizes: each tile of rows, with and without programs that share keys
 DROPOUT, VOCAB_SIZE = 0.3, 32_000
 SMALL = (Shape(1, 256, 4, 512, 1003, 2), Shape(1, 128, 4, 256, 1003, 2))  # the models of tests/gpu
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
@@ -64,7 +64,7 @@ def compiling_only(capability: int) -> Iterator[set[str]]:
     with (
         mock.patch.object(triton.JITFunction, "run", compile_only),
         mock.patch("cdgen_kernels.triton_settings.compute_capability", lambda device: capability // 10),
-        mock.patch("cdgen_kernels.ops._raise_on_fault", lambda codes: None),  # of arbitrary results
+        mock.patch("cdgen_kernels.ops._raise_on_fault", lambda codes: None),  # results are arbitrary
     ):
         yield compiled
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.05  # seconds
 PATIENCE = 10  # seconds that a killed process has to disappear
 TAIL = 2000  # characters of a failed job's output that are kept
-PR_SET_PDEATHSIG = 1  # of prctl(2)
+PR_SET_PDEATHSIG = 1  # see prctl(2)
 CHANGING = ("CDGEN_IMPL", "TRITON_INTERPRET")  # variables with which other code would be measured
 
 

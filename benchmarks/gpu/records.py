@@ -11,7 +11,7 @@ Record = dict[str, Any]
 
 
 def append(path: Path, record: Record) -> None:
-    """Write one record with a single call. It starts on a line of its own, even after a half-written one."""
+    """Append one record with a single write. If the last line is incomplete, the record starts a new one."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     line = json.dumps(record | {"time": now}, default=str) + "\n"
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)

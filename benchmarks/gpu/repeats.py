@@ -25,7 +25,7 @@ def check_repeats(device: torch.device, batch: int, width: int) -> Checked:
         checked.rows += batch
         checked.mismatches += int((maxima(hidden, weight) != first).any(1).sum())
     if checked.mismatches:
-        checked.errors["repeats"] = {"own": 1.0, "torch": 0.0, "allowed": 0.0}  # not one row may differ
+        checked.errors["repeats"] = {"own": 1.0, "torch": 0.0, "allowed": 0.0}  # no row may differ
     return checked
 
 

@@ -22,10 +22,10 @@ from cdgen.training.config import PRESETS
 from cdgen.training.model import SummedLoss, operations_per_token, parameter_groups, peak_operations, use_liger
 
 PRESET, VOCAB_SIZE, BLOCK = "paper", 32_000, 1024
-BATCH, STEPS, WARM_UP = 64, 6, 2  # blocks of a step; steps that are timed after so many others
+BATCH, STEPS, WARM_UP = 64, 6, 2  # blocks per step; timed steps; steps before them
 DRY_PRESET, DRY_VOCAB_SIZE, DRY_BLOCK = "tiny", 500, 16
 CHUNK_ROWS = (768, 2048, 4096)
-ROWS = 8192  # of the loss
+ROWS = 8192  # tokens of the timed loss
 
 
 class Loop:

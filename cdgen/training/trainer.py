@@ -55,7 +55,7 @@ def train(config, progress=None):
             be written, or holds what cannot be trusted. KeyboardInterrupt: Ctrl-C or SIGTERM; the step is saved.
     """
     AcceleratorState._reset_state()  # of a run before this one in the same process; as transformers' Trainer does
-    cpu = not torch.accelerator.is_available()  # else processes that torchrun started on CPUs do not find each other
+    cpu = not torch.accelerator.is_available()  # otherwise torchrun's CPU processes do not find each other
     asked = config.dtype
     if asked is None:
         on_cuda = PartialState(cpu=cpu).device.type == "cuda"

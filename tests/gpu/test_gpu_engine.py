@@ -12,7 +12,7 @@ from gpu_engines import NEW, PROMPTS, N, drawn, on, params
 from cdgen import ContrastiveLM
 from cdgen.errors import InputError
 
-ENDS = tuple(range(40, 60))  # of 1003 tokens: texts end at any time
+ENDS = tuple(range(40, 60))  # 20 of 1003 tokens, so that texts end at any time
 SIXTEEN_BITS = [torch.bfloat16, torch.float16]
 
 
@@ -22,7 +22,7 @@ def assert_same_texts(found, expected, may_differ=0):
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "dropout", "layers"])
-def test_greedy_texts_are_the_cpus(setup, kind):
+def test_greedy_texts_match_the_cpu(setup, kind):
     """The mask of the dropout BAD is the same function on every device."""
     greedy = params()
     assert_same_texts(setup.run(setup.pair(kind), greedy), setup.on_cpu(kind, greedy))
@@ -40,14 +40,14 @@ def test_greedy_texts_are_the_cpus(setup, kind):
     ],
     ids=str,
 )
-def test_sampled_texts_are_the_cpus(setup, changes):
+def test_sampled_texts_match_the_cpu(setup, changes):
     sampled = params(temperature=0.8, seed=2**63 - 5, **changes)
     expected = setup.on_cpu("checkpoint", sampled)
     assert len({tuple(text.token_ids) for text in expected}) > len(expected) // 2
     assert_same_texts(setup.run(setup.pair(), sampled), expected, may_differ=1)
 
 
-def test_texts_that_end_and_refills_are_the_cpus(setup):
+def test_texts_that_end_and_refills_match_the_cpu(setup):
     """Five rows for 32 texts: graphs of several sizes, with unused rows, and a prefill after most rounds."""
     greedy = params(stop_token_ids=ENDS, temperature=0.8)
     expected = setup.on_cpu("checkpoint", greedy)
@@ -74,7 +74,7 @@ def test_candidates_that_overflow_their_list(setup, dtype, monkeypatch):
     assert_same_texts(setup.run(lm, sampled), expected, may_differ=dtype != torch.float32)
 
 
-def test_log_probabilities_are_the_cpus(setup):
+def test_log_probabilities_match_the_cpu(setup):
     sampled = params(temperature=1.0, logprobs=True)
     found, expected = setup.run(setup.pair(), sampled), setup.on_cpu("checkpoint", sampled)
     assert_same_texts(found, expected, may_differ=1)
@@ -84,7 +84,7 @@ def test_log_probabilities_are_the_cpus(setup):
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=str)
-def test_sixteen_bits_lose_what_transformers_loses(setup, dtype):
+def test_sixteen_bit_errors_are_within_twice_those_of_transformers(setup, dtype):
     """GOOD's log-probability of every token, against float64: at most twice transformers' own error."""
     lm = setup.pair(dtype=dtype)
     texts = setup.run(lm, params(max_tokens=12, logprobs=True))

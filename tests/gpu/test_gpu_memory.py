@@ -34,7 +34,7 @@ def test_calls_leave_the_memory_as_it_was(setup, kind):
     assert found[1] - found[0] < 1 << 20
 
 
-def test_a_cache_that_does_not_fit_is_one_line(setup):
+def test_a_cache_that_does_not_fit_is_an_input_error(setup):
     lm = setup.pair()
     lm.kv_cache["kv_cache_memory_bytes"] = 10**15
     lm.max_num_seqs = 10**6

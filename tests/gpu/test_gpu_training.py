@@ -14,13 +14,13 @@ from cdgen import ContrastiveLM, SamplingParams, TrainConfig, train
 STEPS = 40
 
 
-def test_losses_are_those_of_the_cpu(setup, settings, tmp_path, monkeypatch):  # noqa: F811
+def test_losses_match_the_cpu(setup, settings, tmp_path, monkeypatch):  # noqa: F811
     """In bfloat16 to 2 %, as on the CPU; on the device of the tests accelerate finds the GPU itself."""
     given = {"steps": STEPS, "save_every": STEPS}
     train(TrainConfig(**settings(tmp_path / "cpu", dtype="float32", **given)))
     if setup.device.type == "cuda":
         monkeypatch.delenv("ACCELERATE_USE_CPU")
-        AcceleratorState._reset_state(reset_partial_state=True)  # else the device of the first run stays
+        AcceleratorState._reset_state(reset_partial_state=True)  # otherwise the device of the first run stays
     run = train(TrainConfig(**settings(tmp_path / "device", **given)))
     on_gpu = setup.device.type == "cuda"
     assert run["config"]["dtype"] == ("bfloat16" if on_gpu else "float32")
