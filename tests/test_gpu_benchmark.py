@@ -153,6 +153,11 @@ def bench(tmp_path):
     return timing.Bench(Context("kernels", "layers", tmp_path / "out.jsonl", 100, CPU))
 
 
+def test_measuring_the_limits_leaves_the_precision_of_products_as_it_was(bench):
+    assert torch.backends.cuda.matmul.fp32_precision == "none" and torch.get_float32_matmul_precision() == "highest"
+    assert bench.limits["tf32, FLOP/s"] > 0
+
+
 def test_a_wrong_result_is_not_timed(bench, monkeypatch):
     op = BY_NAME["add_rms_norm"]
     wrong = replace(op, torch_floats=lambda outputs, *inputs: outputs)

@@ -17,13 +17,17 @@ def precisions():
     return *(backend.fp32_precision for backend in backends), torch.get_float32_matmul_precision()
 
 
-@pytest.fixture(autouse=True)
-def as_it_was():
-    assert precisions() == ("none", "none", "highest")
-    yield
+def reset():
     torch.set_float32_matmul_precision("highest")
     torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
     torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process():
+    reset()
+    yield
+    reset()
 
 
 def test_tf32_lasts_as_long_as_the_context():

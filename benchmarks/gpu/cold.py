@@ -92,12 +92,12 @@ def measure_limits(timer: Timer, device: torch.device, size: int, width: int) ->
     for name in ("bfloat16", "float16", "float32", "tf32"):
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)
         pairs = [tuple(torch.randn(2, width, width, device=device).to(dtype).unbind())]
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        matmul = torch.backends.cuda.matmul
+        before, matmul.fp32_precision = matmul.fp32_precision, "tf32" if name == "tf32" else "ieee"
         try:
             torch.mm(*pairs[0])
             seconds = statistics.median(timer.time({"product": torch.mm}, pairs, runs=10)["product"])
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+            matmul.fp32_precision = before
         limits[f"{name}, FLOP/s"] = 2 * width**3 / seconds
     return limits
