@@ -37,15 +37,19 @@ def linear_head_inputs(
     return *layer(batch, vocab_size, dtype, device, seed, width), make_rows(batch, alpha=ALPHA, device=device)
 
 
-def linear_head_plain(hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> Outputs:
+def linear_head_plain(
+    hidden: torch.Tensor, weight: torch.Tensor, rows: Rows, banned: torch.Tensor | None = None
+) -> Outputs:
     wide = hidden.double(), weight.double()
-    return reference.linear_head(*wide, rows.margin, None, weight.shape[0], CAPACITY)._asdict()
+    return reference.linear_head(*wide, rows.margin, banned, weight.shape[0], CAPACITY)._asdict()
 
 
-def linear_head_fused(hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> Outputs:
+def linear_head_fused(
+    hidden: torch.Tensor, weight: torch.Tensor, rows: Rows, banned: torch.Tensor | None = None
+) -> Outputs:
     from cdgen_kernels import triton_linear
 
-    return triton_linear.linear_head(hidden, weight, rows.margin, None, weight.shape[0], CAPACITY)._asdict()
+    return triton_linear.linear_head(hidden, weight, rows.margin, banned, weight.shape[0], CAPACITY)._asdict()
 
 
 def linear_head_eager(hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:

@@ -40,8 +40,10 @@ def triton_sample(*arguments: Any) -> Samples:
 def sampling(
     implementation: Callable, outside: int = reference.MASK, value: float = 0.0, logprobs: bool = False
 ) -> Callable:
-    def call(good: torch.Tensor, bad: torch.Tensor | None, rows: Rows) -> Outputs:
-        samples = implementation(good, bad, rows, None, good.shape[1], outside, value, logprobs)
+    def call(
+        good: torch.Tensor, bad: torch.Tensor | None, rows: Rows, banned: torch.Tensor | None = None
+    ) -> Outputs:
+        samples = implementation(good, bad, rows, banned, good.shape[1], outside, value, logprobs)
         return {name: x for name, x in samples._asdict().items() if x is not None}
 
     return call
@@ -143,14 +145,14 @@ def sample_op(name: str, eager: Callable, inputs: dict[str, Any], how: dict[str,
 # ------------------------------------------------------------------------------------------- head, contrast_sample
 
 
-def head_plain(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> Outputs:
-    return reference.head(good, rows.margin, None, good.shape[1], CAPACITY)._asdict()
+def head_plain(good: torch.Tensor, bad: torch.Tensor, rows: Rows, banned: torch.Tensor | None = None) -> Outputs:
+    return reference.head(good, rows.margin, banned, good.shape[1], CAPACITY)._asdict()
 
 
-def head_fused(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> Outputs:
+def head_fused(good: torch.Tensor, bad: torch.Tensor, rows: Rows, banned: torch.Tensor | None = None) -> Outputs:
     from cdgen_kernels import triton_head
 
-    return triton_head.head(good, rows.margin, None, good.shape[1], CAPACITY)._asdict()
+    return triton_head.head(good, rows.margin, banned, good.shape[1], CAPACITY)._asdict()
 
 
 def head_eager(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:

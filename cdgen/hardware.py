@@ -1,13 +1,39 @@
-"""Free memory and matrix precision of a device."""
+"""What GPUs can do by their data sheets; free memory and matrix precision of a device."""
 
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
+
+@dataclass(frozen=True)
+class Machine:
+    """What a part's time is made of: memory in bytes, its bandwidth in bytes/s, matrix products in FLOP/s."""
+
+    memory: float
+    bandwidth: float
+    matmul: float
+
+
+GPUS = {  # vendors' data sheets; dense products of 16-bit numbers
+    "a100": Machine(80e9, 2.039e12, 312e12),
+    "h100": Machine(80e9, 3.35e12, 989e12),
+    "h200": Machine(141e9, 4.8e12, 989e12),
+    "b200": Machine(180e9, 8e12, 2250e12),
+}
+
 _tf32_lock = threading.Lock()
 _tf32_contexts = 0  # number of open contexts that rely on the setting
+
+
+def data_sheet(device: torch.device) -> Machine | None:
+    """Return the entry of :data:`GPUS` for a CUDA device; None for other devices and unknown cards."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device).lower()
+    return next((machine for key, machine in GPUS.items() if key in name), None)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -18,27 +18,12 @@ from transformers import AutoModelForCausalLM
 from cdgen.bad import parse_bad
 from cdgen.engine import Engine, Request
 from cdgen.errors import InputError
+from cdgen.hardware import GPUS, Machine
 from cdgen.llm import ContrastiveLM
 from cdgen.models import default_dtype, dtype_name, float_dtype, load_config, quiet_transformers, stored_dtype
 from cdgen.paged import PREFILL_TOKENS, PagedTexts
 from cdgen.params import SamplingParams
 
-
-@dataclass(frozen=True)
-class Machine:
-    """What a part's time is made of: memory in bytes, its bandwidth in bytes/s, matrix products in FLOP/s."""
-
-    memory: float
-    bandwidth: float
-    matmul: float
-
-
-GPUS = {  # vendors' data sheets; dense products of 16-bit numbers
-    "a100": Machine(80e9, 2.039e12, 312e12),
-    "h100": Machine(80e9, 3.35e12, 989e12),
-    "h200": Machine(141e9, 4.8e12, 989e12),
-    "b200": Machine(180e9, 8e12, 2250e12),
-}
 _USABLE = 0.9  # of the memory; the rest is the context's and the workspaces'
 
 

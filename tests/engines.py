@@ -1,11 +1,12 @@
 """Prompts, backends and requests for tests of the engine, and products that do not depend on the batch."""
 
 from collections import deque
+from typing import Any
 
 import pytest
 import torch
 
-from cdgen import SamplingParams
+from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine import Request
 from cdgen.paged import PagedTexts
 from cdgen_kernels.layers import paged_attention
@@ -14,11 +15,21 @@ from cdgen_kernels.ops import implementation
 PROMPTS = [[5, 6, 7], [9] * 16, [11, 12], list(range(20, 57)), [8], [5, 6, 7], [13] * 13]
 
 
-def by_row(x, weight, bias=None):
+def by_row(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     return torch.stack([torch.nn.functional.linear(row, weight, bias) for row in x])
 
 
-def attention_by_row(q, keys, values, page_table, row, position, *, sequence=None, **options):
+def attention_by_row(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    page_table: torch.Tensor,
+    row: torch.Tensor,
+    position: torch.Tensor,
+    *,
+    sequence: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
     rows = [slice(at, at + 1) for at in range(len(q))]
     each = [{"sequence": None if sequence is None else sequence[at]} | options for at in rows]
     return torch.cat(
@@ -30,7 +41,7 @@ def attention_by_row(q, keys, values, page_table, row, position, *, sequence=Non
 
 
 @pytest.fixture
-def exact(monkeypatch):
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products are made row by row, so that texts are equal to the bit in batches of any size."""
     monkeypatch.setattr("cdgen.llama.linear", by_row)
     monkeypatch.setattr("cdgen.paged.linear", by_row)
@@ -38,13 +49,13 @@ def exact(monkeypatch):
         monkeypatch.setattr("cdgen.llama.paged_attention", attention_by_row)
 
 
-def free(**changes):
+def free(**changes: Any) -> SamplingParams:
     return SamplingParams(**{"n": 3, "max_tokens": 9, "ignore_eos": True, "logprobs": True} | changes)
 
 
-def backend(lm, params, size=4, longest=46, **options):
+def backend(lm: ContrastiveLM, params: SamplingParams, size: int = 4, longest: int = 46, **options: Any) -> PagedTexts:
     return PagedTexts(lm.pair, params, size, longest, **options)
 
 
-def requests(n=3):
+def requests(n: int = 3) -> list[Request]:
     return [Request(p, deque((at * n + c, (at << 32) + c) for c in range(n)), at << 32) for at, p in enumerate(PROMPTS)]

@@ -198,9 +198,14 @@ def test_a_sweep_changes_the_constant_and_puts_it_back():
     for one in sweep.SWEEPS:
         module = importlib.import_module(f"cdgen_kernels.{one.module}")
         before, seen = getattr(module, one.constant), []
-        call = sweep.with_setting(one, one.values[-1], lambda seen=seen, one=one: seen.append(sweep.default(one)))
-        call()
-        assert seen == [one.values[-1]] and getattr(module, one.constant) is before
+        others = {name: getattr(module, name) for name, _ in one.given}
+
+        def look(seen=seen, one=one, module=module):
+            seen.append((sweep.default(one), *(getattr(module, name) for name, _ in one.given)))
+
+        sweep.with_setting(one, one.values[-1], look)()
+        assert seen == [(one.values[-1], *dict(one.given).values())] and getattr(module, one.constant) is before
+        assert all(getattr(module, name) is value for name, value in others.items())
 
 
 PRECOMPILE = """

@@ -8,8 +8,9 @@ from conftest import make_llama
 from families import family
 
 from cdgen import ContrastiveLM, SamplingParams
+from cdgen.hardware import GPUS, Machine
 from cdgen.paged import PagedTexts
-from cdgen.plan import GPUS, Job, Machine, Shape, largest_batch, parts_of_memory, parts_of_step, shapes
+from cdgen.plan import Job, Shape, largest_batch, parts_of_memory, parts_of_step, shapes
 
 JOB = Job(1e6, prompt=20, new=60, n=4)
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from benchmarks import layer_ops, linear_ops
-from benchmarks.gpu.edges import Inputs, Outputs, as_they_are, edge
-from benchmarks.op import Op
+from benchmarks.gpu.edges import as_they_are, edge
+from benchmarks.op import Inputs, Op, Outputs
 from cdgen_kernels import reference_layers
 
 

@@ -8,15 +8,12 @@ from typing import Any
 import torch
 
 from benchmarks import linear_ops, sampling_ops
-from benchmarks.op import Op
+from benchmarks.op import Inputs, Op, Outputs
 from cdgen_kernels import reference
-from cdgen_kernels.rows import make_rows
+from cdgen_kernels.rows import Rows, make_rows
 
-CAPACITY = 256  # length of the candidate lists
 LONG = 1e-3  # alpha that leaves some 1000 tokens of zipf_like logits in the head, more than any list holds
 
-Inputs = tuple
-Outputs = dict[str, torch.Tensor]
 
 
 def edge(name: str, make: Callable, fused: Callable, plain: Callable, **other: Any) -> Op:
@@ -59,42 +56,21 @@ def faulty_logits(batch: int, vocab_size: int, dtype: torch.dtype, device: torch
     return good, bad, rows, banned
 
 
-def sample_plain(good: torch.Tensor, bad: torch.Tensor, rows: Any, banned: torch.Tensor | None) -> Outputs:
-    drawn = reference.sample(good, bad, rows, banned, good.shape[1], reference.MASK, 0.0, False)
-    return {"token": drawn.token}
+def contrast_sample(
+    call: Callable, good: torch.Tensor, bad: torch.Tensor, rows: Rows, banned: torch.Tensor | None
+) -> Outputs:
+    """`call` on the reference's candidates."""
+    return call(reference.head(good, rows.margin, banned, good.shape[1], sampling_ops.CAPACITY), bad, rows)
 
 
-def sample_fused(good: torch.Tensor, bad: torch.Tensor, rows: Any, banned: torch.Tensor | None) -> Outputs:
-    from cdgen_kernels import triton_sample
-
-    drawn = triton_sample.sample(good, bad, rows, banned, good.shape[1], reference.MASK, 0.0, False)
-    return {"token": drawn.token}
-
-
-def head_plain(good: torch.Tensor, bad: torch.Tensor, rows: Any, banned: torch.Tensor | None) -> Outputs:
-    return reference.head(good, rows.margin, banned, good.shape[1], CAPACITY)._asdict()
-
-
-def head_fused(good: torch.Tensor, bad: torch.Tensor, rows: Any, banned: torch.Tensor | None) -> Outputs:
-    from cdgen_kernels import triton_head
-
-    return triton_head.head(good, rows.margin, banned, good.shape[1], CAPACITY)._asdict()
-
-
-def contrast_plain(good: torch.Tensor, bad: torch.Tensor, rows: Any, banned: torch.Tensor | None) -> Outputs:
-    candidates = reference.head(good, rows.margin, banned, good.shape[1], CAPACITY)
-    return {"token": reference.contrast_sample(candidates, bad, rows, good.shape[1], False, False).token}
-
-
-def contrast_fused(good: torch.Tensor, bad: torch.Tensor, rows: Any, banned: torch.Tensor | None) -> Outputs:
-    from cdgen_kernels import triton_head
-
-    candidates = reference.head(good, rows.margin, banned, good.shape[1], CAPACITY)
-    return {"token": triton_head.contrast_sample(candidates, bad, rows, good.shape[1], False, False).token}
-
-
-_CALLED = {"sample": (sample_fused, sample_plain), "head": (head_fused, head_plain)}
-_CALLED["contrast_sample"] = (contrast_fused, contrast_plain)
+_CALLED = {
+    "sample": tuple(map(sampling_ops.sampling, (sampling_ops.triton_sample, reference.sample))),
+    "head": (sampling_ops.head_fused, sampling_ops.head_plain),
+    "contrast_sample": (
+        partial(contrast_sample, sampling_ops.contrast_sample_fused),
+        partial(contrast_sample, sampling_ops.contrast_sample_plain),
+    ),
+}
 _GIVEN = {
     "banned tokens": banned_logits,
     "faulty rows": faulty_logits,
@@ -137,17 +113,6 @@ def faulty_hidden(batch: int, vocab_size: int, dtype: torch.dtype, device: torch
     return hidden, *rest
 
 
-def linear_head_plain(hidden: torch.Tensor, weight: torch.Tensor, rows: Any, banned: torch.Tensor) -> Outputs:
-    wide = hidden.double(), weight.double()
-    return reference.linear_head(*wide, rows.margin, banned, weight.shape[0], CAPACITY)._asdict()
-
-
-def linear_head_fused(hidden: torch.Tensor, weight: torch.Tensor, rows: Any, banned: torch.Tensor) -> Outputs:
-    from cdgen_kernels import triton_linear
-
-    return triton_linear.linear_head(hidden, weight, rows.margin, banned, weight.shape[0], CAPACITY)._asdict()
-
-
 def odd_counts(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """Row 0 has a fault code in the place of a count; row 1 counts more tokens than its list holds."""
     hidden, weight, token, count = linear_ops.gathered_inputs(batch, vocab_size, dtype, device, seed)
@@ -159,7 +124,8 @@ def odd_counts(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.de
 
 
 def _linear_head(name: str, make: Callable) -> Op:
-    return edge(f"linear_head, {name}", make, linear_head_fused, linear_head_plain, torch_floats=as_they_are)
+    called = linear_ops.linear_head_fused, linear_ops.linear_head_plain
+    return edge(f"linear_head, {name}", make, *called, torch_floats=as_they_are)
 
 
 LINEAR_EDGES = [
@@ -182,5 +148,4 @@ def gathered_torch(
     hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tensor, count: torch.Tensor
 ) -> torch.Tensor:
     listed = torch.arange(token.shape[1], device=token.device) < count.unsqueeze(1)
-    score = torch.einsum("bd,bcd->bc", hidden, weight[token.clamp(min=0).long()]).float()
-    return torch.where(listed, score, -torch.inf)
+    return torch.where(listed, linear_ops.gathered_eager(hidden, weight, token, count), -torch.inf)

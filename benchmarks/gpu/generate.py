@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.datasheet import card
 from benchmarks.gpu.models import LLAMA3_1B, LLAMA3_8B, PAPER, PAPER_20X, Shape, make
 from benchmarks.gpu.records import Record
 from cdgen import ContrastiveLM, SamplingParams
+from cdgen.hardware import data_sheet
 from cdgen.plan import Job, parts_of_memory, parts_of_step
 from cdgen.plan import Shape as PlanShape
 
@@ -119,7 +119,7 @@ def planned(lm: ContrastiveLM, setting: Setting) -> Record:
     good, bad = (PlanShape.of(model.module.config) for model in (pair.good, pair.bad))
     weights = good.parameters + (bad.parameters if setting.bad is not None else 0)
     job = Job(setting.batch * setting.new, PROMPT, setting.new, N)
-    itemsize, sheet = pair.good.module.dtype.itemsize, card(pair.good.device)
+    itemsize, sheet = pair.good.module.dtype.itemsize, data_sheet(pair.good.device)
     found = {"stated bytes": parts_of_memory(good, bad, weights, setting.batch, job, itemsize, itemsize)}
     if sheet is None:
         return found | {"bound, tokens/s": None}

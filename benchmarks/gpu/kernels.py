@@ -36,12 +36,17 @@ DRY_SIZES = {"paged_attention": 40, "add_rms_norm": 64, "rope_and_store": 2}
 DRY_BATCH, DRY_SIZE = 3, 300
 
 
+def dry_pair(name: str) -> tuple[int, int]:
+    """(batch, size) of an op in a dry run."""
+    return DRY_BATCH, DRY_SIZES.get(name.split(",")[0], DRY_SIZE)
+
+
 def cases(table: Table, dry: bool) -> dict[str, Case]:
-    found = []
-    for name, pairs in table.items():
-        if dry:
-            pairs = ((DRY_BATCH, DRY_SIZES.get(name.split(",")[0], DRY_SIZE)),)
-        found += [Case(BY_NAME[name], torch.bfloat16, *pair) for pair in pairs]
+    found = [
+        Case(BY_NAME[name], torch.bfloat16, *pair)
+        for name, pairs in table.items()
+        for pair in ((dry_pair(name),) if dry else pairs)
+    ]
     return {str(case): case for case in found}
 
 

@@ -1,9 +1,9 @@
 """The part `sweep`: launch settings of the largest kernels, assigned to their modules' constants and timed in turns."""
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -12,7 +12,7 @@ from benchmarks.cases import Case
 from benchmarks.gpu.check import check, runnable
 from benchmarks.gpu.cold import INPUTS, Call, quartiles
 from benchmarks.gpu.context import Context, in_one_line
-from benchmarks.gpu.kernels import BY_NAME, DRY_BATCH, DRY_SIZE, DRY_SIZES
+from benchmarks.gpu.kernels import BY_NAME, dry_pair
 from benchmarks.gpu.timing import Bench
 
 LONGEST = 10  # seconds that one sweep may take, compilers included
@@ -22,6 +22,7 @@ class Sweep(NamedTuple):
     """Values of one constant of a kernels' module, for one case.
 
     `key`: of the constant's table, where the constant is one; the value is that of the key then.
+    `given`: other constants of the module and the values that they have meanwhile.
     """
 
     op: str
@@ -31,15 +32,19 @@ class Sweep(NamedTuple):
     constant: str
     values: tuple[Any, ...]
     key: Any = None
+    given: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
+        given = "".join(f"{name} = {value}, " for name, value in self.given)
         at = "" if self.key is None else f"[{self.key}]"
-        return f"{self.op} [{self.batch}, {self.size}], {self.constant}{at}"
+        return f"{self.op} [{self.batch}, {self.size}], {given}{self.constant}{at}"
 
 
 ATTENTION, DROPOUT, GROUPED = (
     "paged_attention, " + name for name in ("12 heads", "12 heads, dropout", "32 heads on 8")
 )
+# Without it a version of Triton that lacks the fence would run every number of stages as one.
+PIPELINED = (("HAS_FENCE", True),)
 SWEEPS = [  # the least risky first: an illegal access ends the job
     Sweep("sample, contrastive", 128, 32_000, "triton_settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
     Sweep("sample, ancestral", 128, 32_000, "triton_settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
@@ -53,22 +58,10 @@ SWEEPS = [  # the least risky first: an illegal access ends the job
     Sweep(GROUPED, 64, 2048, "triton_attention", "MATRIX_TILE", (2048, 4096)),
     Sweep("linear_head", 128, 32_000, "triton_linear", "HAS_FENCE", (False, True)),  # one stage, or all of them
     Sweep("linear_head", 512, 32_000, "triton_linear", "HAS_FENCE", (False, True)),
-    Sweep("linear_head", 128, 32_000, "triton_linear", "TILES", ((8, 3), (4, 3), (8, 4)), key=128),
-    Sweep("linear_head", 64, 32_000, "triton_linear", "TILES", ((4, 3), (4, 4), (8, 3)), key=64),
+    Sweep("linear_head", 128, 32_000, "triton_linear", "TILES", ((8, 3), (4, 3), (8, 4)), 128, PIPELINED),
+    Sweep("linear_head", 64, 32_000, "triton_linear", "TILES", ((4, 3), (4, 4), (8, 3)), 64, PIPELINED),
     Sweep("linear_head", 512, 32_000, "triton_linear", "TILE_TOKENS", (128, 256)),
 ]
-
-
-@contextmanager
-def setting(sweep: Sweep, value: Any) -> Iterator[None]:
-    """The constant has another value within the block."""
-    module = importlib.import_module(f"cdgen_kernels.{sweep.module}")
-    before = getattr(module, sweep.constant)
-    setattr(module, sweep.constant, value if sweep.key is None else before | {sweep.key: value})
-    try:
-        yield
-    finally:
-        setattr(module, sweep.constant, before)
 
 
 def default(sweep: Sweep) -> Any:
@@ -77,15 +70,19 @@ def default(sweep: Sweep) -> Any:
 
 
 def with_setting(sweep: Sweep, value: Any, call: Call) -> Call:
+    """`call` while the constant has another value."""
+
     def changed(*inputs: Any) -> Any:
-        with setting(sweep, value):
+        module = importlib.import_module(f"cdgen_kernels.{sweep.module}")
+        constant = value if sweep.key is None else getattr(module, sweep.constant) | {sweep.key: value}
+        with mock.patch.multiple(module, **dict(sweep.given), **{sweep.constant: constant}):
             return call(*inputs)
 
     return changed
 
 
 def case_of(sweep: Sweep, dry: bool) -> Case:
-    pair = (DRY_BATCH, DRY_SIZES.get(sweep.op.split(",")[0], DRY_SIZE)) if dry else (sweep.batch, sweep.size)
+    pair = dry_pair(sweep.op) if dry else (sweep.batch, sweep.size)
     return Case(BY_NAME[sweep.op], torch.bfloat16, *pair)
 
 
@@ -103,9 +100,8 @@ def run(context: Context, bench: Bench, sweep: Sweep) -> None:
             right[str(value)] = call
     inputs = [case.make(context.device, seed) for seed in range(INPUTS)]
     times = bench.timer.time(right, inputs)
-    medians = {value: quartiles(seconds)[1] for value, seconds in times.items()}
-    shown = ", ".join(f"{value}: {seconds * 1e6:.1f} us" for value, seconds in medians.items())
     spread = {value: quartiles(seconds) for value, seconds in times.items()}
+    shown = ", ".join(f"{value}: {median * 1e6:.1f} us" for value, (_, median, _) in spread.items())
     context.record("swept", name=str(sweep), default=own, quartiles=spread, line=f"{sweep} = {shown}")
 
 

@@ -8,8 +8,8 @@ from benchmarks.cases import Case
 from benchmarks.gpu.check import check, runnable
 from benchmarks.gpu.cold import INPUTS, Call, Timer, measure_limits, quartiles, timer_for
 from benchmarks.gpu.context import Context, in_one_line
-from benchmarks.gpu.datasheet import card, least_seconds
 from benchmarks.gpu.records import Record
+from cdgen.hardware import Machine, data_sheet
 
 
 class Bench:
@@ -20,7 +20,7 @@ class Bench:
         self.timer: Timer = timer_for(context.device)
         size, width = (1 << 20, 64) if context.dry else (1 << 30, 8192)
         self.limits = measure_limits(self.timer, context.device, size, width)
-        self.sheet = card(context.device)
+        self.sheet = data_sheet(context.device)
         context.record("limits", limits=self.limits)
 
     def describe(self) -> str:
@@ -60,6 +60,11 @@ class Bench:
         return found | {
             "line": f"{case.op.name} [{case.batch}, {case.size}]: {own * 1e6:.1f} us{bound}; {near}; {rivals}"
         }
+
+
+def least_seconds(sheet: Machine | None, size: float, flops: float) -> float | None:
+    """The least time to move `size` bytes and to do `flops` operations in 16-bit products, whichever is longer."""
+    return sheet and max(size / sheet.bandwidth, flops / sheet.matmul)
 
 
 def able(variants: dict[str, Call], inputs: tuple, device: torch.device) -> tuple[dict[str, Call], dict[str, str]]:

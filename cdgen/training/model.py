@@ -8,8 +8,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cdgen.errors import InputError
+from cdgen.hardware import data_sheet
 from cdgen.models import quiet_transformers
-from cdgen.plan import GPUS
 from cdgen.training.config import PRESETS
 from cdgen_kernels.cross_entropy import linear_cross_entropy
 
@@ -111,11 +111,9 @@ def operations_per_token(lm, block_size):
 
 def peak_operations(device, dtype):
     """Operations a second of a device's matrix products: data sheet of a GPU, measured on a CPU; None: not known."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device).lower()
-        return next((machine.matmul for key, machine in GPUS.items() if key in name), None)
     if device.type != "cpu":
-        return None
+        sheet = data_sheet(device)
+        return sheet and sheet.matmul
     x, seconds = torch.ones(1024, 1024, dtype=dtype), []
     while sum(seconds) < 0.5:  # on a shared machine the best of many, else the model's share exceeds 100 %
         start = time.perf_counter()
