@@ -23,7 +23,7 @@ test: $(VENV)/test
 # Tests that depend on Triton's version, run under the version that torch 2.11 installs.
 test-triton36: $(VENV)/test $(VENV)/triton36/installed
 	PYTHONPATH=$(abspath $(VENV)/triton36) TRITON_CACHE_DIR=$(abspath $(VENV)/triton36-cache) \
-		$(BIN)/python -m pytest tests/test_aot.py tests/test_ptx_*.py tests/test_triton_*.py
+		$(BIN)/python -m pytest tests/ptx_sim/test_ptx_*.py tests/kernels/test_aot.py tests/kernels/test_triton_*.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -32,7 +32,7 @@ bench: $(VENV)/test
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info kernels/*.so
+	rm -rf $(VENV) build dist *.egg-info kernels/*/*.so
 
 # torch alone from the index of CPU builds, then what it needs from PyPI
 $(VENV)/torch:

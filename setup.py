@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 MODE = os.environ.get("CDGEN_EXT", "auto")
 if MODE not in ("auto", "0", "require"):
@@ -54,8 +54,8 @@ def extension():
 
 
 setup(
-    packages=["cdgen", "cdgen.prepare", "cdgen.training", "cdgen_kernels"],
-    package_dir={"cdgen": "cdgen", "cdgen_kernels": "kernels"},  # a package named `kernels` exists on PyPI
-    package_data={"cdgen": ["data/*"]},
+    packages=find_packages(include=["cdgen", "cdgen.*"]) + find_packages("kernels"),
+    package_dir={"cdgen": "cdgen", "cdgen_kernels": "kernels/cdgen_kernels"},  # PyPI has a package named `kernels`
+    package_data={"": ["py.typed", "*.toml", "*.txt"]},
     **({} if MODE == "0" else extension()),
 )

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache, LogitsProces
 from benchmarks.noise_cache import NOISE, fill
 from benchmarks.rivals import literal_chain
 from cdgen import SamplingParams
-from cdgen.engine import Engine, Pair, Request
-from cdgen.models import LanguageModel
-from cdgen.paged import PagedTexts
-from cdgen.static_batch import StaticBatch
+from cdgen.engine.engine import Engine, Pair, Request
+from cdgen.engine.paged_backend import PagedTexts
+from cdgen.engine.static_backend import StaticBatch
+from cdgen.models.language_model import LanguageModel
 
 STEPS = 12  # room for so many steps from the given length on
 

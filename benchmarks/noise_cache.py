@@ -3,10 +3,10 @@
 import torch
 from transformers import Cache, PreTrainedModel
 
-from cdgen.engine import Request
-from cdgen.models import LanguageModel
-from cdgen.paged import PagedTexts
-from cdgen.static_batch import StaticBatch
+from cdgen.engine.engine import Request
+from cdgen.engine.paged_backend import PagedTexts
+from cdgen.engine.static_backend import StaticBatch
+from cdgen.models.language_model import LanguageModel
 
 
 class NoisePaged(PagedTexts):

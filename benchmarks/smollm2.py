@@ -4,9 +4,10 @@ import functools
 
 import torch
 
-from cdgen.bad import attention_dropout, first_layers
-from cdgen.demo import PROMPTS, smollm2_folder
-from cdgen.models import load
+from cdgen.cli.demo import PROMPTS
+from cdgen.models.bad import attention_dropout, first_layers
+from cdgen.models.loading import load
+from cdgen.models.smollm2 import smollm2_folder
 
 BADS = {"dropout": functools.partial(attention_dropout, p=0.3), "layers": functools.partial(first_layers, n=15)}
 

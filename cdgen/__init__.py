@@ -18,15 +18,15 @@ __all__ = [
 
 # Loaded at first use, so that `cdgen --help` does not wait for torch.
 _HOME = {
-    "ContrastiveLM": "cdgen.llm",
-    "SamplingParams": "cdgen.params",
-    "RequestOutput": "cdgen.outputs",
-    "CompletionOutput": "cdgen.outputs",
+    "ContrastiveLM": "cdgen.engine.llm",
+    "SamplingParams": "cdgen.engine.sampling_params",
+    "RequestOutput": "cdgen.engine.outputs",
+    "CompletionOutput": "cdgen.engine.outputs",
     "TrainConfig": "cdgen.training.config",
     "train": "cdgen.training.trainer",
     "Source": "cdgen.prepare.sources",
     "prepare_corpus": "cdgen.prepare.build",
-    "train_tokenizer": "cdgen.tokenizer",
+    "train_tokenizer": "cdgen.prepare.tokenizer",
 }
 
 

@@ -7,62 +7,21 @@ import sys
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-pytest_plugins = ["engines", "fake_cuda", "gpu_engines"]  # fixtures that several files share
+from tests.helpers.tiny_models import SENTENCES, TEST_DEVICE, VOCABULARY, make_llama, make_tokenizer
+
+pytest_plugins = [
+    "tests.helpers.engines",
+    "tests.helpers.fake_cuda",
+    "tests.helpers.gpu_engines",
+]  # fixtures that several files share
 
 # The suite tests the CPU: on a machine with a GPU, models would otherwise be loaded there and run by other code.
 # CDGEN_TEST_DEVICE=cuda is for the tests in tests/gpu.
-TEST_DEVICE = os.environ.get("CDGEN_TEST_DEVICE")
 if TEST_DEVICE != "cuda":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 torch.set_num_threads(1)  # models this small are slower with more, and the figures do not depend on the machine
-
-VOCABULARY = 300
-SENTENCES = [
-    "The quick brown fox jumps over the lazy dog.",
-    "Once upon a time there was a small house by the river, and in the house there lived a cat.",
-    "How do you make bread? You take flour, water, salt and time.",
-]
-
-
-def make_tokenizer(sentences=SENTENCES, bos=True):
-    """A byte-level BPE of `VOCABULARY` tokens; all text can be written. <s> is 0 and put in front, </s> is 1."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sentences * 5, trainer)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    marks = {"bos_token": "<s>", "eos_token": "</s>"} if bos else {"eos_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
-
-
-def make_llama(seed, layers=2, width=64, vocab_size=VOCABULARY, **changes):
-    """A random Llama whose logits are as peaked as a language model's, in float32, ready to evaluate."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.25,
-        bos_token_id=0,
-        eos_token_id=1,
-        **changes,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="session")
@@ -102,8 +61,8 @@ def folders(tmp_path_factory, good, bad, tokenizer):
 @pytest.fixture(scope="session")
 def smollm2():
     """The folder of SmolLM2-135M-Instruct, converted on first use into the user's cache."""
-    from cdgen.demo import smollm2_folder
     from cdgen.errors import InputError
+    from cdgen.models.smollm2 import smollm2_folder
 
     try:
         return smollm2_folder()
@@ -116,7 +75,7 @@ import json, os, sys
 import torch
 torch.set_num_threads(1)
 import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama, pyarrow.parquet
-import cdgen.cli, cdgen.corpus, cdgen.folder, cdgen.progress, cdgen.seeds
+import cdgen.cli, cdgen.corpus.writer, cdgen.storage.folder, cdgen.storage.progress, cdgen.corpus.seeds
 for line in sys.stdin:
     argv, output, limit, environment = json.loads(line)
     child = os.fork()

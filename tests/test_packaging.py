@@ -73,9 +73,14 @@ def test_the_packages_install(mode, tmp_path):
         run(*pip, "wheel", *no_network, "-w", str(tmp_path), str(source), CDGEN_EXT="0")
         wheel = next(tmp_path.glob("*.whl"))
         names = set(zipfile.ZipFile(wheel).namelist())
-        assert {"cdgen/__init__.py", "cdgen/cli.py", "cdgen_kernels/ops.py", "cdgen/data/demo_prompts.txt"} <= names
+        assert {
+            "cdgen/cli/app.py",
+            "cdgen_kernels/triton/sample.py",
+            "cdgen/recipes/tiny.toml",
+            "cdgen/py.typed",
+        } <= names
         assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"cdgen", "cdgen_kernels"}
-        assert "cdgen_kernels/__init__.py" not in names
+        assert {"cdgen/cli/demo_prompts.txt", "cdgen/py.typed", "cdgen_kernels/py.typed"} <= names
         source = tmp_path / "target"
         run(*pip, "install", "--no-deps", "--no-index", "--target", str(source), str(wheel))
         environment = {"PYTHONPATH": str(source)}
@@ -85,7 +90,7 @@ def test_the_packages_install(mode, tmp_path):
         run(*pip, "install", *no_network, "--target", str(target), "-e", str(source), CDGEN_EXT="0")
         # pip puts the hook that an editable install is into the target; site reads it
         environment = {"PYTHONPATH": str(target)}
-        place = source / "kernels"
+        place = source / "kernels" / "cdgen_kernels"
     code = f"""
 import site; site.addsitedir({str(tmp_path / "target")!r})
 import cdgen_kernels.ops, cdgen

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.cases import Case
-from benchmarks.op import Op
+from benchmarks.ops.cases import Case
+from benchmarks.ops.op import Op
 
 # A float32 score and the float64 one disagree on a winner where two noisy scores lie within some 1e-5 of each other.
 MISMATCHES = 1e-3  # share of the compared rows, rounded: one row from 501 on

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.cases import OPS, Case
 from benchmarks.gpu import edge_layers, edges, graph, repeats
 from benchmarks.gpu.check import Checked, check
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.noise import check_noise, made_by_reference, made_by_triton
-from benchmarks.op import Op
+from benchmarks.ops.cases import OPS, Case
+from benchmarks.ops.op import Op
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BY_NAME = {op.name: op for op in OPS}

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks import layer_ops, linear_ops
 from benchmarks.gpu.edges import as_they_are, edge
-from benchmarks.op import Inputs, Op, Outputs
-from cdgen_kernels import reference_layers
+from benchmarks.ops import layers as layer_ops
+from benchmarks.ops import linear as linear_ops
+from benchmarks.ops.op import Inputs, Op, Outputs
+from cdgen_kernels import reference
 
 
 def masked_attention(
@@ -71,11 +72,11 @@ def grouped_turn_inputs(batch: int, heads: int, dtype: torch.dtype, device: torc
 
 
 def norm_alone_plain(x: torch.Tensor, weight: torch.Tensor) -> Outputs:
-    return {"normed": reference_layers.add_rms_norm(x.double(), None, weight.double(), layer_ops.EPS)[0]}
+    return {"normed": reference.add_rms_norm(x.double(), None, weight.double(), layer_ops.EPS)[0]}
 
 
 def norm_alone_fused(x: torch.Tensor, weight: torch.Tensor) -> Outputs:
-    from cdgen_kernels import triton_layers
+    from cdgen_kernels.triton import layers as triton_layers
 
     return {"normed": triton_layers.add_rms_norm(x, None, weight, layer_ops.EPS)[0]}
 

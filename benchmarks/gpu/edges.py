@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import linear_ops, sampling_ops
-from benchmarks.op import Inputs, Op, Outputs
-from cdgen_kernels import reference
-from cdgen_kernels.rows import Rows, make_rows
+from benchmarks.ops import linear as linear_ops
+from benchmarks.ops import sampling as sampling_ops
+from benchmarks.ops.op import Inputs, Op, Outputs
+from cdgen_kernels import codes, reference
+from cdgen_kernels.sampling_tensors import Rows, make_rows
 
 LONG = 1e-3  # alpha that leaves some 1000 tokens of zipf_like logits in the head, more than any list holds
-
 
 
 def edge(name: str, make: Callable, fused: Callable, plain: Callable, **other: Any) -> Op:
@@ -116,7 +116,7 @@ def faulty_hidden(batch: int, vocab_size: int, dtype: torch.dtype, device: torch
 def odd_counts(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """Row 0 has a fault code in the place of a count; row 1 counts more tokens than its list holds."""
     hidden, weight, token, count = linear_ops.gathered_inputs(batch, vocab_size, dtype, device, seed)
-    count[0] = reference.NAN_GOOD
+    count[0] = codes.NAN_GOOD
     if batch > 1:
         count[1] = token.shape[1] + 5
         token[1] = torch.arange(token.shape[1], device=device) % vocab_size

@@ -12,9 +12,9 @@ from benchmarks.gpu.context import Context
 from benchmarks.gpu.models import LLAMA3_1B, LLAMA3_8B, PAPER, PAPER_20X, Shape, make
 from benchmarks.gpu.records import Record
 from cdgen import ContrastiveLM, SamplingParams
+from cdgen.engine.plan import Job, parts_of_memory, parts_of_step
+from cdgen.engine.plan import Shape as PlanShape
 from cdgen.hardware import data_sheet
-from cdgen.plan import Job, parts_of_memory, parts_of_step
-from cdgen.plan import Shape as PlanShape
 
 PROMPT, N = 20, 8  # tokens of a prompt, continuations of each
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import layer_ops
 from benchmarks.gpu.check import Checked
-from benchmarks.linear_ops import layer
-from benchmarks.sampling_ops import sampling_inputs
-from cdgen_kernels import reference
+from benchmarks.ops import layers as layer_ops
+from benchmarks.ops.linear import layer
+from benchmarks.ops.sampling import sampling_inputs
+from cdgen_kernels import codes, reference
 from cdgen_kernels.layers import add_rms_norm, paged_attention, rope_and_store
 from cdgen_kernels.ops import Rows, contrast_sample, gathered_scores, linear_head, make_rows, sample
 
@@ -48,7 +48,7 @@ def check_sample(device: torch.device) -> Checked:
     for position in range(REPLAYS):
         rows.position.fill_(position)
         seen.append(replay())
-        wanted = reference.sample(good, bad, rows, None, vocab_size, reference.MASK, 0.0, False).token
+        wanted = reference.sample(good, bad, rows, None, vocab_size, codes.MASK, 0.0, False).token
         checked.rows += batch
         checked.mismatches += int((seen[-1] != wanted).sum())
     if all(x.equal(seen[0]) for x in seen):  # the position was captured as a constant

@@ -5,9 +5,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.cases import OPS, Case
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.timing import Bench
+from benchmarks.ops.cases import OPS, Case
 
 BY_NAME = {op.name: op for op in OPS}
 Table = dict[str, tuple[tuple[int, int], ...]]  # name of an op -> its (batch, size) pairs, the most telling first

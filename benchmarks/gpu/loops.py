@@ -12,7 +12,7 @@ from benchmarks.generation import CompiledLoop, OfEngine, PaperLoop, StaticLoop,
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.models import PAPER, make
 from benchmarks.gpu.records import Record
-from cdgen.models import LanguageModel
+from cdgen.models.language_model import LanguageModel
 
 BATCH, LENGTH, STEPS = 128, 220, 20  # texts, tokens before the first step, steps that are timed
 PROMPTS, PROMPT, GREEDY_TOKENS = 8, 20, 9  # compared before anything is timed

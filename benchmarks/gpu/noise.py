@@ -6,7 +6,7 @@ import triton.language as tl
 
 from benchmarks.gpu.check import Checked, greatest_error
 from cdgen_kernels import reference
-from cdgen_kernels.triton_noise import gumbel, philox_word
+from cdgen_kernels.triton.noise import gumbel, philox_word
 
 BLOCK = 1024
 ALLOWED = 1e-5

@@ -24,8 +24,8 @@ from benchmarks.gpu import check_jobs, graph, kernels, noise, repeats
 from benchmarks.gpu.generate import SETTINGS
 from benchmarks.gpu.models import Shape
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.paged import PagedTexts
-from cdgen_kernels import dispatch
+from cdgen.engine.paged_backend import PagedTexts
+from cdgen_kernels import registry as dispatch
 from cdgen_kernels.ops import make_rows
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def compiling_only(capability: int) -> Iterator[set[str]]:
     driver.set_active(Driver(capability))
     with (
         mock.patch.object(triton.JITFunction, "run", compile_only),
-        mock.patch("cdgen_kernels.triton_settings.compute_capability", lambda device: capability // 10),
+        mock.patch("cdgen_kernels.triton.settings.compute_capability", lambda device: capability // 10),
         mock.patch("cdgen_kernels.ops._raise_on_fault", lambda codes: None),  # results are arbitrary
     ):
         yield compiled

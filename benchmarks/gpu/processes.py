@@ -39,10 +39,7 @@ def environment() -> Iterator[tuple[dict[str, str], Path]]:
     """
     with tempfile.TemporaryDirectory(prefix="cdgen-gpu-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        packages = folder / "packages"
-        packages.mkdir()
-        (packages / "cdgen_kernels").symlink_to(ROOT / "kernels")
-        path = [str(packages), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        path = [str(ROOT / "kernels"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         inherited = {name: value for name, value in os.environ.items() if name not in CHANGING}
         yield (
             inherited

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.gpu.check import Checked
 from benchmarks.gpu.context import Context
-from benchmarks.linear_ops import layer
+from benchmarks.ops.linear import layer
 
 REPEATS = 100
 VOCAB_SIZE = 32_000
@@ -31,7 +31,7 @@ def check_repeats(device: torch.device, batch: int, width: int) -> Checked:
 
 def maxima_of_triton(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """float32 [B, chunks]: the greatest logit of each few tokens."""
-    from cdgen_kernels import triton_linear
+    from cdgen_kernels.triton import linear as triton_linear
 
     return triton_linear.chunk_maxima(hidden, weight, weight.shape[0])
 
@@ -43,7 +43,7 @@ def maxima_of_torch(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def repeats_job(context: Context) -> None:
     """The product as it is used; then, for information, with pipelined copies although Triton may lack their fence."""
-    from cdgen_kernels import triton_linear
+    from cdgen_kernels.triton import linear as triton_linear
 
     shapes = (DRY_SHAPE,) if context.dry else SHAPES
     cases = {f"repeated product [{batch}, {width}]": (batch, width) for batch, width in shapes}

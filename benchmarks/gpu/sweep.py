@@ -8,12 +8,12 @@ from unittest import mock
 import torch
 from triton.runtime.errors import OutOfResources
 
-from benchmarks.cases import Case
 from benchmarks.gpu.check import check, runnable
 from benchmarks.gpu.cold import INPUTS, Call, quartiles
 from benchmarks.gpu.context import Context, in_one_line
 from benchmarks.gpu.kernels import BY_NAME, dry_pair
 from benchmarks.gpu.timing import Bench
+from benchmarks.ops.cases import Case
 
 LONGEST = 10  # seconds that one sweep may take, compilers included
 
@@ -46,21 +46,21 @@ ATTENTION, DROPOUT, GROUPED = (
 # Without it a version of Triton that lacks the fence would run every number of stages as one.
 PIPELINED = (("HAS_FENCE", True),)
 SWEEPS = [  # the least risky first: an illegal access ends the job
-    Sweep("sample, contrastive", 128, 32_000, "triton_settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
-    Sweep("sample, ancestral", 128, 32_000, "triton_settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
-    Sweep("sample, contrastive", 512, 32_000, "triton_settings", "THREADS", (128, 256)),
-    Sweep(ATTENTION, 512, 220, "triton_attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
-    Sweep(ATTENTION, 512, 220, "triton_attention", "THREADS", (64, 128)),
-    Sweep(ATTENTION, 512, 220, "triton_attention", "KEYS", (2, 4, 8), key=1),
-    Sweep(ATTENTION, 16, 2048, "triton_attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
-    Sweep(DROPOUT, 512, 220, "triton_attention", "THREADS", (64, 128)),
-    Sweep(GROUPED, 64, 2048, "triton_attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
-    Sweep(GROUPED, 64, 2048, "triton_attention", "MATRIX_TILE", (2048, 4096)),
-    Sweep("linear_head", 128, 32_000, "triton_linear", "HAS_FENCE", (False, True)),  # one stage, or all of them
-    Sweep("linear_head", 512, 32_000, "triton_linear", "HAS_FENCE", (False, True)),
-    Sweep("linear_head", 128, 32_000, "triton_linear", "TILES", ((8, 3), (4, 3), (8, 4)), 128, PIPELINED),
-    Sweep("linear_head", 64, 32_000, "triton_linear", "TILES", ((4, 3), (4, 4), (8, 3)), 64, PIPELINED),
-    Sweep("linear_head", 512, 32_000, "triton_linear", "TILE_TOKENS", (128, 256)),
+    Sweep("sample, contrastive", 128, 32_000, "triton.settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep("sample, ancestral", 128, 32_000, "triton.settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep("sample, contrastive", 512, 32_000, "triton.settings", "THREADS", (128, 256)),
+    Sweep(ATTENTION, 512, 220, "triton.attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep(ATTENTION, 512, 220, "triton.attention", "THREADS", (64, 128)),
+    Sweep(ATTENTION, 512, 220, "triton.attention", "KEYS", (2, 4, 8), key=1),
+    Sweep(ATTENTION, 16, 2048, "triton.attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep(DROPOUT, 512, 220, "triton.attention", "THREADS", (64, 128)),
+    Sweep(GROUPED, 64, 2048, "triton.attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep(GROUPED, 64, 2048, "triton.attention", "MATRIX_TILE", (2048, 4096)),
+    Sweep("linear_head", 128, 32_000, "triton.linear", "HAS_FENCE", (False, True)),  # one stage, or all of them
+    Sweep("linear_head", 512, 32_000, "triton.linear", "HAS_FENCE", (False, True)),
+    Sweep("linear_head", 128, 32_000, "triton.linear", "TILES", ((8, 3), (4, 3), (8, 4)), 128, PIPELINED),
+    Sweep("linear_head", 64, 32_000, "triton.linear", "TILES", ((4, 3), (4, 4), (8, 3)), 64, PIPELINED),
+    Sweep("linear_head", 512, 32_000, "triton.linear", "TILE_TOKENS", (128, 256)),
 ]
 
 

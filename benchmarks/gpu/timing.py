@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case
 from benchmarks.gpu.check import check, runnable
 from benchmarks.gpu.cold import INPUTS, Call, Timer, measure_limits, quartiles, timer_for
 from benchmarks.gpu.context import Context, in_one_line
 from benchmarks.gpu.records import Record
+from benchmarks.ops.cases import Case
 from cdgen.hardware import Machine, data_sheet
 
 

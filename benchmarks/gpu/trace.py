@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.generation import OfEngine, params, synchronize
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.models import PAPER, make
-from cdgen.engine import Engine
-from cdgen.models import LanguageModel
+from cdgen.engine.engine import Engine
+from cdgen.models.language_model import LanguageModel
 
 BATCH, PROMPT, NEW = 512, 20, 12
 TOP, GAPS = 20, 10

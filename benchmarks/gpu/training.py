@@ -10,14 +10,14 @@ from accelerate import Accelerator
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import linear_ops
-from benchmarks.cases import OPS, Case
 from benchmarks.generation import synchronize
 from benchmarks.gpu.check import check
 from benchmarks.gpu.cold import quartiles
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.generate import Memory
 from benchmarks.gpu.timing import Bench, able
+from benchmarks.ops import linear as linear_ops
+from benchmarks.ops.cases import OPS, Case
 from cdgen.training.config import PRESETS
 from cdgen.training.model import SummedLoss, operations_per_token, parameter_groups, peak_operations, use_liger
 

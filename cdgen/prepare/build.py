@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdgen import __version__
+from cdgen.corpus.records import HUB
 from cdgen.errors import CorpusError, InputError
-from cdgen.folder import OutputFolder, file_sha256
 from cdgen.prepare.index import LEFT_OUT, SPLITS, Index, check_shares
-from cdgen.prepare.progress import Progress
 from cdgen.prepare.sources import documents, files, label
-from cdgen.records import HUB
+from cdgen.storage.byte_progress import Progress
+from cdgen.storage.folder import OutputFolder, file_sha256
 
 log = logging.getLogger("cdgen")
 
@@ -40,7 +40,7 @@ def prepare_corpus(sources, out, *, test=0.05, seeds=0.05, seed=42, overwrite=Fa
         test, seeds: shares of the documents that are held out; 0: no such split.
         seed: of the splits.
         overwrite: write anew what the folder holds of an earlier preparation with other settings.
-        progress: see :mod:`cdgen.prepare.progress`.
+        progress: see :mod:`cdgen.storage.byte_progress`.
     Returns:
         (the manifest, False where the folder held all of it already)
     Raises:

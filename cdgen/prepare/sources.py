@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from cdgen.corpus.records import HUB, format_of, lines, records
 from cdgen.errors import InputError
-from cdgen.records import HUB, format_of, lines, records
 
 WAYS = ("file", "blank", "heading", "record")
 HEADING = r"[#\s]*(CHAPTER|Chapter)\s+([IVXLCDM]+|\d+)\b|= = = .* = = =$"

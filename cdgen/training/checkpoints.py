@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from cdgen import runs
 from cdgen.errors import CorpusError
-from cdgen.folder import file_sha256
+from cdgen.storage import runs
+from cdgen.storage.folder import file_sha256
 
 STATE = "state.safetensors"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathered onto the first process
@@ -54,7 +54,7 @@ def save(folder, run, entry, lm, tokenizer, weights, state, keep_states):
     """Write a checkpoint, then run.json with it; both appear whole or not at all.
 
     Args:
-        folder: an entered :class:`~cdgen.folder.OutputFolder`. run: the content of run.json, changed here.
+        folder: an entered :class:`~cdgen.storage.folder.OutputFolder`. run: the content of run.json, changed here.
         entry: {"step", "loss", "perplexity"}. weights, state: as :func:`gather` gives them.
     Raises:
         CorpusError: the disk is full, or the like; nothing of the checkpoint is left.

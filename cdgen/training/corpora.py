@@ -8,12 +8,12 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cdgen import manifest as manifests
+from cdgen.corpus.records import format_of, records
+from cdgen.environment import cache_folder
 from cdgen.errors import CorpusError, InputError
-from cdgen.folder import file_sha256
-from cdgen.info import cache_folder
-from cdgen.models import quiet_transformers
-from cdgen.records import format_of, records
+from cdgen.models.quiet import quiet_transformers
+from cdgen.storage import manifest as manifests
+from cdgen.storage.folder import file_sha256
 from cdgen.training.tokens import tokenize
 
 log = logging.getLogger("cdgen")
@@ -38,7 +38,7 @@ def find(name, split="train"):
     """The :class:`Corpus` that `name` stands for.
 
     Args:
-        name: a folder with `{split}.parquet`, one that `cdgen generate` wrote, or what cdgen.records reads.
+        name: a folder with `{split}.parquet`, one that `cdgen generate` wrote, or what cdgen.corpus.records reads.
     Raises:
         InputError: nothing there, or a corpus that is not finished. CorpusError: a shard that is not what was written.
     """

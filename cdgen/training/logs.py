@@ -11,7 +11,7 @@ class Log:
     """Appends records to log.jsonl in a run's folder.
 
     Args:
-        folder: an entered :class:`~cdgen.folder.OutputFolder`.
+        folder: an entered :class:`~cdgen.storage.folder.OutputFolder`.
         step: the run goes on from it; lines of later steps, and a line cut short, are left out.
         tensorboard: also write event files, into the folder `tensorboard`.
     Raises:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from cdgen.errors import InputError
 from cdgen.hardware import data_sheet
-from cdgen.models import quiet_transformers
+from cdgen.models.quiet import quiet_transformers
 from cdgen.training.config import PRESETS
 from cdgen_kernels.cross_entropy import linear_cross_entropy
 

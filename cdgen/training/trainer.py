@@ -14,13 +14,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
-from cdgen import manifest as manifests
-from cdgen import runs
+from cdgen.environment import versions
 from cdgen.errors import CorpusError, InputError
-from cdgen.folder import OutputFolder, file_sha256
 from cdgen.hardware import tf32_products
-from cdgen.models import private_noise, quiet_transformers, versions
-from cdgen.progress import Progress
+from cdgen.models.quiet import quiet_transformers
+from cdgen.rng import private_noise
+from cdgen.storage import manifest as manifests
+from cdgen.storage import runs
+from cdgen.storage.folder import OutputFolder, file_sha256
+from cdgen.storage.progress import Progress
 from cdgen.training import checkpoints, corpora
 from cdgen.training.config import PRESETS
 from cdgen.training.logs import Log
@@ -47,7 +49,7 @@ def train(config, progress=None):
     """Train a model from scratch, or go on where an earlier run of the same config stopped.
 
     Args:
-        config: :class:`TrainConfig`. progress: :class:`~cdgen.progress.Progress`.
+        config: :class:`TrainConfig`. progress: :class:`~cdgen.storage.progress.Progress`.
     Returns:
         the content of run.json: config, inputs' fingerprints, and the checkpoints with their losses and perplexities
     Raises:

@@ -4,9 +4,9 @@ import os
 from collections import deque
 
 import torch
-from gpu_engines import Setup, params
 
-from cdgen.engine import Engine, Request
+from cdgen.engine.engine import Engine, Request
+from tests.helpers.gpu_engines import Setup, params
 
 
 def main() -> None:

@@ -6,11 +6,11 @@ models. Where tokens are sampled, one draw in some 10^5 may still turn, and its 
 
 import pytest
 import torch
-from families import family
-from gpu_engines import NEW, PROMPTS, N, drawn, on, params
 
 from cdgen import ContrastiveLM
 from cdgen.errors import InputError
+from tests.helpers.families import family
+from tests.helpers.gpu_engines import NEW, PROMPTS, N, drawn, on, params
 
 ENDS = tuple(range(40, 60))  # 20 of 1003 tokens, so that texts end at any time
 SIXTEEN_BITS = [torch.bfloat16, torch.float16]
@@ -70,7 +70,7 @@ def test_candidates_that_overflow_their_list(setup, dtype, monkeypatch):
     """The graph reports such rows by their token, and the step is made again with a longer list."""
     lm, sampled = setup.pair(dtype=dtype), params(temperature=1.0, alpha=1e-3)
     expected = setup.run(lm, sampled)
-    monkeypatch.setattr("cdgen.paged._CAPACITY", 8)
+    monkeypatch.setattr("cdgen.engine.paged_backend._CAPACITY", 8)
     assert_same_texts(setup.run(lm, sampled), expected, may_differ=dtype != torch.float32)
 
 

@@ -4,9 +4,9 @@ import gc
 
 import pytest
 import torch
-from gpu_engines import PROMPTS, params
 
 from cdgen.errors import InputError
+from tests.helpers.gpu_engines import PROMPTS, params
 
 
 def allocated(device: torch.device) -> int:

@@ -7,9 +7,8 @@ from accelerate.state import AcceleratorState
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
-from small_runs import data, log_of, settings  # noqa: F401, fixtures
-
 from cdgen import ContrastiveLM, SamplingParams, TrainConfig, train
+from tests.helpers.small_runs import data, log_of, settings  # noqa: F401, fixtures
 
 STEPS = 40
 

@@ -1,9 +1,0 @@
-"""Prints the medians and ratios of a run, case by case, below pytest-benchmark's own table."""
-
-from benchmarks.harness import RESULTS
-
-
-def pytest_terminal_summary(terminalreporter):
-    for case, figures in RESULTS:
-        terminalreporter.write_line(case)
-        terminalreporter.write_line("    " + "; ".join(f"{name} {value}" for name, value in figures.items()))

@@ -1,0 +1,22 @@
+"""transformers without its bars and advice."""
+
+import contextlib
+import io
+
+from transformers.utils import logging as transformers_logging
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+    """Keep transformers' progress bars and advice off the terminal while it loads."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # the bar of GGUF conversion obeys no setting
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

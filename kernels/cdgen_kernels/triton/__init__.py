@@ -1,0 +1,1 @@
+"""The ops as Triton kernels for GPUs, under the names of the reference."""

@@ -1,0 +1,18 @@
+"""The tests for a GPU run here too, on the CPU with imitated graphs, so that they work when a GPU is at hand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "gpu"
+
+
+def test_the_gpu_tests_run_dry():
+    command = [sys.executable, "-m", "pytest", str(FOLDER), "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        command, env=os.environ | {"CDGEN_TEST_DEVICE": "cpu"}, cwd=FOLDER.parents[1], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    passed = int(done.stdout.split(" passed")[0].split()[-1])
+    assert passed >= 28, done.stdout[-3000:]

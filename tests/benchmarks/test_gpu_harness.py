@@ -1,0 +1,367 @@
+"""The harness of the first contact with a GPU: whatever a job does, the results of all others are whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import records, summary
+from benchmarks.gpu.machine import machine
+from benchmarks.gpu.parts import PARTS, Job
+
+ROOT = Path(__file__).parents[2]
+
+FAKE_JOBS = """
+import os, signal, subprocess, sys, time
+
+from benchmarks.gpu import context as contexts
+
+def two_cases(context):
+    context.plan(["first", "second"])
+    with context.case("first") as found:
+        found["line"] = "the first figure"
+
+def fine(context):
+    two_cases(context)
+    with context.case("second"):
+        assert context.left < 59.5 and context.seconds == 60  # importing torch counts
+
+def crash(context):
+    two_cases(context)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def hang(context):
+    two_cases(context)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    context.record("note", child=child.pid)
+    time.sleep(600)
+
+def garbage(context):
+    two_cases(context)
+    sys.stdout.buffer.write(bytes(range(256)) * 10)
+    with open(context.out, "ab") as file:
+        file.write(b'{"part": "fake", "job": "garb')
+    with context.case("second"):
+        pass
+
+def raises(context):
+    two_cases(context)
+    with context.case("second"):
+        raise RuntimeError("no such instruction\\nmore")
+    with context.case("third"):
+        pass
+
+def broken(context):
+    contexts.Context._is_broken = lambda context: True
+    two_cases(context)
+    with context.case("second"):
+        raise RuntimeError("an illegal memory access was encountered")
+    with context.case("third"):
+        pass
+
+def wrong(context):
+    with context.case("only") as found:
+        found |= {"status": "wrong", "failure": "3 of 8 rows differ"}
+
+def sleeps(context):
+    context.record("note", child=os.getpid())
+    time.sleep(600)
+
+JOBS = {f.__name__: f for f in (fine, crash, hang, garbage, raises, broken, wrong, sleeps)} | {"dropped": fine}
+"""
+EXPECTED = {"dropped": 1e9}
+LIMITS = {"hang": 8}
+EARLIER = '{"kind": "machine", "of": "an earlier run"}\n'
+
+
+def fake_jobs(*names):
+    return {"fake": tuple(Job("fake", n, "fake_gpu_jobs", EXPECTED.get(n, 0), LIMITS.get(n, 60)) for n in names)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the fake jobs, on the path of the processes that a run starts."""
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "fake_gpu_jobs.py").write_text(FAKE_JOBS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        patch.setattr(gpu, "machine", lambda variables: {"part": "", "job": "", "kind": "machine"} | ABOUT)
+        yield folder
+
+
+ABOUT = {"torch": {"available": False}, "nvidia-smi": None, "versions": {}, "commit": "unknown"}
+
+
+def run(folder, out, *names, options=()):
+    """(exit status, records) of a run of fake jobs."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    start = out.stat().st_size if out.exists() else 0
+    try:
+        status = gpu.main(["--dry-run", "--out", str(out), *options], fake_jobs(*names))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status, list(records.read(out, start))
+
+
+@pytest.fixture(scope="module")
+def failing_run(folder):
+    """One run in which everything goes wrong that can; the results file was there before."""
+    out = folder / "failing.jsonl"
+    out.write_text(EARLIER)
+    names = ("hang", "fine", "crash", "garbage", "raises", "broken", "wrong", "dropped")
+    status, found = run(folder, out, *names)
+    return status, found, out
+
+
+def of(found, job, kind):
+    return [record for record in found if record["job"] == job and record["kind"] == kind]
+
+
+def statuses(found, job):
+    return {record["name"]: record["status"] for record in of(found, job, "result")}
+
+
+def test_a_run_whose_jobs_fail_has_exit_status_1(failing_run):
+    assert failing_run[0] == 1
+
+
+def test_a_run_without_failures_has_exit_status_0(folder, tmp_path, capsys):
+    status, found = run(folder, tmp_path / "out.jsonl", "fine", "dropped")
+    assert status == 0
+    assert found[0]["kind"] == "machine" and found[0]["dry"] is True
+    assert all(record["time"].endswith("+00:00") for record in found)
+    out = capsys.readouterr().out
+    assert "fake fine: ended after" in out and "fake          2 ok, 1 dropped" in out
+    *_, dropped, results = out.rstrip().splitlines()
+    assert dropped == "INCOMPLETE, dropped for want of time: fake dropped"
+    assert results == f"results: {tmp_path / 'out.jsonl'}"
+
+
+def test_results_are_appended(failing_run):
+    assert failing_run[2].read_text().startswith(EARLIER)
+
+
+def test_a_job_among_failing_ones_is_whole(failing_run):
+    _, found, _ = failing_run
+    assert statuses(found, "fine") == {"first": "ok", "second": "ok"}
+    assert next(record["kind"] for record in found if record["job"] == "fine") == "started"
+    assert of(found, "fine", "ended")[0]["exit"] == 0 and not of(found, "fine", "not_run")
+
+
+def test_a_crash_keeps_what_was_known_and_names_the_rest(failing_run):
+    _, found, _ = failing_run
+    assert statuses(found, "crash") == {"first": "ok"}
+    (ended,) = of(found, "crash", "ended")
+    assert ended["exit"] == -signal.SIGSEGV and "Segmentation fault" in ended["output"]
+    assert of(found, "crash", "not_run")[0]["names"] == ["second"]
+
+
+def test_a_job_that_hangs_is_killed_with_its_children(failing_run):
+    _, found, _ = failing_run
+    (ended,) = of(found, "hang", "timed_out")
+    assert ended["limit"] == 8 and ended["gone"] and "in hang" in ended["output"]
+    assert statuses(found, "hang") == {"first": "ok"}
+    assert of(found, "hang", "not_run")[0]["names"] == ["second"]
+    assert has_gone(of(found, "hang", "note")[0]["child"])
+
+
+def has_gone(process, patience=5.0):
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":  # nobody has asked for its exit status yet
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_garbage_spoils_no_record(failing_run):
+    _, found, out = failing_run
+    assert statuses(found, "garbage") == {"first": "ok", "second": "ok"}
+    bad = [line for line in out.read_text().splitlines() if line and not line.endswith("}")]
+    assert bad == ['{"part": "fake", "job": "garb']
+
+
+def test_an_exception_is_a_failure_of_its_case_alone(failing_run):
+    _, found, _ = failing_run
+    assert statuses(found, "raises") == {"first": "ok", "second": "failed", "third": "ok"}
+    record = of(found, "raises", "result")[1]
+    assert record["failure"] == "RuntimeError: no such instruction" and "in raises" in record["traceback"]
+    assert of(found, "raises", "ended")[0]["exit"] == 0
+
+
+def test_a_broken_device_ends_the_job(failing_run):
+    _, found, _ = failing_run
+    assert statuses(found, "broken") == {"first": "ok", "second": "failed"}
+    assert of(found, "broken", "ended")[0]["exit"] == 3
+
+
+def test_what_does_not_fit_the_budget_is_dropped_by_name(failing_run):
+    _, found, _ = failing_run
+    assert [record["kind"] for record in found if record["job"] == "dropped"] == ["dropped"]
+    assert "INCOMPLETE, dropped for want of time: fake dropped" in summary.summary(found)
+
+
+def test_a_run_that_found_nothing_has_exit_status_1(folder, tmp_path):
+    status, found = run(folder, tmp_path / "out.jsonl", "dropped")
+    assert status == 1 and [record["kind"] for record in found] == ["machine", "dropped"]
+
+
+def test_results_that_a_job_left_undone_are_a_failure():
+    result = {"part": "fake", "job": "x", "kind": "result", "name": "a", "status": "ok"}
+    assert not summary.has_failed([result])
+    assert summary.has_failed([result, {"part": "fake", "job": "x", "kind": "not_run", "names": ["b"]}])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--seconds", "0"], "--seconds 0: must be more than 0"),
+        (["--seconds", "nan"], "--seconds nan: must be more than 0"),
+        (["--parts", "kernls"], "--parts: kernls: use check, end_to_end"),
+        (["--out", "/proc/none/x"], "--out /proc/none/x: cannot be written: No such file"),
+        (["--out", "."], "--out .: cannot be written: Is a directory"),
+    ],
+)
+def test_mistakes_are_one_line(options, error, capsys):
+    with pytest.raises(SystemExit) as stop:
+        gpu.main(options)
+    assert stop.value.code == 2 and error in capsys.readouterr().err
+
+
+def test_jobs_do_not_inherit_what_would_change_the_code_that_is_measured(monkeypatch):
+    monkeypatch.setenv("CDGEN_IMPL", "reference")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with gpu.environment() as (variables, _):
+        assert not {"CDGEN_IMPL", "TRITON_INTERPRET"} & variables.keys()
+        assert machine(variables)["environment"]["CUDA_VISIBLE_DEVICES"] == "", "what may matter is recorded"
+
+
+def test_each_failure_is_a_line_of_the_summary(failing_run):
+    _, found, _ = failing_run
+    lines = summary.summary(found).splitlines()
+    assert "    the first figure" in lines
+    assert "fake wrong: wrong: only: 3 of 8 rows differ" in lines
+    assert "fake raises: failed: second: RuntimeError: no such instruction" in lines
+    assert any(line.startswith("fake hang: timed out after 8 s") for line in lines)
+    assert any(line.startswith("fake crash: exit status -11") for line in lines)
+    counts = next(line for line in lines if line.startswith("fake  "))
+    assert "9 ok, 1 wrong, 2 failed, 2 crashed, 1 timed out, 2 not run, 1 dropped" in counts
+
+
+def test_the_summary_is_short_whatever_happened():
+    result = {"part": "check", "job": "sample", "kind": "result", "line": "x" * 500}
+    bad = result | {"name": "n" * 300, "status": "failed", "failure": "f" * 300}
+    text = summary.summary([bad] * 500)
+    assert len(text) < 12_000 and "and 475 more failures" in text
+    assert f"and {500 - summary.FIGURES} more lines" in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=str)
+def test_the_jobs_of_an_interrupted_run_end_with_it(number, folder, tmp_path):
+    """A connection that is lost sends SIGHUP. After SIGKILL there is no summary, but no job holds the GPU either."""
+    out = tmp_path / "out.jsonl"
+    code = textwrap.dedent(
+        f"""
+        import sys
+        from benchmarks.gpu import __main__ as gpu
+        from benchmarks.gpu.parts import Job
+        gpu.machine = lambda variables: {{"part": "", "job": "", "kind": "machine"}} | {ABOUT!r}
+        jobs = {{"fake": (Job("fake", "sleeps", "fake_gpu_jobs", 0, 60),)}}
+        sys.exit(gpu.main(["--dry-run", "--out", {str(out)!r}], jobs))
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not (started := of(list(records.read(out)), "sleeps", "note")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(number)
+    printed = process.communicate(timeout=20)[0]
+    if number != signal.SIGKILL:
+        assert process.returncode == 1 and "part          results" in printed
+    assert has_gone(started[0]["child"])
+
+
+def test_the_parent_imports_neither_torch_nor_triton():
+    code = "import benchmarks.gpu.__main__, sys; sys.exit(any(name in sys.modules for name in ('torch', 'triton')))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_machine_record():
+    found = machine(dict(os.environ))
+    assert found["torch"]["available"] == torch.cuda.is_available()
+    assert found["versions"]["torch"] and found["python"] and found["command"]
+    json.dumps(found)
+
+
+def test_jobs_import_the_kernels_where_they_are_not_installed():
+    with gpu.environment() as (variables, folder):
+        code = "import cdgen_kernels.ops, cdgen, benchmarks.gpu; print(cdgen_kernels.__path__)"
+        command = [
+            sys.executable,
+            "-I",
+            "-c",
+            f"import sys; sys.path[:0] = {variables['PYTHONPATH'].split(':')}; {code}",
+        ]
+        printed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert f"'{ROOT}/kernels/cdgen_kernels'" in printed
+
+
+def test_a_job_in_its_own_process(folder, tmp_path):
+    status = gpu.main(
+        ["--dry-run", "--parts", "check", "--out", str(tmp_path / "out.jsonl")], {"check": PARTS["check"][:1]}
+    )
+    assert status == 0 and statuses(list(records.read(tmp_path / "out.jsonl")), "noise") == {"noise": "ok"}
+
+
+def test_tests_are_recorded_one_by_one(folder, tmp_path):
+    (tmp_path / "test_five.py").write_text(
+        "import os, pytest\n"
+        "def test_a(): pass\n"
+        "def test_b(): assert 1 == 2, 'one is not two'\n"
+        "def test_c(): pytest.skip()\n"
+        "def test_d(): os._exit(9)\n"
+        "def test_e(no_such_fixture): pass\n"
+    )
+    for shard, names in (("0 2", "ace"), ("1 2", "bd")):
+        out = tmp_path / f"{names}.jsonl"
+        variables = {"CDGEN_GPU_RESULTS": str(out), "CDGEN_GPU_JOB": "end_to_end x", "CDGEN_GPU_SHARD": shard}
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "benchmarks.gpu.pytest_records",
+        ]
+        with gpu.environment() as (environment, _):
+            subprocess.run([*command, str(tmp_path)], cwd=tmp_path, env=environment | variables, check=False)
+        found = list(records.read(out))
+        assert [name[-1] for name in of(found, "x", "planned")[0]["names"]] == list(names)
+        results = {name[-1]: status for name, status in statuses(found, "x").items()}
+        assert results == ({"a": "ok", "c": "skipped", "e": "failed"} if names == "ace" else {"b": "failed"})
+    assert "one is not two" in of(found, "x", "result")[0]["failure"]
+
+
+def test_a_skipped_test_is_no_failure():
+    skipped = {"part": "end_to_end", "job": "x", "kind": "result", "name": "test_c", "status": "skipped"}
+    assert not summary.has_failed([skipped])
+    assert "0 ok, 1 skipped" in summary.summary([skipped])
+    assert summary.has_failed([skipped | {"status": "failed"}])

@@ -1,0 +1,160 @@
+"""Readers of records: every format and encoding gives the same texts, in bounded memory; what is broken is named."""
+
+import codecs
+import gzip
+import io
+import json
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cdgen.corpus import records as module
+from cdgen.corpus.records import lines, records
+from cdgen.errors import InputError
+
+TEXTS = ["One fish.", "Two fish,\næøå 🐟.", "", "Red\r\nfish\u2028."]
+
+
+def zstd(data):
+    buffer = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(buffer, "zstd") as stream:
+        stream.write(data)
+    return buffer.getvalue().to_pybytes()
+
+
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+ENCODINGS = {
+    "utf-8": b"",
+    "utf-8-sig": b"",  # writes its own mark
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "utf-32-le": codecs.BOM_UTF32_LE,
+    "utf-32-be": codecs.BOM_UTF32_BE,
+}
+
+
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_packing_and_encoding(tmp_path, packing, encoding, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 7)  # characters and lines lie across blocks
+    path = tmp_path / f"a.jsonl{packing}"
+    text = "".join(json.dumps({"text": text, "id": text[:3]}, ensure_ascii=False) + "\n" for text in TEXTS)
+    path.write_bytes(PACK[packing](ENCODINGS[encoding] + text.encode(encoding)))
+    assert list(records(path)) == [(text[:3], text) for text in TEXTS]
+    path = tmp_path / f"a.txt{packing}"
+    path.write_bytes(PACK[packing](ENCODINGS[encoding] + text.encode(encoding)))
+    assert list(records(path)) == [(1, text)]
+
+
+@given(text=st.text(), block=st.integers(1, 9))
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_lines_are_those_of_the_whole_text(tmp_path, monkeypatch, text, block):
+    monkeypatch.setattr(module, "_BLOCK", block)
+    text = text.removeprefix("\ufeff")
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    expected = [line.removesuffix("\r") for line in text.split("\n")]
+    assert list(lines(tmp_path / "a.txt")) == (expected if text and not text.endswith("\n") else expected[:-1])
+
+
+@pytest.mark.parametrize(
+    "encoding, before, byte",
+    [("utf-8", "æ" * 5, b"\xff"), ("utf-16-le", "fish🐟", b"\x00\xdc"), ("utf-32-be", "fish", b"\x00\x11\x00\x00")],
+)
+@pytest.mark.parametrize("packing", PACK)
+def test_the_undecodable_byte_is_named(tmp_path, monkeypatch, packing, encoding, before, byte):
+    monkeypatch.setattr(module, "_BLOCK", 5)
+    start = ENCODINGS[encoding] + before.encode(encoding)
+    (tmp_path / f"a.txt{packing}").write_bytes(PACK[packing](start + byte + "more".encode(encoding)))
+    expected = f"a.txt{packing}: byte {len(start)} is not {encoding[:6].upper().rstrip('-')}; convert"
+    with pytest.raises(InputError, match=expected):
+        list(records(tmp_path / f"a.txt{packing}"))
+    (tmp_path / f"a.txt{packing}").write_bytes(PACK[packing](start + "é".encode(encoding)[:-1]))  # cut short
+    with pytest.raises(InputError, match=f"byte {len(start)} is not"):
+        list(records(tmp_path / f"a.txt{packing}"))
+
+
+def _parquet(*texts, **options):
+    buffer = io.BytesIO()
+    column = pa.array([text if isinstance(text, bytes) else text.encode() for text in texts]).view(pa.string())
+    pq.write_table(pa.table({"text": column}), buffer, **options)
+    return buffer.getvalue()
+
+
+LONG = [f"{number} fish " * 20 for number in range(2000)]
+DAMAGED = bytearray(_parquet(*LONG, compression="zstd"))
+DAMAGED[500:600] = bytes(100)
+
+
+@pytest.mark.parametrize(
+    "name, data, reason",
+    [
+        ("a.txt.gz", gzip.compress(b"fish")[:-6], r"a\.txt\.gz: damaged gzip"),
+        ("a.jsonl.zst", zstd(b"fish" * 99)[:-3], r"a\.jsonl\.zst: damaged zstd"),
+        ("a.txt.zst", b"not zstd", "damaged zstd"),
+        ("a.parquet", bytes(DAMAGED), r"a\.parquet: not a Parquet file"),
+        ("a.parquet", _parquet("fish")[:-9], "not a Parquet file"),
+        ("a.parquet", _parquet("fish", b"fi\xff"), "a text of rows 1 to 2 is not UTF-8, from its byte 2"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "x\\ud800"}', "line 2: character 1 of field 'text' is half of a surr"),
+        ("a.jsonl", b"[" * 100000, "line 1 is not JSON"),
+        ("a.jsonl", b'{"body": "fish"}', "line 1 has no field 'text' but body; choose with --field"),
+        ("a.csv", b"a", "not a format of text; use"),
+        ("a.parquet.gz", b"a", "not a format of text; use"),
+    ],
+)
+def test_what_is_broken_is_named(tmp_path, name, data, reason):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=reason) as caught:
+        list(records(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_datasets_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": TEXTS, "id": list("wxyz"), "n": [1, 2, 3, 4]}).save_to_disk(tmp_path / "d")
+    assert list(records(tmp_path / "d")) == list(zip("wxyz", TEXTS, strict=True))
+    with pytest.raises(InputError, match=r"no field 'body'; it has text, id, n; choose with --body"):
+        list(records(tmp_path / "d", "body", flag="--body"))
+
+
+def test_the_hub_is_streamed(monkeypatch):
+    """A stand-in for the hub, which no test may reach."""
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(name, *, split, streaming):
+        assert streaming
+        if name != "owner/name":
+            raise FileNotFoundError(f"Dataset '{name}' doesn't exist on the Hub\nand more")
+        return iter([{"text": f"{split} fish", "other": 1}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(records("hub:owner/name")) == [(1, "train fish")]
+    assert list(records("hub:owner/name:test")) == [(1, "test fish")]
+    with pytest.raises(InputError, match=r"hub:none/none: cannot be read from the hub: Dataset .* on the Hub$"):
+        list(records("hub:none/none"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.txt"])
+def test_a_file_never_lies_in_memory_whole(tmp_path, name):
+    """32 MB of text; Python holds less than a quarter of it, and Arrow less than half."""
+    texts = [f"{number} " + "fish " * 2000 for number in range(3200)]
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": texts}), tmp_path / name, use_dictionary=False)
+    else:
+        rows = texts if name == "a.txt" else [json.dumps({"text": text}) for text in texts]
+        packing = "" if name == "a.txt" else name.removeprefix("a.jsonl")
+        (tmp_path / name).write_bytes(PACK[packing]("\n".join(rows).encode()))
+    expected = [text.strip() for text in texts]
+    del texts
+    tracemalloc.start()
+    arrow = pa.total_allocated_bytes()
+    most = 0
+    for index, (number, text) in enumerate(records(tmp_path / name, whole=False)):
+        assert number == index + 1 and text.strip() == expected[index]
+        most = max(most, pa.total_allocated_bytes() - arrow)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert index == 3199 and peak < 8e6 and most < 16e6  # Arrow: 14 MB for its pages, however long the file

@@ -1,0 +1,119 @@
+"""The decode step as a GPU would record it: it waits for nothing, makes no tensor of unknown size, and is counted."""
+
+from collections import Counter, deque
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cdgen import ContrastiveLM, SamplingParams
+from cdgen.engine.engine import Request
+from cdgen.engine.graphs import StepGraphs
+from cdgen.engine.paged_backend import PagedTexts
+from cdgen.engine.static_backend import StaticBatch
+from cdgen_kernels.ops import make_rows
+from tests.helpers.tiny_models import make_llama
+
+NO_WORK = {"device", "empty", "new_empty", "detach", "alias"}  # and views:
+NO_WORK |= {"view", "_unsafe_view", "reshape", "_reshape_alias", "as_strided", "unsqueeze", "expand", "t", "transpose"}
+NO_WORK |= {"permute", "select", "slice", "split", "split_with_sizes", "chunk", "unbind"}
+
+
+class Launches(TorchDispatchMode):
+    """Counts the ops that are work on the device, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name not in NO_WORK:
+            self.found[name] += 1
+        return function(*args, **kwargs or {})
+
+
+def on_fake_cuda(thing):
+    """The same object with every tensor in it a fake one on CUDA."""
+    if isinstance(thing, torch.Tensor):
+        return torch.empty_strided(thing.shape, thing.stride(), dtype=thing.dtype, device="cuda")
+    if isinstance(thing, (list, tuple)) and not hasattr(thing, "_fields"):
+        return type(thing)(map(on_fake_cuda, thing))
+    if type(thing).__module__ in ("cdgen.models.llama", "cdgen.engine.shared_cache", "cdgen.engine.paged_backend"):
+        for name, value in vars(thing).items():
+            setattr(thing, name, on_fake_cuda(value))
+    return thing
+
+
+def step_of(good, params, batch=8, **bad):
+    """(ops of a step on CUDA, its tokens)"""
+    lm = ContrastiveLM(good, **bad)
+    texts = PagedTexts(lm.pair, params, batch, 64)
+    rows = make_rows(batch)
+    ids, row = torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.int32)
+    with FakeTensorMode():
+        texts = on_fake_cuda(texts)
+        rows = type(rows)(*map(on_fake_cuda, rows))
+        ids, position, row = on_fake_cuda([ids, ids, row])
+        with Launches() as launches:
+            token = texts._advance(ids, position, row, rows)
+    return launches.found, token
+
+
+@pytest.mark.parametrize("bad", [{"layers": 2}, {"dropout": 0.3}, {"bad": None}], ids=str)
+@pytest.mark.parametrize("method", ["contrastive", "contrastive_tail"])
+def test_a_step_on_cuda_waits_for_nothing(bad, method):
+    if "bad" in bad:
+        method = "ancestral"
+    _, token = step_of(make_llama(0, layers=3), SamplingParams.for_method(method), **bad)
+    assert token.device.type == "cuda" and token.shape == (8,)
+
+
+@pytest.mark.parametrize("backend", [PagedTexts, StaticBatch])
+def test_starting_texts_waits_for_nothing(backend, monkeypatch):
+    """Prompts of several lengths and their texts: FakeTensorMode raises where a shape would be read from the device."""
+    lm, params = ContrastiveLM(make_llama(0), layers=1), SamplingParams(n=3, max_tokens=4)
+    texts = backend(lm.pair, params, 9, *([64] if backend is PagedTexts else []))
+    starts = [(Request([5] * n, deque([(0, 0), (1, 1), (2, 2)]), 0), count) for n, count in ((2, 1), (7, 3), (20, 2))]
+    for request, _ in starts:
+        texts.admit(request, 3)
+    if backend is StaticBatch:
+        for model in lm.pair.models(params):
+            monkeypatch.setattr(model, "last_logits", lambda ids, *rest: torch.zeros(len(ids), 300))
+            monkeypatch.setattr(model, "new_cache", lambda width: SimpleNamespace(fork=lambda owner, length: owner))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        slots, outputs = texts.start(starts)
+    assert [len(own) for own in slots] == [1, 3, 2] and [len(output) for output in outputs] == [6, 6]
+
+
+def test_launches_of_a_step():
+    """Ten a layer: two norms, four products, rope and store, attention, two for the gate. The rest is constant."""
+    found = {n: step_of(make_llama(0, layers=n), SamplingParams(), layers=1)[0] for n in (3, 4)}
+    layer = found[4] - found[3]
+    assert sum(layer.values()) == 10, layer
+    assert layer["add_rms_norm"] == 2 and layer["rope_and_store"] == layer["paged_attention"] == 1
+    rest = sum(found[3].values()) - 4 * 10
+    print(f"\nlaunches of a step: 10 for each layer of either model, and {rest}")
+    assert rest <= 24, found[3]
+
+
+def test_graphs_are_few(monkeypatch, fake_cuda):
+    """With recording replaced by a call: sizes are powers of two, and only the rows asked for are read."""
+    made, seen = [], []
+
+    class Recorded:
+        def __init__(self, step, size, *rest):
+            made.append(size)
+
+        def __call__(self, ids, position, row, rows, count):
+            seen.append(len(ids))
+            return ids.expand(count, -1)
+
+    monkeypatch.setattr("cdgen.engine.graphs._Graph", Recorded)
+    graphs = StepGraphs(100, torch.device("cpu"))
+    for live in (1, 2, 3, 64, 65, 100, 70, 4):
+        ids = torch.arange(live)
+        assert graphs(None, ids, ids, ids, make_rows(live), 3).shape == (3, live)
+    assert made == [1, 2, 4, 64, 100] and seen == [1, 2, 3, 64, 65, 100, 70, 4]

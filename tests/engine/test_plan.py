@@ -1,0 +1,98 @@
+"""cdgen plan: its shapes are the models', its memory the cache's, and a batch fits exactly as long as it fits."""
+
+import copy
+
+import pytest
+import torch
+
+from cdgen import ContrastiveLM, SamplingParams
+from cdgen.engine.paged_backend import PagedTexts
+from cdgen.engine.plan import Job, Shape, largest_batch, parts_of_memory, parts_of_step, shapes
+from cdgen.hardware import GPUS, Machine
+from tests.helpers.families import family
+from tests.helpers.tiny_models import make_llama
+
+JOB = Job(1e6, prompt=20, new=60, n=4)
+
+
+def test_shapes_are_the_models(folders, good, bad):
+    for model in (good, make_llama(0, tie_word_embeddings=True), family("qwen2")):
+        shape = Shape.of(model.config)
+        assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+        linears = [part.weight.numel() for part in model.modules() if isinstance(part, torch.nn.Linear)]
+        norms = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
+        assert shape.products == sum(linears) - model.lm_head.weight.numel() + norms
+        assert shape.output == model.lm_head.weight.numel()
+    one, other, weights = shapes(folders["good"], str(folders["bad"]))
+    assert weights == one.parameters + other.parameters and other == Shape.of(bad.config)
+    one, other, weights = shapes(folders["good"], "layers:1")
+    assert weights == one.parameters and other.products < one.products and other.cache == one.cache // 2
+    assert shapes(folders["good"], "dropout:0.3")[1] == one
+    assert shapes(folders["good"], None)[1:] == (None, one.parameters)
+
+
+def test_the_cache_takes_what_is_stated(good, bad):
+    """Pages of prompts are shared, and those of texts are whole."""
+    lm = ContrastiveLM(good, bad)
+    texts = PagedTexts(lm.pair, SamplingParams(max_tokens=60), 8, 80)
+    shape = Shape.of(good.config)
+    memory = parts_of_memory(shape, Shape.of(bad.config), 0, 8, JOB, 4, 4)
+    stated = memory["cache"]
+    assert memory["activations"] == 2 * 20 * 4 * (3 * 128 + 6 * 64) + 8 * 8 * 300, "two prompts, and logits of 8 texts"
+    pages = 8 * (5 - 1) + 2 * 1  # a text has 5 pages, the first of which is its prompt's; two prompts
+    assert stated == pages * texts.cache.page_bytes
+
+
+def test_the_largest_batch_fits_and_the_next_does_not(good, bad):
+    given = Shape.of(good.config), Shape.of(bad.config), 10_000, JOB, 4, 4
+
+    def size(batch):
+        return sum(parts_of_memory(*given[:3], batch, *given[3:]).values())
+
+    for batch in (4, 40, 400):
+        assert largest_batch(Machine(size(batch), 1, 1), *given, 1000) == batch
+        assert largest_batch(Machine(size(batch) - 1, 1, 1), *given, 1000) == batch - 4
+    assert largest_batch(Machine(1e15, 1, 1), *given, 1000) == 1000
+    assert largest_batch(Machine(1e15, 1, 1), *given, 3) == 3
+    assert largest_batch(Machine(10, 1, 1), *given, 1000) == 0
+
+
+def test_a_step_is_bound_by_the_slower_of_bytes_and_operations():
+    good = Shape(10_000, 8_000, 1_000, 64, 1, vocab_size=100)
+    few = parts_of_step(Machine(0, 1e3, 1e9), good, None, 1, JOB, 2, 2, stored_logits=True)
+    assert few == {"GOOD's layers": 16, "cache": 50 * 64 * 2 / 1e3, "output layer": 2, "logits": 0.8}
+    many = parts_of_step(Machine(0, 1e9, 1e3), good, good, 7, JOB, 2, 2, stored_logits=False)
+    assert many["GOOD's layers"] == many["BAD's layers"] == 2 * 7 * 8_000 / 1e3
+    assert many["output layer"] == 2 * 7 * 1_000 / 1e3 and many["logits"] == 0
+
+
+def test_the_command(cdgen_command, folders):
+    options = ("--good", folders["good"], "--bad", folders["bad"], "--tokens", "1e9", "--max-tokens", 60)
+    code, printed = cdgen_command("plan", *options, "--gpu", "h100")
+    assert code == 0 and "at best" in printed and "bound, not a measurement" in printed
+    assert f"{GPUS['h100'].bandwidth / 1e9:.0f} GB/s" in printed
+    code, printed = cdgen_command("plan", *options, "--gpu", "cpu", "--batch-size", 8)
+    assert code == 0 and "measured here" in printed and "a short run:" in printed
+    code, printed = cdgen_command("plan", *options, "--gpu", "h100", "--memory-gb", 1e-6)
+    assert code == 2 and printed.startswith("cdgen: error: not one text fits: 0.0") and "1e-06 GB are there" in printed
+    code, printed = cdgen_command("plan", "--good", "/nowhere", "--gpu", "h100")
+    assert (code, printed) == (2, "cdgen: error: /nowhere: no such folder or file\n")
+
+
+def test_the_dtype_is_that_of_the_run(cdgen_command, good, folders, tmp_path):
+    """float32 on the CPU; on a GPU the checkpoint's, and bfloat16 for float32."""
+    copy.deepcopy(good).half().save_pretrained(tmp_path / "half")
+    for model, machine, dtype in (
+        (folders["good"], ["h100"], "bfloat16"),
+        (tmp_path / "half", ["h100"], "float16"),
+        (folders["good"], ["h100", "--dtype", "float32"], "float32"),
+        (tmp_path / "half", ["cpu", "--batch-size", 8], "float32"),
+    ):
+        code, printed = cdgen_command("plan", "--good", model, "--gpu", *machine)
+        assert code == 0 and f" tokens, {dtype}, cache {dtype}\n" in printed, printed
+
+
+@pytest.mark.parametrize("option", ["--kv-cache-dtype", "--dtype"])
+def test_a_dtype_that_is_none(cdgen_command, folders, option):
+    code, printed = cdgen_command("plan", "--good", folders["good"], "--gpu", "h100", option, "int3")
+    assert code == 2 and "= 'int3': use float32, bfloat16 or float16" in printed

@@ -1,0 +1,61 @@
+"""Prompts, backends and requests for tests of the engine, and products that do not depend on the batch."""
+
+from collections import deque
+from typing import Any
+
+import pytest
+import torch
+
+from cdgen import ContrastiveLM, SamplingParams
+from cdgen.engine.engine import Request
+from cdgen.engine.paged_backend import PagedTexts
+from cdgen_kernels.layers import paged_attention
+from cdgen_kernels.ops import implementation
+
+PROMPTS = [[5, 6, 7], [9] * 16, [11, 12], list(range(20, 57)), [8], [5, 6, 7], [13] * 13]
+
+
+def by_row(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.stack([torch.nn.functional.linear(row, weight, bias) for row in x])
+
+
+def attention_by_row(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    page_table: torch.Tensor,
+    row: torch.Tensor,
+    position: torch.Tensor,
+    *,
+    sequence: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    rows = [slice(at, at + 1) for at in range(len(q))]
+    each = [{"sequence": None if sequence is None else sequence[at]} | options for at in rows]
+    return torch.cat(
+        [
+            paged_attention(q[at], keys, values, page_table, row[at], position[at], **more)
+            for at, more in zip(rows, each, strict=True)
+        ]
+    )
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are made row by row, so that texts are equal to the bit in batches of any size."""
+    monkeypatch.setattr("cdgen.models.llama.linear", by_row)
+    monkeypatch.setattr("cdgen.engine.paged_backend.linear", by_row)
+    if implementation("cpu")[0] == "reference":  # its sums are as long as the longest text of the batch
+        monkeypatch.setattr("cdgen.models.llama.paged_attention", attention_by_row)
+
+
+def free(**changes: Any) -> SamplingParams:
+    return SamplingParams(**{"n": 3, "max_tokens": 9, "ignore_eos": True, "logprobs": True} | changes)
+
+
+def backend(lm: ContrastiveLM, params: SamplingParams, size: int = 4, longest: int = 46, **options: Any) -> PagedTexts:
+    return PagedTexts(lm.pair, params, size, longest, **options)
+
+
+def requests(n: int = 3) -> list[Request]:
+    return [Request(p, deque((at * n + c, (at << 32) + c) for c in range(n)), at << 32) for at, p in enumerate(PROMPTS)]

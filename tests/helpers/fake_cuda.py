@@ -1,0 +1,101 @@
+"""CUDA graphs on a CPU: a capture records the ops that run, and each replay runs them again on the same tensors."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Graph:
+    """Stands in for torch.cuda.CUDAGraph."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+        self.stream = self.pool = None
+        self.replays = self.resets = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        for function, args, kwargs, result in self.calls:
+            _write_again(result, function(*args, **kwargs))
+
+    def reset(self) -> None:
+        self.resets += 1
+        self.calls.clear()
+
+
+def _write_again(result: object, again: object) -> None:
+    if isinstance(result, (list, tuple)):
+        for one, other in zip(result, again, strict=True):
+            _write_again(one, other)
+    elif isinstance(result, torch.Tensor) and result.data_ptr() != again.data_ptr():  # a view is where it was
+        result.copy_(again)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        self.graph.calls.append((function, args, kwargs or {}, result))
+        return result
+
+
+class Stream:
+    """Stands in for torch.cuda.Stream: everything happens in order."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def wait_stream(self, other: "Stream") -> None:
+        pass
+
+
+class FakeCuda:
+    """What was made, for a test to look at."""
+
+    def __init__(self) -> None:
+        self.graphs: list[Graph] = []
+        self.streams: list[Stream] = []
+        self.pools = 0
+
+    def graph(self) -> Graph:
+        self.graphs.append(Graph())
+        return self.graphs[-1]
+
+    def stream(self, device: torch.device) -> Stream:
+        self.streams.append(Stream(device))
+        return self.streams[-1]
+
+    def pool(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    @contextlib.contextmanager
+    def capture(self, graph: Graph, pool: int, stream: Stream) -> Iterator[None]:
+        graph.pool, graph.stream = pool, stream
+        with _Recorder(graph):
+            yield
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """`cdgen.engine.graphs` works on the CPU."""
+    fake, current = FakeCuda(), Stream(torch.device("cpu"))
+    monkeypatch.setattr("cdgen.engine.graphs._spare_streams", {torch.device("cpu"): []})
+    for name, stand_in in {
+        "CUDAGraph": fake.graph,
+        "Stream": fake.stream,
+        "graph_pool_handle": fake.pool,
+        "graph": fake.capture,
+        "current_stream": lambda: current,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "device": lambda device: contextlib.nullcontext(),
+        "synchronize": lambda device: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return fake

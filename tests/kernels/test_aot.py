@@ -1,0 +1,214 @@
+"""The compiled kernels take no more than they should: no spills, 16-byte loads, registers and shared memory, launches.
+
+Nothing is run. What Triton specialises for differs with dtype, so each kernel stands here once for each element size.
+"""
+
+import os
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET"):
+    pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
+
+import triton.language as tl  # noqa: E402
+
+from benchmarks.aot import __main__ as aot  # noqa: E402
+from benchmarks.aot.compiled import (  # noqa: E402
+    TARGETS,
+    Launch,
+    Resources,
+    Row,
+    compile_all,
+    parse_amdgcn,
+    parse_loads,
+    parse_ptxas,
+    record,
+    resources,
+)
+from benchmarks.ops.cases import OPS, Case  # noqa: E402
+from tools.ptx_sim.versions import bound  # noqa: E402
+
+BY_NAME = {op.name: op for op in OPS}
+CASES = [
+    ("sample, contrastive", torch.bfloat16),
+    ("sample, contrastive", torch.float32),
+    ("head", torch.bfloat16),
+    ("contrast_sample", torch.bfloat16),
+    ("linear_head", torch.bfloat16),
+    ("gathered_scores", torch.bfloat16),
+    ("softmax_gradient", torch.bfloat16),
+    ("add_rms_norm", torch.bfloat16),
+    ("rope_and_store", torch.bfloat16),
+    ("paged_attention, 12 heads", torch.bfloat16),
+    ("paged_attention, 12 heads", torch.float32),
+    ("paged_attention, 12 heads, dropout", torch.bfloat16),
+    ("paged_attention, 32 heads on 8", torch.bfloat16),
+]
+# Recorded on Triton 3.9, with some room; tools/ptx_sim/versions.py has what other versions take beyond that. Of 65,536
+# registers, 128 a thread leave room for four programs of four warps.
+REGISTERS = {
+    "sample_kernel": 128,
+    "head_kernel": 100,
+    "contrast_sample_kernel": 100,
+    "chunk_maxima_kernel": 192,
+    "linear_head_kernel": 144,
+    "gathered_scores_kernel": 96,
+    "softmax_gradient_kernel": 64,
+    "add_rms_norm_kernel": 64,
+    "rope_and_store_kernel": 96,
+    "paged_attention_kernel": 192,  # of groups of four heads of 128
+}
+KIB = 1024
+SHARED = {
+    "sample_kernel": 8 * KIB,
+    "head_kernel": 8 * KIB,
+    "contrast_sample_kernel": KIB,
+    "chunk_maxima_kernel": 99 * KIB,  # what every NVIDIA GPU since Ampere gives one program
+    "linear_head_kernel": 36 * KIB,
+    "gathered_scores_kernel": 20 * KIB,
+    "softmax_gradient_kernel": KIB,
+    "add_rms_norm_kernel": KIB,
+    "rope_and_store_kernel": KIB,
+    "paged_attention_kernel": 16 * KIB,  # of matrix units; without them 1 KiB
+}
+SHARED_ON_AMD = 64 * KIB
+
+
+def faults(row):
+    """What is wrong with a compiled kernel, in words."""
+    found, taken = [], row.resources
+    shared = SHARED[row.kernel] if row.target.startswith("cuda") else min(SHARED_ON_AMD, SHARED[row.kernel])
+    if taken.spill or taken.stack:
+        found.append(f"spills {taken.spill}, stack {taken.stack}")
+    if taken.registers > bound(f"registers of {row.kernel} on {row.target}", REGISTERS[row.kernel]):
+        found.append(f"{taken.registers} registers")
+    if taken.shared > shared:
+        found.append(f"{taken.shared} bytes of shared memory")
+    if row.streams and taken.width(row.streams) != 16:
+        found.append(f"loads { {name: taken.loads.get(name) for name in row.streams} }")
+    return [f"{row.kernel} of {row.case} on {row.target}: {what}" for what in found]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_the_kernels_take(target):
+    wanted = [Case(BY_NAME[name], dtype, BY_NAME[name].batches[0], BY_NAME[name].sizes[-1]) for name, dtype in CASES]
+    rows = compile_all(wanted, [target])
+    assert {row.kernel for row in rows} == set(REGISTERS)
+    assert [fault for row in rows for fault in faults(row)] == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("batch", BY_NAME["paged_attention, 12 heads"].batches)
+def test_attention_of_single_heads_leaves_room_for_ten_programs(batch, target):
+    """Which have 80 KiB under way on a multiprocessor; alone and with a shared text, that is, merging included."""
+    (row,) = compile_all([Case(BY_NAME["paged_attention, 12 heads"], torch.bfloat16, batch, 420)], [target])
+    assert faults(row) == [] and row.resources.registers <= 96
+    assert (row.launches, row.torch_ops) == (1, int(batch == 1))  # torch's sets the programs' counters to zero
+
+
+@pytest.mark.parametrize("vocab_size", [32_000, 65_536])
+@pytest.mark.parametrize("batch", [1, 128, 1024])
+def test_sample_is_one_launch(batch, vocab_size):
+    op = BY_NAME["sample, contrastive"]
+    good, _, rows = Case(op, torch.bfloat16, batch, 8).make("cpu")
+    wide = good.new_zeros(1, vocab_size).expand(batch, -1)  # only its shape counts
+    assert len(record(op, (wide, wide, rows)).launches) == 1
+
+
+# ------------------------------------------------------------------------------------------------- the gate itself
+
+
+@triton.jit
+def many_values_kernel(logits, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    x = tl.load(logits + i)
+    tl.store(out + i, x - tl.max(x, 0))  # all of x waits in registers
+
+
+def compiled(divisible, **options):
+    types = (("logits", "*fp32"), ("out", "*fp32"))
+    launch = Launch(many_values_kernel, types, (("N", 1024),), divisible, tuple(options.items()), 1)
+    return Row("softmax_gradient_kernel", "", ("logits",), "cuda:90", 1, 0, resources(launch, "cuda:90"))
+
+
+def test_spills_are_found():
+    assert faults(compiled(("logits", "out"), num_warps=1)) == []
+    (fault,) = faults(compiled(("logits", "out"), num_warps=1, maxnreg=24))
+    assert "spills" in fault
+
+
+def test_narrow_loads_are_found():
+    (fault,) = faults(compiled((), num_warps=1))
+    assert "loads {'logits': {4:" in fault
+
+
+def test_ceilings_hold():
+    row = Row("head_kernel", "", ("groups",), "cuda:80", 1, 0, Resources(100, 0, 0, 8 * KIB, {"groups": {16: 4, 2: 1}}))
+    assert faults(row) == []
+    greedy = Resources(101, 8, 16, 8 * KIB + 1, {"groups": {8: 4}})
+    assert len(faults(row._replace(resources=greedy))) == 4
+
+
+def test_parse_ptxas():
+    text = """
+ptxas info    : Function properties for f
+    24 bytes stack frame, 20 bytes spill stores, 28 bytes spill loads
+ptxas info    : Used 113 registers, used 1 barriers, 568 bytes cmem[0]
+"""
+    assert parse_ptxas(text) == (113, 48, 24)
+
+
+def test_parse_amdgcn():
+    text = """
+    .private_segment_fixed_size: 12
+    .sgpr_count:     106
+    .sgpr_spill_count: 63
+    .vgpr_count:     65
+    .vgpr_spill_count: 3
+"""
+    assert parse_amdgcn(text) == (65, 3, 12)
+
+
+def test_parse_loads(tmp_path):
+    source = tmp_path / "kernel.py"
+    source.write_text("x = tl.load(logits + i)\ny = f(tl.load(\n  bad))\nz = tl.load(bad + i, mask=m)\n")
+    ptx = f"""
+	.loc	1 1 4
+	// begin inline asm
+	mov.u32 %r1, 0x0;
+	.loc	1 2 4
+	@%p1 ld.global.v4.b32 {{ %r1, %r2, %r3, %r4 }}, [ %rd1 + 0 ];
+	// end inline asm
+	.loc	1 4 4
+	ld.global.L1::evict_first.b16 {{ %rs1 }}, [ %rd1 + 0 ];
+	ld.global.v2.b64 {{ %rd3, %rd4 }}, [ %rd1 + 0 ];
+	st.global.v4.b32 [ %rd1 + 0 ], {{ %r1, %r2, %r3, %r4 }};
+	ld.shared.v4.b32 {{ %r1, %r2, %r3, %r4 }}, [ %r9 + 0 ];
+	.loc	1 2 4
+	cp.async.cg.shared.global [ %r4 + 0 ], [ %rd5 + 0 ], 0x10, %r6;
+	.file	1 "{source}"
+"""
+    assert parse_loads(ptx) == {"logits": {16: 1}, "bad": {2: 1, 16: 1}, "?": {16: 1}}
+    amd = f"""
+	.file	3 "{tmp_path}" "kernel.py"
+	.loc	3 1 4 is_stmt 1
+	global_load_dwordx4 v[8:11], v7, s[18:19] offset:16
+	buffer_load_dwordx2 v[8:9], v7, s[16:19], 0 offen
+	.loc	3 4 4
+	global_load_ushort v1, v[2:3], off
+	global_store_dwordx4 v[0:1], v[2:5], off
+	ds_read_b128 v[0:3], v4
+"""
+    assert parse_loads(amd) == {"logits": {16: 1, 8: 1}, "bad": {2: 1}}
+
+
+def test_tables():
+    row = Row("k", "x [1, 2]", ("groups",), "cuda:80", 1, 2, Resources(9, 0, 0, 64, {"groups": {16: 4}}))
+    heading, line = aot.describe_kernels([row]).splitlines()
+    assert heading.split()[-2:] == ["load", "launches"]
+    assert line.split()[-6:] == ["16", "1", "+", "2", "of", "torch"]
+    times = {name: {"memory": 1.25, "issue": None, "matmul": 2.0} for name in aot.LIMITS}
+    found = [{"case": "x", "entries": 9, "bytes": 2e6, "flops": 0, "instructions": None, "us": times}]
+    assert "1.2 / - / 2.0" in aot.describe_predictions(found)

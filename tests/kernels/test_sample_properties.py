@@ -1,0 +1,156 @@
+"""C++ against the float64 reference on everything a caller may pass: same tokens, same heads, same log-probabilities.
+
+Tokens are compared for equality. Both compute scores and noise in float64 from the same float32 threshold, so they can
+differ only where two noisy scores lie within a few units of 1e-16 of one another, which no example here hits.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cdgen_kernels import codes, reference
+from cdgen_kernels.ops import make_rows
+from tests.helpers.implementations import IMPLEMENTATIONS, NO_CPP, run_contrast_sample, run_head, run_sample
+
+pytestmark = pytest.mark.skipif("cpp" not in IMPLEMENTATIONS, reason=NO_CPP)
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# around the block of 256, the 8 of its words and the 4 of Philox; a prime; sizes of real vocabularies and beyond
+SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 31, 255, 256, 257, 263, 511, 512, 513, 1021, 4099, 32_000, 50_257, 128_256, 300_000]
+SHAPES = ["peaked", "one", "flat", "grid", "normal", "mostly -inf", "with +inf"]
+
+
+def make_logits(generator, shape, batch, width, dtype):
+    x = torch.randn(batch, width, generator=generator)
+    if shape == "peaked":  # Zipf-like, as a language model's
+        ranks = torch.stack([torch.randperm(width, generator=generator) for _ in range(batch)]) if batch else x
+        x = -1.5 * torch.log1p(ranks.float()) + 0.3 * x
+    elif shape == "one":  # a head of one token
+        x[torch.arange(batch), torch.randint(width, (batch,), generator=generator)] += 60
+    elif shape == "flat":  # a head of all V, every score a tie
+        x = torch.full_like(x, 1.25)
+    elif shape == "grid":  # steps of ln 2, so that many tokens lie at the threshold or just beside it
+        x = (2 * x).round() * math.log(2)
+    elif shape == "mostly -inf":
+        x = torch.where(torch.rand(batch, width, generator=generator) < 0.9, -torch.inf, x)
+        x[torch.arange(batch), torch.randint(width, (batch,), generator=generator)] = 0.5
+    elif shape == "with +inf":
+        x = torch.where(torch.rand(batch, width, generator=generator) < 0.1, torch.inf, 3 * x)
+    return x.to(dtype)
+
+
+def strided(x, layout):
+    """The same values behind other strides: rows of a wider tensor, every second row, one row for all."""
+    batch, width = x.shape
+    if layout == "wide":
+        wide = torch.full((batch, width + 13), torch.nan, dtype=x.dtype)
+        wide[:, 5 : 5 + width] = x
+        return wide[:, 5 : 5 + width]
+    if layout == "every second":
+        both = torch.full((2 * batch, width), torch.nan, dtype=x.dtype)
+        both[::2] = x
+        return both[::2]
+    return x[:1].expand(batch, width) if layout == "shared" else x
+
+
+@st.composite
+def problems(draw):
+    size = draw(st.sampled_from(SIZES))
+    batch = draw(st.sampled_from([0, 1, 2, 3, 5] if size < 5000 else [0, 1, 2]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    pad_good, pad_bad = draw(st.sampled_from([0, 0, 1, 64])), draw(st.sampled_from([0, 0, 3, 128]))
+    good = make_logits(generator, draw(st.sampled_from(SHAPES)), batch, size, draw(st.sampled_from(DTYPES)))
+    bad = make_logits(generator, draw(st.sampled_from(SHAPES)), batch, size, draw(st.sampled_from(DTYPES)))
+    # padding would win if it were read
+    good = torch.nn.functional.pad(good, (0, pad_good), value=torch.inf)
+    bad = torch.nn.functional.pad(bad, (0, pad_bad), value=-torch.inf)
+    layouts = st.sampled_from(["plain", "wide", "every second", "shared"])
+    good, bad = strided(good, draw(layouts)), strided(bad, draw(layouts))
+
+    def per_row(*values):
+        return [draw(st.sampled_from(values)) for _ in range(batch)]
+
+    rows = make_rows(
+        batch,
+        alpha=per_row(0.1, 0.5, 0.25, 1.0, 0.0, 1e-3),
+        good_weight=per_row(1.0, 1.5, 0.0),
+        contrast_strength=per_row(1.0, 0.5, 0.0, -0.5),
+        temperature=per_row(1.0, 0.7, 2.0, 0.0),
+        top_k=per_row(0, 1, 3, 200, 10**6),
+        top_p=per_row(1.0, 0.9, 0.5, 1e-4),
+        seed=per_row(0, 1, -1, 2**63 - 1),
+        sequence=per_row(0, 7, 2**40 + 3),
+        position=per_row(0, 1, 2**31),
+    )
+    banned = None
+    if draw(st.booleans()):
+        banned = torch.randint(-1, size + 2, (batch, draw(st.integers(0, 6))), generator=generator)
+        if banned.numel() and draw(st.booleans()):
+            banned[:, 0] = good[:, :size].float().argmax(1)  # the very best token
+    bad = draw(st.sampled_from([bad, bad, bad, None]))
+    outside = draw(st.sampled_from(["mask", "mask", "shifted_good", -20.0, -2.0]))
+    return good, bad, rows, banned, size, outside, draw(st.booleans())
+
+
+slow_examples = settings(
+    max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@given(problems())
+@slow_examples
+def test_cpp_draws_what_the_reference_draws(problem):
+    good, bad, rows, banned, size, outside, logprobs = problem
+    call = dict(outside_head=outside, banned=banned, vocab_size=size, logprobs=logprobs)
+    wanted = run_sample("reference", good, bad, rows, **call)
+    got = run_sample("cpp", good, bad, rows, **call)
+    assert got.token.tolist() == wanted.token.tolist()
+    drawn = wanted.token >= 0  # log-probabilities of a faulty row mean nothing
+    for a, b in zip(got[1:], wanted[1:], strict=True):
+        if logprobs:
+            torch.testing.assert_close(a[drawn], b[drawn], rtol=1e-5, atol=1e-5)
+
+
+@given(problems(), st.sampled_from([1, 4, 64, 1024]))
+@slow_examples
+def test_cpp_finds_the_heads_the_reference_finds_and_draws_from_them(problem, capacity):
+    good, bad, rows, banned, size, _, logprobs = problem
+    wanted = reference.head(good, rows.margin, banned, size, capacity)
+    got = run_head("cpp", good, rows.margin, banned, size, capacity)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    from_list = reference.contrast_sample(wanted, bad, rows, size, False, logprobs)
+    drawn = from_list.token >= 0
+    from_ours = run_contrast_sample("cpp", got, bad, rows, size, logprobs)
+    assert from_ours.token.tolist() == from_list.token.tolist()
+    if bad is not None:
+        gathered = bad.gather(1, wanted.token.clamp(min=0).long())
+        for implementation in ("cpp", "reference"):
+            from_gathered = run_contrast_sample(implementation, wanted, gathered, rows, size, False, gathered=True)
+            assert from_gathered.token.tolist() == from_list.token.tolist()
+    if logprobs:
+        torch.testing.assert_close(from_ours.logprob[drawn], from_list.logprob[drawn], rtol=1e-5, atol=1e-5)
+    fits = (wanted.count >= 0) & (wanted.count <= capacity)
+    whole = run_sample("reference", good, bad, rows, banned=banned, vocab_size=size)
+    assert from_list.token[fits].tolist() == whole.token[fits].tolist()
+
+
+@given(problems())
+@slow_examples
+def test_nan_is_told_by_row(problem):
+    good, bad, rows, banned, size, outside, logprobs = problem
+    if good.shape[0] == 0:
+        return
+    good = good.clone()
+    row, column = good.shape[0] - 1, size // 2
+    good[row, column] = -torch.nan if size % 2 else torch.nan  # NaN of either sign
+    call = dict(outside_head=outside, banned=banned, vocab_size=size, logprobs=logprobs)
+    assert run_sample("cpp", good, bad, rows, **call).token[row] == codes.NAN_GOOD
+    assert (
+        run_sample("cpp", good, bad, rows, **call).token.tolist()
+        == run_sample("reference", good, bad, rows, **call).token.tolist()
+    )
+    assert run_head("cpp", good, rows.margin, banned, size, 4).count[row] == codes.NAN_GOOD

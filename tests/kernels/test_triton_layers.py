@@ -1,0 +1,223 @@
+"""add_rms_norm and rope_and_store without a GPU: their compiled PTX is executed, their source interpreted.
+
+Rotations and sums of two are float32 operations that round as the reference's do: equal to the bit. A norm sums in
+another order, so that it may differ by 1e-6 of itself before it is rounded.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cdgen_kernels import reference
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET"):
+    pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
+
+from cdgen_kernels.triton import layers as triton_layers  # noqa: E402
+from tools.ptx_sim import Device, errors  # noqa: E402
+from tools.ptx_sim.faults import find, remove, shift_address, substitute, unguard  # noqa: E402
+
+every_sm = pytest.mark.parametrize("sm", [80, 90, 100])
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def on_device(function, *arguments, sm=90, mutate=None):
+    """(what the function returns, the report of its one launch), executed from compiled PTX."""
+    with Device(sm, mutate) as device:
+        result = function(*arguments)
+    (only,) = device.launches
+    return result, only.report
+
+
+def assert_rounded_once(got, exact):
+    """float32 sums, off by 2e-6 of themselves, then one rounding to the dtype."""
+    assert not got.isnan().any()
+    slack = max(torch.finfo(got.dtype).eps / 2, 1e-7) + 2e-6
+    torch.testing.assert_close(got.double(), exact, rtol=slack, atol=1e-7)
+
+
+def make_sum(rows, width, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x, residual, weight = (torch.randn(size, generator=generator) for size in ((rows, width), (rows, width), (width,)))
+    return x.to(dtype), residual.to(dtype), (1 + 0.3 * weight).to(dtype)
+
+
+def check_norm(x, residual, weight, eps=1e-5, **how):
+    (normed, total), report = on_device(triton_layers.add_rms_norm, x, residual, weight, eps, **how)
+    summed = reference.add_rms_norm(x, residual, weight, eps)[1]
+    assert total.equal(summed)
+    assert_rounded_once(normed, reference.add_rms_norm(summed.double(), None, weight.double(), eps)[0])
+    return report
+
+
+@every_sm
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_rms_norm(sm, dtype):
+    """GOOD's width, of which a quarter of the lanes' numbers are masked off; one of four warps; nothing to add."""
+    check_norm(*make_sum(3, 768, dtype), sm=sm)
+    check_norm(*make_sum(2, 4096, dtype), sm=sm)
+    x, _, weight = make_sum(2, 768, dtype)
+    check_norm(x, None, weight, sm=sm)
+
+
+@pytest.mark.parametrize("width", [1, 7, 224, 1030])
+def test_widths_that_are_no_powers_of_two(width):
+    check_norm(*make_sum(2, width, torch.bfloat16))
+
+
+def test_what_the_norm_reads_and_writes():
+    """Each number once, 16 bytes a lane."""
+    x, residual, weight = make_sum(4, 768, torch.bfloat16)
+    report = check_norm(x, residual, weight)
+    for name in ("x", "residual"):
+        assert (report.reads(name) == 1).all() and report.traffic(name, width=16).bytes == x.nbytes
+    assert (report.reads("weight") == 4).all()
+    for name in ("normed", "total"):
+        assert (report.writes(name) == 1).all() and report.traffic(name, width=16).bytes == x.nbytes
+    assert report.thread_instructions / x.numel() <= 16
+
+
+def test_infinite_and_tiny_sums():
+    x, residual, weight = make_sum(3, 64, torch.float32)
+    x[0, 3], x[1], residual[1], x[2, 5] = torch.inf, 0, 0, torch.nan
+    (normed, _), _ = on_device(triton_layers.add_rms_norm, x, residual, weight, 1e-5)
+    wanted, _ = reference.add_rms_norm(x, residual, weight, 1e-5)
+    torch.testing.assert_close(normed, wanted, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def make_turn(tokens, heads, kv_heads, dim, dtype, cache_dtype=None, page=16):
+    """Arguments of rope_and_store: q, k and v are views of one product, the caches are all NaN; slots in any order."""
+    generator = torch.Generator().manual_seed(dim)
+    product = torch.randn(tokens, (heads + 2 * kv_heads) * dim, generator=generator).to(dtype)
+    parts = product.split([heads * dim, kv_heads * dim, kv_heads * dim], 1)
+    q, k, v = (part.unflatten(1, (-1, dim)) for part in parts)
+    angle = torch.rand(40, dim // 2, generator=generator) * 6
+    position = torch.randint(0, 40, (tokens,), generator=generator)
+    slot = torch.randperm(3 * page, generator=generator)[:tokens]
+    slot[1:2] = -1
+    cache = torch.full((2, 3, kv_heads, page, dim), torch.nan, dtype=cache_dtype or dtype)
+    return q, k, v, angle.cos(), angle.sin(), position, slot, cache[0], cache[1]
+
+
+def check_turn(*problem, **how):
+    *inputs, keys, values = problem
+    wanted_keys, wanted_values = keys.clone(), values.clone()
+    wanted = reference.rope_and_store(*inputs, wanted_keys, wanted_values)
+    got, report = on_device(triton_layers.rope_and_store, *problem, **how)
+    assert got.equal(wanted)
+    for mine, right in ((keys, wanted_keys), (values, wanted_values)):
+        assert mine.view(torch.uint8).equal(right.view(torch.uint8))
+    return report
+
+
+@every_sm
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rope_and_store(sm, dtype):
+    """GOOD's heads; groups of four, where keys need fewer programs than queries; cached in another dtype."""
+    check_turn(*make_turn(3, 12, 12, 64, dtype), sm=sm)
+    check_turn(*make_turn(3, 32, 8, 128, dtype, torch.float16), sm=sm)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "page"), [(3, 1, 80, 16), (6, 2, 20, 3), (1, 1, 2, 1)])
+def test_odd_heads_and_pages(heads, kv_heads, dim, page):
+    """Halves that are no powers of two; heads that fill no tile; pages of 3 and of 1."""
+    check_turn(*make_turn(3, heads, kv_heads, dim, torch.bfloat16, page=page))
+
+
+def test_what_the_rotation_reads_and_writes():
+    """Each number once, 16 bytes a lane; nothing of k and v where there is no slot."""
+    problem = make_turn(5, 12, 12, 64, torch.bfloat16)
+    report = check_turn(*problem)
+    stored = problem[6] >= 0
+    assert (report.reads("q")[:, :, :] == 1).all()
+    for name in ("k", "v"):
+        assert (report.reads(name)[stored] == 1).all() and not report.reads(name)[~stored].any()
+    for name, tensor in (("keys", problem[7]), ("values", problem[8])):
+        assert report.writes(name).sum() == int(stored.sum()) * 12 * 64 * 2
+        assert report.traffic(name, "store", 16).bytes == report.traffic(name, "store").bytes
+        assert (report.writes(name) > 0).any(-1).sum() == (~tensor.isnan()).sum()
+    assert report.traffic("out", width=16).bytes == problem[0].numel() * 2
+    assert report.thread_instructions / (5 * 36 * 64) <= 8
+
+
+def test_nothing_to_do():
+    with Device(90) as device:
+        assert triton_layers.rope_and_store(*make_turn(0, 2, 2, 8, torch.float32)).shape == (0, 2, 8)
+        x, residual, weight = make_sum(0, 8, torch.float32)
+        assert triton_layers.add_rms_norm(x, residual, weight, 1e-5)[0].shape == (0, 8)
+    assert not device.launches
+
+
+def last(ptx, opcode):
+    return len(find(ptx, opcode)) - 1
+
+
+NORM_FAULTS = [
+    lambda ptx: remove(ptx, "st.global", last(ptx, "st.global")),
+    lambda ptx: shift_address(ptx, "ld.global", 16),
+    lambda ptx: unguard(ptx, "ld.global", last(ptx, "ld.global")),
+    lambda ptx: remove(ptx, "shfl"),
+    lambda ptx: "".join(line for line in ptx.splitlines(True) if "bar.sync" not in line),
+]
+
+
+@pytest.mark.parametrize("fault", NORM_FAULTS)
+def test_faults_in_the_norm_are_caught(fault):
+    """A width that four warps share: of the last thousand numbers there are 16."""
+    with pytest.raises((errors.Fault, AssertionError)):
+        check_norm(*make_sum(2, 3088, torch.bfloat16), mutate=fault)
+
+
+TURN_FAULTS = [
+    lambda ptx: remove(ptx, "st.global"),
+    lambda ptx: remove(ptx, "st.global", last(ptx, "st.global")),
+    lambda ptx: shift_address(ptx, "st.global", 128, last(ptx, "st.global")),
+    lambda ptx: shift_address(ptx, "ld.global", 4),  # the position
+    lambda ptx: unguard(ptx, "st.global", last(ptx, "st.global")),
+    lambda ptx: substitute(ptx, "sub", "sub", "add"),
+    lambda ptx: substitute(ptx, "setp.lt.s64", ".lt.", ".gt."),  # whether there is a slot
+]
+
+
+@pytest.mark.parametrize("fault", TURN_FAULTS)
+def test_faults_in_the_rotation_are_caught(fault):
+    with pytest.raises((errors.Fault, AssertionError)):
+        check_turn(*make_turn(3, 12, 12, 64, torch.bfloat16), mutate=fault)
+
+
+def test_source_in_tritons_interpreter():
+    """Its own process, since Triton's mode is fixed when a kernel is decorated. It cuts to bfloat16, unrounded."""
+    code = """
+import torch
+from cdgen_kernels import reference
+from cdgen_kernels.triton import layers as triton_layers
+torch.manual_seed(0)
+
+def same(got, wanted):
+    loss = 2**-7 if got.dtype == torch.bfloat16 else 0
+    torch.testing.assert_close(got, wanted, rtol=loss, atol=0)
+
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    x, residual, weight = (torch.randn(3, 100).to(dtype) for _ in range(3))
+    for given in (residual, None):
+        pair = [m.add_rms_norm(x, given, weight[0], 1e-5) for m in (reference, triton_layers)]
+        for wanted, got in zip(*pair):
+            torch.testing.assert_close(got, wanted, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    q, k, v = torch.randn(3, 4, 10).to(dtype), torch.randn(3, 2, 10).to(dtype), torch.randn(3, 2, 10).to(dtype)
+    angle, position, slot = torch.rand(9, 5), torch.tensor([8, 0, 3]), torch.tensor([5, -1, 0])
+    for cached in (torch.float32, torch.bfloat16):
+        pair = []
+        for m in (reference, triton_layers):
+            cache = torch.full((2, 2, 2, 4, 10), torch.nan, dtype=cached)
+            out = m.rope_and_store(q, k, v, angle.cos(), angle.sin(), position, slot, *cache)
+            pair.append((out, cache.nan_to_num(9)))
+        for wanted, got in zip(*pair):
+            same(got, wanted)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,91 @@
+"""Which launches share a compiled kernel: what Triton's own binder specialises for. Nothing is compiled or run."""
+
+import os
+
+import pytest
+import torch
+
+from cdgen_kernels.ops import make_rows
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET"):
+    pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import make_backend  # noqa: E402
+from triton.runtime.jit import create_function_from_signature  # noqa: E402
+
+from cdgen_kernels.triton import attention as triton_attention  # noqa: E402
+from cdgen_kernels.triton import candidates as triton_head  # noqa: E402
+from cdgen_kernels.triton import cross_entropy as triton_cross_entropy  # noqa: E402
+from cdgen_kernels.triton import layers as triton_layers  # noqa: E402
+from cdgen_kernels.triton import linear as triton_linear  # noqa: E402
+from cdgen_kernels.triton import sample as triton_sample  # noqa: E402
+from tools.ptx_sim import intercept  # noqa: E402
+from tools.ptx_sim.compile import specialise  # noqa: E402
+
+B, V, D, C = 6, 96, 64, 16
+MODULES = (triton_attention, triton_cross_entropy, triton_head, triton_layers, triton_linear, triton_sample)
+KERNELS = {value for module in MODULES for name, value in vars(module).items() if name.endswith("_kernel")}
+
+
+def record(shift: int) -> list:
+    """(function, arguments by name) of a launch of every kernel.
+
+    What has one element per row, a row of bans or a row of pages begins `shift` elements into its storage.
+    """
+
+    def shifted(x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(x.numel() + shift)[shift:].view(x.shape).copy_(x)
+
+    shapes = [(B, V), (B, V), (B, D), (V, D), (B, 2, D)]
+    logits, bad, hidden, weight, heads = (torch.zeros(shape, dtype=torch.bfloat16) for shape in shapes)
+    rows = type(make_rows(B))(*map(shifted, make_rows(B)))
+    banned, place, slot = (shifted(torch.zeros(shape, dtype=torch.int64)) for shape in [(B, 3), B, B])
+    row, table = (shifted(torch.zeros(shape, dtype=torch.int32)) for shape in [B, (B, 3)])
+    angles, cache = torch.zeros(8, D // 2), torch.zeros(2, 9, 2, 16, D)
+    noted = []
+    with intercept(lambda function, grid, arguments, options: noted.append((function, arguments))):
+        triton_sample.sample(logits, bad, rows, banned, V, 0, 0.0, True)
+        found = triton_head.head(logits, rows.margin, banned, V, C)
+        found = found._replace(count=shifted(found.count), max=shifted(found.max))
+        triton_head.contrast_sample(found, bad, rows, V, False, True)
+        triton_linear.linear_head(hidden, weight, rows.margin, banned, V, C)
+        triton_linear.gathered_scores(hidden, weight, found.token, found.count)
+        triton_cross_entropy.softmax_gradient(logits, place, -100, True)
+        triton_layers.add_rms_norm(hidden, hidden, weight[0], 1e-5)
+        triton_layers.rope_and_store(heads, heads, heads, angles, angles, place, slot, *cache)
+        noise = (0.1, rows.seed[:1], rows.sequence, 3)
+        triton_attention.paged_attention(heads, *cache, table, row, place, 1.0, 0, *noise)
+    return noted
+
+
+def bind(function, arguments: dict) -> dict:
+    """Name of an argument -> (type, attribute or value), as Triton's launcher keys its compiled kernels."""
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    binder = create_function_from_signature(function.signature, function.params, backend)
+    return dict(zip(function.arg_names, binder(**arguments)[1], strict=True))
+
+
+@pytest.mark.parametrize("shift", [1, 3])
+def test_tensors_of_one_element_per_row_may_begin_anywhere(shift):
+    """An address that is a multiple of 4 or 8 only, as that of every other row of an [n, odd] tensor."""
+    aligned, odd = record(0), record(shift)
+    assert {function for function, _ in aligned} == KERNELS
+    for (function, arguments), (_, others) in zip(aligned, odd, strict=True):
+        assert bind(function, arguments) == bind(function, others), function.__name__
+        assert specialise(function, arguments) == specialise(function, others), function.__name__
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_specialise_finds_what_tritons_launcher_finds(shift):
+    for function, arguments in record(shift):
+        types, constants, divisible = specialise(function, arguments)
+        for name, (type_, attribute) in bind(function, arguments).items():
+            if name in constants:
+                assert type_ == "constexpr" and attribute == constants[name]
+            elif type_ == "constexpr":
+                assert arguments[name] == 1  # specialise leaves such an integer an argument
+            else:
+                assert types[name] == type_, (function.__name__, name)
+                assert (name in divisible) == ("D" in (attribute or "")), (function.__name__, name)

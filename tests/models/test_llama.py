@@ -1,0 +1,207 @@
+"""The lean runner against transformers' forward: every supported family, prefill and every step, ragged batches."""
+
+import pytest
+import torch
+import transformers
+
+from cdgen.models.bad import attention_dropout, first_layers
+from cdgen.models.language_model import LanguageModel
+from cdgen.models.llama import LlamaRunner, slots, unsupported
+from cdgen.models.loading import load
+from cdgen_kernels.layers import paged_attention
+from tests.helpers.families import FAMILIES, LLAMA_LIKE, ids
+from tests.helpers.tiny_models import SENTENCES, make_llama
+
+WINDOW = {
+    "sliding_window": 6,
+    "use_sliding_window": True,
+    "max_window_layers": 1,
+    "head_dim": 16,
+}  # of two layers in three
+
+
+def rope(**parameters):
+    return transformers.LlamaConfig(**LLAMA_LIKE, rope_parameters={"rope_theta": 10000.0} | parameters)
+
+
+CONFIGS = {
+    "llama": FAMILIES["llama"],
+    "llama, one head of keys": lambda: transformers.LlamaConfig(**LLAMA_LIKE | {"num_key_value_heads": 1}),
+    "llama, tied and with biases": lambda: transformers.LlamaConfig(
+        **LLAMA_LIKE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
+    "linear rope": lambda: rope(rope_type="linear", factor=4.0),
+    "llama3 rope": lambda: rope(
+        rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+    ),
+    "yarn rope": lambda: rope(rope_type="yarn", factor=8.0, original_max_position_embeddings=32),
+    "mistral": FAMILIES["mistral"],
+    "mistral, no window": lambda: transformers.MistralConfig(**LLAMA_LIKE, sliding_window=None),
+    "qwen2": FAMILIES["qwen2"],
+    "qwen2, window": lambda: transformers.Qwen2Config(**LLAMA_LIKE, **WINDOW),
+    "qwen3": lambda: transformers.Qwen3Config(**LLAMA_LIKE, head_dim=24),
+    "qwen3, window": lambda: transformers.Qwen3Config(**LLAMA_LIKE, **WINDOW, attention_bias=True),
+}
+
+
+def make(config):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # norms and biases start as ones and zeros, which would hide a mistake
+            parameter.data.uniform_(0.5, 1.5)
+    return model
+
+
+class Pages:
+    """A cache for S texts of a runner: pages of 4 tokens in shuffled order, NaN where nothing was written."""
+
+    def __init__(self, runner, texts, length=64):
+        config, pages = runner.config, -(-length // 4) * texts
+        shape = (config.num_hidden_layers, pages, runner.num_kv_heads, 4, runner.head_dim)
+        self.runner = runner
+        self.keys, self.values = (torch.full(shape, float("nan"), dtype=runner.embedding.dtype) for _ in range(2))
+        self.table = torch.randperm(pages, generator=torch.Generator().manual_seed(0)).view(texts, -1).int()
+
+    @torch.inference_mode()
+    def logits(self, tokens, texts, positions, seed=None, sequence=None):
+        """Of tokens, each of the text and at the position given, all lists of one length."""
+        row = torch.tensor(texts, dtype=torch.int32)
+        at = torch.tensor(positions)
+        where = at, row, slots(self.table, row, at, 4), self.table, self.keys, self.values
+        return self.runner.hidden_states(torch.tensor(tokens), *where, seed, sequence) @ self.runner.output_weight.T
+
+
+def ragged(runner, texts, prompts):
+    """Logits [T, V'] of each text: its first tokens as a ragged batch, the rest a token a step, all texts together."""
+    pages = Pages(runner, len(texts))
+    flat = [(token, row, at) for row, text in enumerate(texts) for at, token in enumerate(text[: prompts[row]])]
+    found = [[] for _ in texts]
+    steps = [flat]
+    for step in range(max(map(len, texts))):
+        steps.append(
+            [
+                (text[p + step], row, p + step)
+                for row, (text, p) in enumerate(zip(texts, prompts, strict=True))
+                if p + step < len(text)
+            ]
+        )
+    for step in filter(None, steps):
+        for (_, row, _), logits in zip(step, pages.logits(*map(list, zip(*step, strict=True))), strict=True):
+            found[row].append(logits)
+    return [torch.stack(each) for each in found]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_equal_transformers_to_rounding(name):
+    """Ours may be as far from float64 as thrice what transformers' float32 is."""
+    model = make(CONFIGS[name]())
+    assert unsupported(model) is None
+    texts = [ids(1, length, seed)[0].tolist() for seed, length in enumerate((40, 23, 31, 12))]
+    with torch.inference_mode():
+        theirs = [model(torch.tensor([text])).logits[0] for text in texts]
+        ours = ragged(LlamaRunner(model, 64), texts, prompts=(9, 1, 30, 12))
+        model.double()
+        model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq.float()
+        exact = [model(torch.tensor([text])).logits[0] for text in texts]
+    for mine, other, truth in zip(ours, theirs, exact, strict=True):
+        assert (mine - truth).abs().max() <= 3 * (other - truth).abs().max()
+
+
+def test_bfloat16_is_no_further_from_the_truth_than_transformers():
+    model = make_llama(0)
+    text = ids(1, 40)[0].tolist()
+    with torch.inference_mode():
+        exact = model.double()(torch.tensor([text])).logits[0]
+        theirs = model.bfloat16()(torch.tensor([text])).logits[0]
+        (ours,) = ragged(LlamaRunner(model, 64), [text], prompts=(20,))
+    assert (ours - exact).norm() <= 1.1 * (theirs - exact).norm()
+
+
+def test_smollm2_writes_the_same_text(smollm2):
+    """200 greedy tokens by both, and the logits of each step."""
+    model, tokenizer = load(smollm2)
+    prompt = tokenizer(SENTENCES[1])["input_ids"]
+    with torch.inference_mode():
+        text = model.module.generate(torch.tensor([prompt]), max_new_tokens=200, min_new_tokens=200, do_sample=False)[
+            0
+        ].tolist()
+        theirs = model.module(torch.tensor([text])).logits[0]
+        pages = Pages(LlamaRunner(model.module, 256), 1, 256)
+        logits = pages.logits(prompt, [0] * len(prompt), list(range(len(prompt))))
+        written, steps = list(prompt), [logits]
+        stop = torch.tensor(sorted(model.eos_token_ids))
+        while len(written) < len(text):
+            written.append(int(logits[-1].index_fill(0, stop, -torch.inf).argmax()))
+            logits = pages.logits(written[-1:], [0], [len(written) - 1])
+            steps.append(logits)
+    assert written == text
+    torch.testing.assert_close(torch.cat(steps), theirs, rtol=0, atol=2e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "gpt_neox", "bloom", "opt"])
+def test_other_families_are_told_apart(name):
+    model = make(FAMILIES[name]())
+    assert "is not of the Llama family" in unsupported(model)
+
+
+def test_what_a_llama_may_be_that_is_not_supported():
+    assert "type dynamic" in unsupported(make(rope(rope_type="dynamic", factor=2.0)))
+    partial = rope(rope_type="linear", factor=2.0, partial_rotary_factor=0.5)
+    assert "only a part of each head" in unsupported(make(partial))
+    mixed = make_llama(0)
+    mixed.model.norm.bfloat16()
+    assert "bfloat16, float32" in unsupported(mixed)
+    wrapped = make_llama(0)
+    wrapped.model.layers[0].mlp.up_proj = torch.nn.Sequential(wrapped.model.layers[0].mlp.up_proj)
+    assert "not plain" in unsupported(wrapped)
+
+
+def test_where_tokens_are_written():
+    table = torch.tensor([[7, 2, -1], [4, -1, -1]]).int()
+    row, position = torch.tensor([0, 0, 0, 1, -1]).int(), torch.tensor([3, 4, 8, 1, 1])
+    assert slots(table, row, position, 4).tolist() == [31, 8, -1, 17, -1]
+
+
+def test_weights_are_shared_with_the_module_and_with_a_bad_made_of_it(tmp_path):
+    model = make_llama(0)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    good = LanguageModel(model, "good")
+    runners = [LlamaRunner(m.module, 64) for m in (good, first_layers(good, 1), attention_dropout(good, 0.3), good)]
+    first = runners[0].layers[0]
+    assert all(runner.layers[0].qkv[0].data_ptr() == first.qkv[0].data_ptr() for runner in runners)
+    assert all(runner.layers[0].gate_up[0].data_ptr() == first.gate_up[0].data_ptr() for runner in runners)
+    attention = model.model.layers[0].self_attn
+    assert attention.k_proj.weight.untyped_storage().data_ptr() == first.qkv[0].untyped_storage().data_ptr()
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(before[name], loaded[name]) for name in before)
+
+
+def test_dropout_belongs_to_the_text_and_not_to_the_batch(monkeypatch):
+    runner = LlamaRunner(make_llama(0), 64, dropout=0.3)
+    seed, text = torch.tensor([7]), ids(1, 12)[0].tolist()
+
+    def run(rows, seed=seed):
+        """Logits of the text, in each of the rows (row of the cache, number of the text) at once."""
+        pages, n = Pages(runner, 4), len(text)
+        tokens, texts, at = text * len(rows), [row for row, _ in rows for _ in text], list(range(n)) * len(rows)
+        sequence = torch.tensor([number for _, number in rows]).repeat_interleave(n)
+        return pages.logits(tokens, texts, at, seed, sequence).split(n)
+
+    (alone,) = run([(0, 5)])
+    among = run([(3, 9), (1, 5), (2, 2**32 + 5)])
+    torch.testing.assert_close(among[1], alone, rtol=1e-5, atol=1e-5)
+    for other in (among[0], among[2], *run([(0, 5)], torch.tensor([8])), *run([(0, 5)], torch.tensor([7 + 2**32]))):
+        assert (other - alone).abs().max() > 0.1
+    given = []
+    monkeypatch.setattr(
+        "cdgen.models.llama.paged_attention",
+        lambda *rest, **options: given.append(options) or paged_attention(*rest, **options),
+    )
+    run([(0, 5)])
+    assert [(options["layer"], options["dropout"]) for options in given] == [(0, 0.3), (1, 0.3)]
+    runner.dropout = 0.0
+    assert (run([(0, 5)])[0] - alone).abs().max() > 0.1

@@ -1,0 +1,131 @@
+"""A prepared folder is whole or untouched: the same again, a full disk, kill -9, sources that change meanwhile."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from cdgen.cli import main
+from cdgen.errors import CorpusError
+from cdgen.prepare import build
+from cdgen.prepare.build import prepare_corpus
+from cdgen.prepare.sources import Source, parse_source
+from tests.helpers.prepared import SPLITS, contents, fish, jsonl, split_of
+
+
+def test_the_same_again_does_nothing_and_another_is_refused(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    jsonl(tmp_path / "in" / "a.jsonl", fish(200))
+    out = tmp_path / "out"
+
+    def run(*extra, folder="in"):
+        code = main(["prepare", str(tmp_path / folder / "a.jsonl"), "--out", str(out), *extra])
+        return code, "".join(capsys.readouterr())
+
+    code, printed = run()
+    assert code == 0 and "out: written; train 1" in printed and "0 duplicates left out" in printed
+    before, times = contents(out), {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    shutil.copytree(tmp_path / "in", tmp_path / "elsewhere")
+    for folder in ("in", "elsewhere"):
+        code, printed = run(folder=folder)
+        assert code == 0 and "out: complete already, nothing to do" in printed
+    assert run("--quiet") == (0, "")
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
+
+    (out / "test.parquet").unlink()
+    assert run("--quiet") == (0, "") and contents(out) == before
+    (out / "test.parquet").write_bytes(b"altered")
+    code, printed = run()
+    assert code == 1 and "test.parquet: is truncated or altered" in printed
+    (out / "test.parquet").write_bytes(before["test.parquet"])
+
+    code, printed = run("--seed", "7")
+    assert code == 2 and "holds a corpus of other sources or settings" in printed and contents(out) == before
+    jsonl(tmp_path / "in" / "a.jsonl", fish(201))
+    assert run()[0] == 2 and contents(out) == before
+    assert run("--seeds", "0", "--overwrite")[0] == 0
+    assert set(contents(out)) == {"manifest.json", "train.parquet", "test.parquet"} and len(split_of(out)) == 201
+
+
+def test_full_disk(cdgen_command, tmp_path):
+    """A file may not grow over 6,000 bytes: the splits held out fit, train does not."""
+    argv = ["prepare", jsonl(tmp_path / "a.jsonl", fish(3000)), "--out", tmp_path / "out", "--quiet"]
+    code, output = cdgen_command(*argv, limit=6000)
+    assert code == 1 and output.count("\n") == 1, output
+    assert output.startswith("cdgen: error: ") and "out: cannot be written: File too large" in output
+    assert not (tmp_path / "out").exists()
+    assert cdgen_command(*argv) == (0, "") and len(split_of(tmp_path / "out")) == 3000
+
+
+def test_kill_9_leaves_no_half_file(cdgen_command, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", (text * 40 for text in fish(20000)))
+    assert cdgen_command("prepare", path, "--out", tmp_path / "unbroken", "--quiet") == (0, "")
+    out = tmp_path / "out"
+    for _ in range(3):
+        child = cdgen_command.start("prepare", path, "--out", out, "--quiet")
+        deadline = time.monotonic() + 30
+        while not (out / ".tmp-seeds.parquet").exists() and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        os.kill(child, signal.SIGKILL)
+        code, output = cdgen_command.wait()
+        assert code == -signal.SIGKILL, f"ended by itself with {code}: {output}"
+        assert {path.name for path in out.iterdir()} == {
+            ".tmp-manifest.json",
+            *(f".tmp-{split}.parquet" for split in SPLITS),
+        }
+    assert cdgen_command("prepare", path, "--out", out, "--quiet") == (0, "")
+    assert contents(out) == contents(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("files_there", range(3))
+def test_a_run_that_is_killed_among_the_names_goes_on(tmp_path, monkeypatch, files_there):
+    source = Source("a", jsonl(tmp_path / "a.jsonl", fish(200)))
+    prepare_corpus([source], tmp_path / "unbroken")
+
+    class Killed(BaseException):
+        pass
+
+    replace = os.replace
+
+    def kill(old, new):
+        if len(list((tmp_path / "out").glob("[!.]*.parquet"))) == files_there and str(new).endswith(".parquet"):
+            raise Killed
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(Killed):
+        prepare_corpus([source], tmp_path / "out")
+    monkeypatch.undo()
+    assert prepare_corpus([source], tmp_path / "out")[1]
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+
+
+def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    path = jsonl(tmp_path / "a.jsonl", fish(200))
+    decide = build.Index.decide
+
+    def change(*args):
+        with open(path, "a") as file:
+            file.write(json.dumps({"text": "more"}) + "\n")
+        return decide(*args)
+
+    monkeypatch.setattr(build.Index, "decide", change)
+    with pytest.raises(CorpusError, match=r"a\.jsonl: changed while it was read; run again"):
+        prepare_corpus([Source("a", path)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_gives_other_documents_the_second_time(tmp_path, monkeypatch):
+    """A stand-in for the hub, which no test may reach."""
+    datasets = pytest.importorskip("datasets")
+    given = [fish(200), fish(200), fish(200), fish(199)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter([{"text": text} for text in given.pop(0)]))
+    source = parse_source("hub:own/name:validation")
+    manifest, _ = prepare_corpus([source], tmp_path / "out")
+    assert len(split_of(tmp_path / "out")) == 200
+    assert manifest["sources"][0]["inputs"][0]["sha256"] is None
+    with pytest.raises(CorpusError, match="the sources changed while they were read"):
+        prepare_corpus([source], tmp_path / "other")

