@@ -43,7 +43,7 @@ def extension():
 
     flags = ["-O3", "-funroll-loops", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
     stable_abi = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10
-    sources = ["csrc/attention.cpp", "csrc/cross_entropy.cpp", "csrc/layers.cpp", "csrc/looks.cpp", "csrc/ops.cpp"]
+    sources = ["csrc/attention.cpp", "csrc/cross_entropy.cpp", "csrc/layers.cpp", "csrc/passes.cpp", "csrc/ops.cpp"]
     return {
         "ext_modules": [
             CppExtension("cdgen_kernels._C", sources, extra_compile_args=flags + stable_abi, py_limited_api=True)

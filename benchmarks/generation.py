@@ -16,8 +16,8 @@ from benchmarks.noise_cache import NOISE, fill
 from benchmarks.rivals import literal_chain
 from cdgen import SamplingParams
 from cdgen.engine.engine import Engine, Pair, Request
-from cdgen.engine.paged_backend import PagedTexts
-from cdgen.engine.static_backend import StaticBatch
+from cdgen.engine.paged_backend import PagedBackend
+from cdgen.engine.static_backend import StaticBackend
 from cdgen.models.language_model import LanguageModel
 
 STEPS = 12  # room for so many steps from the given length on
@@ -209,7 +209,7 @@ class Generate:
 class OfEngine:
     """cdgen's engine on pages; `Static` is that with static batches."""
 
-    backend = PagedTexts
+    backend = PagedBackend
 
     def __init__(self, good: LanguageModel, bad: LanguageModel, params: SamplingParams) -> None:
         self.pair, self.params = Pair(good, bad, None, good.width, ()), params
@@ -225,7 +225,7 @@ class OfEngine:
     @torch.inference_mode()
     def _begin(self, backend: type, prompts: list[list[int]], batch: int | None = None) -> list[int]:
         requests = [Request(ids, deque([(at, at << 32)]), at << 32) for at, ids in enumerate(prompts)]
-        length = (len(prompts[0]) + self.params.max_tokens,) if issubclass(backend, PagedTexts) else ()
+        length = (len(prompts[0]) + self.params.max_tokens,) if issubclass(backend, PagedBackend) else ()
         running = backend(self.pair, self.params, batch or len(prompts), *length)
         self.engine = Engine(self.pair, running, requests, self.params)
         self.engine.refill()
@@ -252,7 +252,7 @@ class OfEngine:
 class Static(OfEngine):
     """The engine as it runs other families: transformers' forward, a cache in place, one batch to its end."""
 
-    backend = StaticBatch
+    backend = StaticBackend
 
 
 def greedy(good: torch.Tensor, bad: torch.Tensor, alpha: float = 0.1) -> torch.Tensor:

@@ -4,12 +4,12 @@ import torch
 from transformers import Cache, PreTrainedModel
 
 from cdgen.engine.engine import Request
-from cdgen.engine.paged_backend import PagedTexts
-from cdgen.engine.static_backend import StaticBatch
+from cdgen.engine.paged_backend import PagedBackend
+from cdgen.engine.static_backend import StaticBackend
 from cdgen.models.language_model import LanguageModel
 
 
-class NoisePaged(PagedTexts):
+class NoisePaged(PagedBackend):
     def _prefill(self, requests: list[Request]) -> None:
         for store in (*self.cache.keys, *self.cache.values):
             store.normal_()
@@ -18,7 +18,7 @@ class NoisePaged(PagedTexts):
             request.outputs = [torch.randn(x.shape[1], device=x.device, dtype=x.dtype) for x in weights]
 
 
-class NoiseStatic(StaticBatch):
+class NoiseStatic(StaticBackend):
     def start(self, starts: list) -> tuple:
         models, self._models = self._models, [_Noise(model) for model in self._models]
         try:
@@ -41,7 +41,7 @@ class _Noise:
         return torch.randn(len(ids), self.width, device=ids.device)
 
 
-NOISE = {PagedTexts: NoisePaged, StaticBatch: NoiseStatic}
+NOISE = {PagedBackend: NoisePaged, StaticBackend: NoiseStatic}
 
 
 def noise(model: PreTrainedModel, rows: int, length: int) -> tuple[torch.Tensor, ...]:

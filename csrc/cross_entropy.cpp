@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#include "looks.h"
+#include "passes.h"
 #include "vector.h"
 
 namespace cdgen {

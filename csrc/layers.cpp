@@ -1,4 +1,4 @@
-// The ops of kernels/layers.py, and gathered_scores of kernels/ops.py, for CPU tensors.
+// The ops of kernels/layers.py, and gather_logits of kernels/ops.py, for CPU tensors.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -195,7 +195,7 @@ CDGEN_CLONES void scores_of(ScalarType dtype, const float* hidden, const char* w
     out[i] = dot(hidden, as_floats(dtype, weight + token[i] * row_bytes, dim, buffer), dim);
 }
 
-Tensor gathered_scores(const Tensor& hidden, const Tensor& weight, const Tensor& token, const Tensor& count) {
+Tensor gather_logits(const Tensor& hidden, const Tensor& weight, const Tensor& token, const Tensor& count) {
   const int64_t rows = token.size(0), capacity = token.size(1), dim = hidden.size(1);
   const Array states(hidden), weights(weight);
   const auto *tokens = numbers<int32_t>(token), *counts = numbers<int32_t>(count);
@@ -220,7 +220,7 @@ STABLE_TORCH_LIBRARY_IMPL(cdgen, CPU, m) {
   m.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
   m.impl("rope_and_store", TORCH_BOX(&rope_and_store));
   m.impl("paged_attention", TORCH_BOX(&paged_attention));
-  m.impl("gathered_scores", TORCH_BOX(&gathered_scores));
+  m.impl("gather_logits", TORCH_BOX(&gather_logits));
 }
 
 }  // namespace

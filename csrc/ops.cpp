@@ -102,7 +102,7 @@ Tensor empty_like(const Tensor& t, std::initializer_list<int64_t> size, ScalarTy
   return torch::stable::new_empty(t, size, dtype);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> head(const Tensor& good_logits, const Tensor& margin,
+std::tuple<Tensor, Tensor, Tensor, Tensor> select_candidates(const Tensor& good_logits, const Tensor& margin,
                                                 const std::optional<Tensor>& banned_ids, int64_t vocab_size,
                                                 int64_t capacity) {
   const Logits good(good_logits);
@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> head(const Tensor& good_logits, const
     const float best = maxima[r] = allowed_maximum(good.row(r), vocab_size, scratch);
     int64_t n = std::isnan(best) ? kNanGood : best == -kInf ? kNothingPossible : 0;
     if (n == 0) {
-      for_each_in_head(good.row(r), vocab_size, head_threshold(best, margins[r]), scratch, [&](int32_t id, float value) {
+      for_each_candidate(good.row(r), vocab_size, candidate_threshold(best, margins[r]), scratch, [&](int32_t id, float value) {
         if (n < capacity) ids[n] = id, values[n] = value;
         n++;
       });
@@ -147,7 +147,7 @@ std::optional<Logits> optional_logits(const std::optional<Tensor>& t) {
   return t ? std::optional<Logits>(Logits(*t)) : std::nullopt;
 }
 
-std::tuple<Tensor, Tensor> sample(
+std::tuple<Tensor, Tensor> contrastive_sample(
     const Tensor& good_logits, const std::optional<Tensor>& bad_logits, const Tensor& margin, const Tensor& good_weight,
     const Tensor& contrast_strength, const Tensor& temperature, const Tensor& top_p, const Tensor& top_k,
     const Tensor& seed, const Tensor& sequence, const Tensor& position, const std::optional<Tensor>& banned_ids,
@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor> sample(
   return {token, logprob};
 }
 
-std::tuple<Tensor, Tensor> contrast_sample(
+std::tuple<Tensor, Tensor> sample_candidates(
     const Tensor& token, const Tensor& logit, const Tensor& count, const Tensor& maximum,
     const std::optional<Tensor>& bad_logits, const Tensor& margin, const Tensor& good_weight,
     const Tensor& contrast_strength, const Tensor& temperature, const Tensor& top_p, const Tensor& top_k,
@@ -217,9 +217,9 @@ std::tuple<Tensor, Tensor> contrast_sample(
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cdgen, CPU, m) {
-  m.impl("head", TORCH_BOX(&head));
-  m.impl("sample", TORCH_BOX(&sample));
-  m.impl("contrast_sample", TORCH_BOX(&contrast_sample));
+  m.impl("select_candidates", TORCH_BOX(&select_candidates));
+  m.impl("contrastive_sample", TORCH_BOX(&contrastive_sample));
+  m.impl("sample_candidates", TORCH_BOX(&sample_candidates));
 }
 
 }  // namespace

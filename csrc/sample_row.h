@@ -8,7 +8,7 @@
 
 #include "draw.h"
 #include "logits.h"
-#include "looks.h"
+#include "passes.h"
 
 namespace cdgen {
 
@@ -82,10 +82,10 @@ inline float allowed_maximum(const LogitRow& good, int64_t vocab_size, Scratch& 
 }
 
 // One float32 subtraction, as everywhere, so that every implementation has the very same head.
-inline float head_threshold(float best, float margin) { return std::isinf(best) ? best : best - margin; }
+inline float candidate_threshold(float best, float margin) { return std::isinf(best) ? best : best - margin; }
 
 template <typename Visit>
-inline void for_each_in_head(const LogitRow& good, int64_t vocab_size, float threshold, const Scratch& s, Visit visit) {
+inline void for_each_candidate(const LogitRow& good, int64_t vocab_size, float threshold, const Scratch& s, Visit visit) {
   const float lowest = std::numeric_limits<float>::lowest();  // a logit of -inf is in no head
   const int32_t least = threshold_key(good.dtype, std::max(threshold, lowest));
   int32_t ids[kBlock];
@@ -114,7 +114,7 @@ inline bool score_head(const GoodRow& good, const LogitRow* bad, const RowParame
   const double temperature = p.divisor();
   const bool contrast = bad != nullptr && p.contrast_strength != 0;
   Candidates& c = s.candidates;
-  for_each_in_head(good.logits, good.vocab_size, good.threshold, s, [&](int32_t i, float logit) {
+  for_each_candidate(good.logits, good.vocab_size, good.threshold, s, [&](int32_t i, float logit) {
     if (contrast) bad->prefetch(i);  // scattered reads: ask for all of them before the first is waited for
     c.add(i, good.relative() ? 0.0 : logit / temperature);
   });
@@ -178,7 +178,7 @@ inline Drawn sample_row(const LogitRow& logits, const LogitRow* bad, int64_t voc
   const float best = allowed_maximum(logits, vocab_size, s);
   if (std::isnan(best)) return {kNanGood, 0, 0, 0};
   if (best == -kInf) return {kNothingPossible, 0, 0, 0};
-  const GoodRow good{logits, vocab_size, best, head_threshold(best, p.margin)};
+  const GoodRow good{logits, vocab_size, best, candidate_threshold(best, p.margin)};
   s.candidates.clear();
   const bool sound = outside == kConstant ? score_with_constant(good, bad, p, constant, s) : score_head(good, bad, p, s);
   if (!sound) return {kNanBad, 0, 0, 0};

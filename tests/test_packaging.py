@@ -42,9 +42,9 @@ def test_kernels_run_without_transformers(tmp_path):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not here')")
     code = """
 import torch
-from cdgen_kernels.ops import make_rows, sample
+from cdgen_kernels.ops import make_sampling_tensors, sample
 good = torch.eye(3) * 50
-assert sample(good, torch.zeros(3, 3), make_rows(3)).token.tolist() == [0, 1, 2]
+assert sample(good, torch.zeros(3, 3), make_sampling_tensors(3)).token.tolist() == [0, 1, 2]
 import sys
 assert "transformers" not in sys.modules
 """

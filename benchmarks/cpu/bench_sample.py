@@ -17,7 +17,7 @@ from benchmarks.rivals import literal_chain, strongest_torch
 from benchmarks.smollm2 import logits_on_text
 from cdgen.errors import InputError
 from cdgen_kernels import codes, reference
-from cdgen_kernels.ops import head, implementation, make_rows, sample
+from cdgen_kernels.ops import contrastive_sample, implementation, make_sampling_tensors, select_candidates
 
 BATCHES = [1, 16, 128]
 ALPHA = 0.1
@@ -57,13 +57,13 @@ def test_sample(benchmark, source, vocab_size, batch, dtype):
     else:
         good, bad = (x[:batch].to(getattr(torch, dtype)).clone() for x in smollm2_logits())
 
-    rows = make_rows(batch, alpha=ALPHA, seed=1)
-    sizes = head(good, rows).count
-    wanted = reference.sample(good, bad, rows, None, vocab_size, codes.MASK, 0.0, False).token
-    assert sample(good, bad, rows).token.equal(wanted)
+    sampling = make_sampling_tensors(batch, alpha=ALPHA, seed=1)
+    sizes = select_candidates(good, sampling).count
+    wanted = reference.contrastive_sample(good, bad, sampling, None, vocab_size, codes.MASK, 0.0, False).token
+    assert contrastive_sample(good, bad, sampling).token.equal(wanted)
     compiled = torch.compile(literal_chain, dynamic=False)
     rivals = {"literal chain": literal_chain, "chain, torch.compile": compiled, "strongest torch": strongest_torch}
-    inside = good.float() >= (good.float().amax(1) - rows.margin - 1e-3).unsqueeze(1)
+    inside = good.float() >= (good.float().amax(1) - sampling.margin - 1e-3).unsqueeze(1)
     for rival in rivals.values():
         assert inside.gather(1, rival(good, bad).unsqueeze(1)).all()
 
@@ -74,4 +74,4 @@ def test_sample(benchmark, source, vocab_size, batch, dtype):
     calls = {name: functools.partial(rival, good, bad) for name, rival in rivals.items()}
     if plain_reader():
         calls["plain read"] = functools.partial(plain_reader(), good)
-    compare(benchmark, ("fused", functools.partial(sample, good, bad, rows)), calls, rounds=9)
+    compare(benchmark, ("fused", functools.partial(contrastive_sample, good, bad, sampling)), calls, rounds=9)

@@ -21,7 +21,7 @@ from benchmarks.generation import OfEngine, paper_model, params
 PAPER = (12, 768, 12, 3072)
 PARTS = {
     cdgen.models.llama: ("linear", "paged_attention", "rope_and_store", "add_rms_norm"),
-    cdgen.engine.paged_backend: ("linear_head", "gathered_scores", "contrast_sample"),
+    cdgen.engine.paged_backend: ("select_candidates_linear", "gather_logits", "sample_candidates"),
 }
 ROUNDS = 7
 
@@ -75,7 +75,7 @@ def main(texts=128, length=220):
     print(f"measured meanwhile: {flops / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s")
     bounds = {
         "linear": (2 * texts * layers / flops, "of the matrix rate"),
-        "linear_head": (2 * texts * output / flops, "of the matrix rate"),
+        "select_candidates_linear": (2 * texts * output / flops, "of the matrix rate"),
         "paged_attention": (cache / bandwidth, "of a plain read of the cache"),
         "rope_and_store": (2 * PAPER[0] * texts * width * 4 * 7 / bandwidth, "of reading and writing once"),
         "add_rms_norm": (2 * (2 * PAPER[0] + 1) * texts * width * 4 * 4 / bandwidth, "of reading and writing once"),

@@ -52,27 +52,27 @@ WIDE = ((64, 32_003), (128, 32_003), (512, 32_003), (64, 128_256))
 METHODS = ("head alone (min-p)", "ancestral", "top-k 40, top-p 0.9", "top-p 0.95")
 
 GROUPS: dict[str, list[Group]] = {
-    "linear_head_bfloat16": [
+    "select_candidates_linear_bfloat16": [
         Group(edges.LINEAR_EDGES[:2], (BF16,), WGMMA, 500),
-        Group(named("linear_head"), (BF16,), EVERY, 500),
-        Group(named("linear_head, width 4096"), (BF16,), WIDE, 300),
+        Group(named("select_candidates_linear"), (BF16,), EVERY, 500),
+        Group(named("select_candidates_linear, width 4096"), (BF16,), WIDE, 300),
     ],
-    "linear_head_float16": [
+    "select_candidates_linear_float16": [
         Group(edges.LINEAR_EDGES[:2], (FP16,), WGMMA, 500),
-        Group(named("linear_head"), (FP16,), EVERY, 500),
-        Group(named("linear_head, width 4096"), (FP16,), WIDE, 300),
+        Group(named("select_candidates_linear"), (FP16,), EVERY, 500),
+        Group(named("select_candidates_linear, width 4096"), (FP16,), WIDE, 300),
     ],
-    "linear_head_float32": [
-        Group(named("linear_head"), (FP32,), SOME, 500),
+    "select_candidates_linear_float32": [
+        Group(named("select_candidates_linear"), (FP32,), SOME, 500),
         Group(edges.LINEAR_EDGES[:5], (FP32, BF16), ((3, 32_003), (16, 32_000), (128, 32_003)), 500),
     ],
-    "sample": [
-        Group(named("sample, contrastive"), (BF16,), EVERY, 500),
-        Group(named("sample, contrastive"), (FP16, FP32), SOME, 500),
+    "contrastive_sample": [
+        Group(named("contrastive_sample, contrastive"), (BF16,), EVERY, 500),
+        Group(named("contrastive_sample, contrastive"), (FP16, FP32), SOME, 500),
     ],
     "sample_methods": [
         Group(
-            named(*(f"sample, {method}" for method in METHODS)),
+            named(*(f"contrastive_sample, {method}" for method in METHODS)),
             (BF16, FP32),
             ((3, 32_003), (128, 32_000), (512, 32_000), (1, 128_256)),
             500,
@@ -80,16 +80,16 @@ GROUPS: dict[str, list[Group]] = {
     ],
     "sample_outside": [
         Group(
-            named("sample, contrastive, log-probabilities", "sample, outside the head -20"),
+            named("contrastive_sample, contrastive, log-probabilities", "contrastive_sample, outside the head -20"),
             (BF16, FP32),
             ((3, 32_003), (128, 32_000), (1, 128_256)),
             500,
         ),
     ],
-    "head": [Group(named("head"), (BF16, FP16, FP32), SOME, 500)],
-    "contrast_sample": [Group(named("contrast_sample"), (BF16, FP16, FP32), SOME, 500)],
-    "gathered_scores": [
-        Group(named("gathered_scores"), (BF16, FP16, FP32), SOME, 500),
+    "select_candidates": [Group(named("select_candidates"), (BF16, FP16, FP32), SOME, 500)],
+    "sample_candidates": [Group(named("sample_candidates"), (BF16, FP16, FP32), SOME, 500)],
+    "gather_logits": [
+        Group(named("gather_logits"), (BF16, FP16, FP32), SOME, 500),
         Group(edges.LINEAR_EDGES[5:], (BF16, FP32), ((3, 32_003), (128, 32_000)), 500),
     ],
     "add_rms_norm": [

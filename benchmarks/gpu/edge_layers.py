@@ -63,12 +63,12 @@ def grouped_turn_inputs(batch: int, heads: int, dtype: torch.dtype, device: torc
     kv_heads = max(heads // 4, 1)
     sizes = (heads, kv_heads, kv_heads)
     product = layer_ops.random(generator, dtype, batch, sum(sizes), layer_ops.DIM)
-    *_, cos, sin, position, slot, _, _ = layer_ops.turn_inputs(batch, 1, dtype, device, seed)
-    slot[::3] = -1
+    *_, cos, sin, position, slots, _, _ = layer_ops.turn_inputs(batch, 1, dtype, device, seed)
+    slots[::3] = -1
     cache = torch.zeros(
         2, -(-batch // layer_ops.PAGE), kv_heads, layer_ops.PAGE, layer_ops.DIM, dtype=dtype, device=device
     )
-    return *product.split(sizes, 1), cos, sin, position, slot, *cache
+    return *product.split(sizes, 1), cos, sin, position, slots, *cache
 
 
 def norm_alone_plain(x: torch.Tensor, weight: torch.Tensor) -> Outputs:

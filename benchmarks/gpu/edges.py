@@ -11,7 +11,7 @@ from benchmarks.ops import linear as linear_ops
 from benchmarks.ops import sampling as sampling_ops
 from benchmarks.ops.op import Inputs, Op, Outputs
 from cdgen_kernels import codes, reference
-from cdgen_kernels.sampling_tensors import Rows, make_rows
+from cdgen_kernels.sampling_tensors import SamplingTensors, make_sampling_tensors
 
 LONG = 1e-3  # alpha that leaves some 1000 tokens of zipf_like logits in the head, more than any list holds
 
@@ -37,15 +37,15 @@ def banned_logits(
     batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int, **how: Any
 ) -> Inputs:
     """The five best tokens of each row are banned, and some others."""
-    good, bad, rows, _ = logits(batch, vocab_size, dtype, device, seed, **how)
+    good, bad, sampling, _ = logits(batch, vocab_size, dtype, device, seed, **how)
     generator = torch.Generator(device).manual_seed(seed)
     others = torch.randint(-1, vocab_size, (batch, 6), generator=generator, device=device)
-    return good, bad, rows, torch.cat([good.float().topk(5).indices, others], 1)
+    return good, bad, sampling, torch.cat([good.float().topk(5).indices, others], 1)
 
 
 def faulty_logits(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """In row 0 GOOD has NaN, in row 1 all but banned tokens are impossible, in row 2 BAD has NaN in the head."""
-    good, bad, rows, banned = banned_logits(batch, vocab_size, dtype, device, seed)
+    good, bad, sampling, banned = banned_logits(batch, vocab_size, dtype, device, seed)
     good[0, vocab_size // 3] = torch.nan
     if batch > 2:
         possible = good[1, banned[1, :5]].clone()
@@ -53,22 +53,24 @@ def faulty_logits(batch: int, vocab_size: int, dtype: torch.dtype, device: torch
         good[1, banned[1, :5]] = possible
         allowed = good[2].float().index_fill(0, banned[2].clamp(min=0), -torch.inf)
         bad[2, allowed.argmax()] = torch.nan
-    return good, bad, rows, banned
+    return good, bad, sampling, banned
 
 
-def contrast_sample(
-    call: Callable, good: torch.Tensor, bad: torch.Tensor, rows: Rows, banned: torch.Tensor | None
+def sample_candidates(
+    call: Callable, good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors, banned: torch.Tensor | None
 ) -> Outputs:
     """`call` on the reference's candidates."""
-    return call(reference.head(good, rows.margin, banned, good.shape[1], sampling_ops.CAPACITY), bad, rows)
+    return call(
+        reference.select_candidates(good, sampling.margin, banned, good.shape[1], sampling_ops.CAPACITY), bad, sampling
+    )
 
 
 _CALLED = {
-    "sample": tuple(map(sampling_ops.sampling, (sampling_ops.triton_sample, reference.sample))),
-    "head": (sampling_ops.head_fused, sampling_ops.head_plain),
-    "contrast_sample": (
-        partial(contrast_sample, sampling_ops.contrast_sample_fused),
-        partial(contrast_sample, sampling_ops.contrast_sample_plain),
+    "contrastive_sample": tuple(map(sampling_ops.sampling, (sampling_ops.triton_sample, reference.contrastive_sample))),
+    "select_candidates": (sampling_ops.head_fused, sampling_ops.head_plain),
+    "sample_candidates": (
+        partial(sample_candidates, sampling_ops.sample_candidates_fused),
+        partial(sample_candidates, sampling_ops.sample_candidates_plain),
     ),
 }
 _GIVEN = {
@@ -82,7 +84,7 @@ LOGIT_EDGES = [
     edge(f"{name}, {given}", make, *called, torch_floats=as_they_are)
     for name, called in _CALLED.items()
     for given, make in _GIVEN.items()
-    if name == "sample" or given in ("banned tokens", "faulty rows", "a head longer than the list")
+    if name == "contrastive_sample" or given in ("banned tokens", "faulty rows", "a head longer than the list")
 ]
 
 # -------------------------------------------------------------------------------------------- hidden states: linear_*
@@ -104,7 +106,7 @@ def whole_numbers(
         for size in (batch, vocab_size)
     )
     banned = torch.randint(-1, vocab_size, (batch, 4), generator=generator, device=device)
-    return hidden, weight, make_rows(batch, alpha=math.exp(-margin), device=device), banned
+    return hidden, weight, make_sampling_tensors(batch, alpha=math.exp(-margin), device=device), banned
 
 
 def faulty_hidden(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
@@ -123,19 +125,19 @@ def odd_counts(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.de
     return hidden, weight, token, count
 
 
-def _linear_head(name: str, make: Callable) -> Op:
-    called = linear_ops.linear_head_fused, linear_ops.linear_head_plain
-    return edge(f"linear_head, {name}", make, *called, torch_floats=as_they_are)
+def _select_candidates_linear(name: str, make: Callable) -> Op:
+    called = linear_ops.select_candidates_linear_fused, linear_ops.select_candidates_linear_plain
+    return edge(f"select_candidates_linear, {name}", make, *called, torch_floats=as_they_are)
 
 
 LINEAR_EDGES = [
-    _linear_head("whole numbers", whole_numbers),
-    _linear_head("whole numbers, width 4096", partial(whole_numbers, width=4096)),
-    _linear_head("whole numbers, width 200", partial(whole_numbers, width=200)),
-    _linear_head("a head longer than the list", partial(whole_numbers, margin=40.0)),
-    _linear_head("NaN in a row", faulty_hidden),
+    _select_candidates_linear("whole numbers", whole_numbers),
+    _select_candidates_linear("whole numbers, width 4096", partial(whole_numbers, width=4096)),
+    _select_candidates_linear("whole numbers, width 200", partial(whole_numbers, width=200)),
+    _select_candidates_linear("a head longer than the list", partial(whole_numbers, margin=40.0)),
+    _select_candidates_linear("NaN in a row", faulty_hidden),
     edge(
-        "gathered_scores, odd counts",
+        "gather_logits, odd counts",
         odd_counts,
         linear_ops.gathered_fused,
         linear_ops.gathered_plain,

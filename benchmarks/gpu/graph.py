@@ -10,7 +10,14 @@ from benchmarks.ops.linear import layer
 from benchmarks.ops.sampling import sampling_inputs
 from cdgen_kernels import codes, reference
 from cdgen_kernels.layers import add_rms_norm, paged_attention, rope_and_store
-from cdgen_kernels.ops import Rows, contrast_sample, gathered_scores, linear_head, make_rows, sample
+from cdgen_kernels.ops import (
+    SamplingTensors,
+    contrastive_sample,
+    gather_logits,
+    make_sampling_tensors,
+    sample_candidates,
+    select_candidates_linear,
+)
 
 REPLAYS = 8
 HEADS, DIM = 12, layer_ops.DIM
@@ -42,13 +49,13 @@ def captured(step: Step, device: torch.device) -> Step:
 def check_sample(device: torch.device) -> Checked:
     """Replays at other positions draw the reference's tokens there."""
     batch, vocab_size = (3, 500) if device.type == "cpu" else (128, 32_000)
-    good, bad, rows = sampling_inputs()(batch, vocab_size, torch.bfloat16, device, 0)
-    replay = captured(lambda: sample(good, bad, rows).token, device)
+    good, bad, sampling = sampling_inputs()(batch, vocab_size, torch.bfloat16, device, 0)
+    replay = captured(lambda: contrastive_sample(good, bad, sampling).token, device)
     checked, seen = Checked("sample in a CUDA graph"), []
     for position in range(REPLAYS):
-        rows.position.fill_(position)
+        sampling.position.fill_(position)
         seen.append(replay())
-        wanted = reference.sample(good, bad, rows, None, vocab_size, codes.MASK, 0.0, False).token
+        wanted = reference.contrastive_sample(good, bad, sampling, None, vocab_size, codes.MASK, 0.0, False).token
         checked.rows += batch
         checked.mismatches += int((seen[-1] != wanted).sum())
     if all(x.equal(seen[0]) for x in seen):  # the position was captured as a constant
@@ -59,13 +66,13 @@ def check_sample(device: torch.device) -> Checked:
 def check_chain(device: torch.device) -> Checked:
     """Replays of a decode step's ops draw, at every position, the very tokens of the same ops called one by one."""
     batch, vocab_size, length = (3, 500, 40) if device.type == "cpu" else (128, 32_000, 220)
-    step, rows, position = decode_step(batch, vocab_size, length, device)
+    step, sampling, position = decode_step(batch, vocab_size, length, device)
     checked = Checked("the ops of a decode step in a CUDA graph")
     replay, wanted, seen = captured(step, device), [], []
     for results, call in ((wanted, step), (seen, replay)):
         for at in range(length - REPLAYS, length):
             position.fill_(at)
-            rows.position.fill_(at + 1)
+            sampling.position.fill_(at + 1)
             results.append(call())
     for eager, replayed in zip(wanted, seen, strict=True):
         checked.rows += batch
@@ -73,7 +80,9 @@ def check_chain(device: torch.device) -> Checked:
     return checked
 
 
-def decode_step(batch: int, vocab_size: int, length: int, device: torch.device) -> tuple[Step, Rows, torch.Tensor]:
+def decode_step(
+    batch: int, vocab_size: int, length: int, device: torch.device
+) -> tuple[Step, SamplingTensors, torch.Tensor]:
     """(step, rows, position): one layer of two models and the draw, from the same inputs at whatever position."""
     dtype = torch.bfloat16
     generator = torch.Generator(device).manual_seed(0)
@@ -84,21 +93,21 @@ def decode_step(batch: int, vocab_size: int, length: int, device: torch.device) 
     angle = torch.rand(length, DIM // 2, generator=generator, device=device) * 6
     cos, sin = angle.cos(), angle.sin()
     outputs = [layer(1, vocab_size, dtype, device, seed)[1] for seed in range(2)]
-    rows = make_rows(batch, alpha=0.1, seed=3, device=device)
+    sampling = make_sampling_tensors(batch, alpha=0.1, seed=3, device=device)
 
     def step() -> torch.Tensor:
         normed, total = add_rms_norm(x, residual, weight, layer_ops.EPS)
         q, k, v = (normed @ project.T).view(batch, 3, HEADS, DIM).unbind(1)
         page = table.gather(1, (position // layer_ops.PAGE).unsqueeze(1)).squeeze(1).long()
-        slot = page * layer_ops.PAGE + position % layer_ops.PAGE
-        q = rope_and_store(q, k, v, cos, sin, position, slot, keys, values)
+        slots = page * layer_ops.PAGE + position % layer_ops.PAGE
+        q = rope_and_store(q, k, v, cos, sin, position, slots, keys, values)
         mixed = paged_attention(q, keys, values, table, row, position, scale=DIM**-0.5)
         hidden = add_rms_norm(mixed.flatten(1), total, weight, layer_ops.EPS)[0]
-        candidates = linear_head(hidden, outputs[0], rows, capacity=256)
-        scores = gathered_scores(hidden, outputs[1], candidates)
-        return contrast_sample(candidates, scores, rows, gathered=True, vocab_size=vocab_size).token
+        candidates = select_candidates_linear(hidden, outputs[0], sampling, capacity=256)
+        scores = gather_logits(hidden, outputs[1], candidates)
+        return sample_candidates(candidates, scores, sampling, gathered=True, vocab_size=vocab_size).token
 
-    return step, rows, position
+    return step, sampling, position
 
 
 CHECKS = {"sample in a graph": check_sample, "a decode step's ops in a graph": check_chain}

@@ -14,14 +14,14 @@ Table = dict[str, tuple[tuple[int, int], ...]]  # name of an op -> its (batch, s
 
 LOGITS = ((128, 32_000), (64, 128_256), (512, 32_000), (128, 128_256))
 SAMPLING: Table = {
-    "sample, contrastive": LOGITS,
-    "linear_head": ((128, 32_000), (512, 32_000), (64, 32_000), (256, 32_000), (1024, 32_000)),
-    "linear_head, width 4096": ((64, 128_256),),
-    "sample, ancestral": LOGITS,
-    "sample, top-p 0.95": LOGITS,
-    "head": ((128, 32_000), (512, 32_000), (128, 128_256)),
-    "gathered_scores": ((128, 32_000), (512, 32_000)),
-    "contrast_sample": ((128, 32_000), (512, 32_000)),
+    "contrastive_sample, contrastive": LOGITS,
+    "select_candidates_linear": ((128, 32_000), (512, 32_000), (64, 32_000), (256, 32_000), (1024, 32_000)),
+    "select_candidates_linear, width 4096": ((64, 128_256),),
+    "contrastive_sample, ancestral": LOGITS,
+    "contrastive_sample, top-p 0.95": LOGITS,
+    "select_candidates": ((128, 32_000), (512, 32_000), (128, 128_256)),
+    "gather_logits": ((128, 32_000), (512, 32_000)),
+    "sample_candidates": ((128, 32_000), (512, 32_000)),
 }
 LAYERS: Table = {
     "paged_attention, 12 heads": ((128, 220), (512, 220), (1024, 220)),
@@ -66,5 +66,5 @@ def time_all(context: Context, table: Table, compiled: bool = False) -> None:
 JOBS: dict[str, Callable[[Context], None]] = {
     "sampling": partial(time_all, table=SAMPLING),
     "layers": partial(time_all, table=LAYERS),
-    "sample_compiled": partial(time_all, table={"sample, contrastive": LOGITS[:1]}, compiled=True),
+    "sample_compiled": partial(time_all, table={"contrastive_sample, contrastive": LOGITS[:1]}, compiled=True),
 }

@@ -24,9 +24,9 @@ from benchmarks.gpu import check_jobs, graph, kernels, noise, repeats
 from benchmarks.gpu.generate import SETTINGS
 from benchmarks.gpu.models import Shape
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine.paged_backend import PagedTexts
+from cdgen.engine.paged_backend import PagedBackend
 from cdgen_kernels import registry as dispatch
-from cdgen_kernels.ops import make_rows
+from cdgen_kernels.ops import make_sampling_tensors
 
 CPU = torch.device("cpu")
 TOKENS = (1, 8, 32, 64, 512)  # batch sizes: each tile of rows, with and without programs that share keys
@@ -102,14 +102,14 @@ def compile_engine(good: Shape, bad: Shape | None, dtype: torch.dtype) -> None:
     lm = ContrastiveLM(make(good, 0), **({"bad": make(bad, 1)} if bad else {"dropout": DROPOUT}))
     for params in (SamplingParams(), SamplingParams(contrast_strength=0.0)):
         for tokens in TOKENS:
-            texts = PagedTexts(lm.pair, params, tokens, 64)
+            texts = PagedBackend(lm.pair, params, tokens, 64)
             ids, row = torch.zeros(tokens, dtype=torch.long), torch.arange(tokens, dtype=torch.int32)
-            rows = make_rows(tokens)
-            outputs = texts._run(ids, ids, row, rows.sequence)
-            texts._run(ids, ids, row, rows.sequence, last=ids[:1])
+            sampling = make_sampling_tensors(tokens)
+            outputs = texts._run(ids, ids, row, sampling.sequence)
+            texts._run(ids, ids, row, sampling.sequence, last=ids[:1])
             for banned in (None, torch.full((tokens, 3), -1)):
-                texts.sample(outputs, rows, banned=banned, look=False)
-                texts.sample(outputs, rows, banned=banned, logprobs=True)
+                texts.sample(outputs, sampling, banned=banned, sync=False)
+                texts.sample(outputs, sampling, banned=banned, logprobs=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Whether the matrix product of `linear_head` gives the same numbers every time: a moving result is a race."""
+"""Check that the product of `select_candidates_linear` repeats to the bit: a result that varies is a race."""
 
 from unittest import mock
 

@@ -46,9 +46,9 @@ ATTENTION, DROPOUT, GROUPED = (
 # Without it a version of Triton that lacks the fence would run every number of stages as one.
 PIPELINED = (("HAS_FENCE", True),)
 SWEEPS = [  # the least risky first: an illegal access ends the job
-    Sweep("sample, contrastive", 128, 32_000, "triton.settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
-    Sweep("sample, ancestral", 128, 32_000, "triton.settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
-    Sweep("sample, contrastive", 512, 32_000, "triton.settings", "THREADS", (128, 256)),
+    Sweep("contrastive_sample, contrastive", 128, 32_000, "triton.settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep("contrastive_sample, ancestral", 128, 32_000, "triton.settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep("contrastive_sample, contrastive", 512, 32_000, "triton.settings", "THREADS", (128, 256)),
     Sweep(ATTENTION, 512, 220, "triton.attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
     Sweep(ATTENTION, 512, 220, "triton.attention", "THREADS", (64, 128)),
     Sweep(ATTENTION, 512, 220, "triton.attention", "KEYS", (2, 4, 8), key=1),
@@ -56,11 +56,13 @@ SWEEPS = [  # the least risky first: an illegal access ends the job
     Sweep(DROPOUT, 512, 220, "triton.attention", "THREADS", (64, 128)),
     Sweep(GROUPED, 64, 2048, "triton.attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
     Sweep(GROUPED, 64, 2048, "triton.attention", "MATRIX_TILE", (2048, 4096)),
-    Sweep("linear_head", 128, 32_000, "triton.linear", "HAS_FENCE", (False, True)),  # one stage, or all of them
-    Sweep("linear_head", 512, 32_000, "triton.linear", "HAS_FENCE", (False, True)),
-    Sweep("linear_head", 128, 32_000, "triton.linear", "TILES", ((8, 3), (4, 3), (8, 4)), 128, PIPELINED),
-    Sweep("linear_head", 64, 32_000, "triton.linear", "TILES", ((4, 3), (4, 4), (8, 3)), 64, PIPELINED),
-    Sweep("linear_head", 512, 32_000, "triton.linear", "TILE_TOKENS", (128, 256)),
+    Sweep(
+        "select_candidates_linear", 128, 32_000, "triton.linear", "HAS_FENCE", (False, True)
+    ),  # one stage, or all of them
+    Sweep("select_candidates_linear", 512, 32_000, "triton.linear", "HAS_FENCE", (False, True)),
+    Sweep("select_candidates_linear", 128, 32_000, "triton.linear", "TILES", ((8, 3), (4, 3), (8, 4)), 128, PIPELINED),
+    Sweep("select_candidates_linear", 64, 32_000, "triton.linear", "TILES", ((4, 3), (4, 4), (8, 3)), 64, PIPELINED),
+    Sweep("select_candidates_linear", 512, 32_000, "triton.linear", "TILE_TOKENS", (128, 256)),
 ]
 
 

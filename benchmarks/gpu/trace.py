@@ -68,7 +68,7 @@ def profile_job(context: Context) -> None:
     context.plan([name])
     with context.case(name) as found, torch.inference_mode():
         engine = start_engine(context).engine
-        while NEW - len(engine.texts[0].tokens) > 2 * engine.backend.look_every:
+        while NEW - len(engine.texts[0].tokens) > 2 * engine.backend.sync_every:
             advance(engine, context)
         kinds = [ProfilerActivity.CPU] + ([] if context.dry else [ProfilerActivity.CUDA])
         with profile(activities=kinds) as profiler:

@@ -56,9 +56,9 @@ def turn_inputs(batch: int, heads: int, dtype: torch.dtype, device: torch.device
     angle = torch.rand(2048, DIM // 2, generator=generator, device=device) * 6
     position = torch.randint(2048, (batch,), generator=generator, device=device)
     pages = -(-batch // PAGE)
-    slot = torch.randperm(pages * PAGE, generator=generator, device=device)[:batch]
+    slots = torch.randperm(pages * PAGE, generator=generator, device=device)[:batch]
     cache = torch.zeros(2, pages, heads, PAGE, DIM, dtype=dtype, device=device)
-    return q, k, v, angle.cos(), angle.sin(), position, slot, *cache
+    return q, k, v, angle.cos(), angle.sin(), position, slots, *cache
 
 
 def turn_plain(*inputs: Any) -> Outputs:
@@ -80,7 +80,7 @@ def turn_eager(
     cos: torch.Tensor,
     sin: torch.Tensor,
     position: torch.Tensor,
-    slot: torch.Tensor,
+    slots: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
 ) -> torch.Tensor:
@@ -91,8 +91,8 @@ def turn_eager(
         real, imaginary = x.chunk(2, -1)
         return x * cos + torch.cat([-imaginary, real], -1) * sin
 
-    keys[slot // PAGE, :, slot % PAGE] = turned(k)
-    values[slot // PAGE, :, slot % PAGE] = v
+    keys[slots // PAGE, :, slots % PAGE] = turned(k)
+    values[slots // PAGE, :, slots % PAGE] = v
     return turned(q)
 
 

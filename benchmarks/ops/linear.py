@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from benchmarks.ops.op import ALPHA, BFLOAT16, Inputs, Op, Outputs, zipf_like
 from cdgen_kernels import cross_entropy, reference
-from cdgen_kernels.sampling_tensors import Rows, make_rows
+from cdgen_kernels.sampling_tensors import SamplingTensors, make_sampling_tensors
 
 WIDTH = 768
 CAPACITY = 256  # of the candidate lists
@@ -27,38 +27,46 @@ def layer(
     return hidden.to(dtype), weight.to(dtype)
 
 
-# ---------------------------------------------------------------------------------- linear_head, gathered_scores
+# ------------------------------------------------------------------------- select_candidates_linear, gather_logits
 
 
-def linear_head_inputs(
+def select_candidates_linear_inputs(
     batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int, width: int = WIDTH
 ) -> Inputs:
     """(hidden [B, D], weight [V, D], rows)"""
-    return *layer(batch, vocab_size, dtype, device, seed, width), make_rows(batch, alpha=ALPHA, device=device)
+    return *layer(batch, vocab_size, dtype, device, seed, width), make_sampling_tensors(
+        batch, alpha=ALPHA, device=device
+    )
 
 
-def linear_head_plain(
-    hidden: torch.Tensor, weight: torch.Tensor, rows: Rows, banned: torch.Tensor | None = None
+def select_candidates_linear_plain(
+    hidden: torch.Tensor, weight: torch.Tensor, sampling: SamplingTensors, banned: torch.Tensor | None = None
 ) -> Outputs:
     wide = hidden.double(), weight.double()
-    return reference.linear_head(*wide, rows.margin, banned, weight.shape[0], CAPACITY)._asdict()
+    return reference.select_candidates_linear(*wide, sampling.margin, banned, weight.shape[0], CAPACITY)._asdict()
 
 
-def linear_head_fused(
-    hidden: torch.Tensor, weight: torch.Tensor, rows: Rows, banned: torch.Tensor | None = None
+def select_candidates_linear_fused(
+    hidden: torch.Tensor, weight: torch.Tensor, sampling: SamplingTensors, banned: torch.Tensor | None = None
 ) -> Outputs:
     from cdgen_kernels.triton import linear as triton_linear
 
-    return triton_linear.linear_head(hidden, weight, rows.margin, banned, weight.shape[0], CAPACITY)._asdict()
+    return triton_linear.select_candidates_linear(
+        hidden, weight, sampling.margin, banned, weight.shape[0], CAPACITY
+    )._asdict()
 
 
-def linear_head_eager(hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:
+def select_candidates_linear_eager(
+    hidden: torch.Tensor, weight: torch.Tensor, sampling: SamplingTensors
+) -> tuple[torch.Tensor, ...]:
     logit, token = (hidden @ weight.T).float().topk(CAPACITY)
-    inside = logit >= logit[:, :1] - rows.margin.unsqueeze(1)
+    inside = logit >= logit[:, :1] - sampling.margin.unsqueeze(1)
     return torch.where(inside, token, -1), torch.where(inside, logit, -torch.inf), inside.sum(1), logit[:, 0]
 
 
-def linear_head_floats(outputs: Outputs, hidden: torch.Tensor, weight: torch.Tensor, rows: Rows) -> Outputs:
+def select_candidates_linear_floats(
+    outputs: Outputs, hidden: torch.Tensor, weight: torch.Tensor, sampling: SamplingTensors
+) -> Outputs:
     logits = (hidden @ weight.T).float()
     token = outputs["token"]
     logit = logits.gather(1, token.clamp(min=0).long())
@@ -76,21 +84,21 @@ def layer_product(hidden: torch.Tensor, weight: torch.Tensor, *rest: Any) -> int
 def gathered_inputs(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """(hidden [B, D], weight [V, D], tokens [B, C], how many of them count [B])"""
     hidden, weight = layer(batch, vocab_size, dtype, device, seed)
-    margin = make_rows(batch, alpha=ALPHA, device=device).margin
+    margin = make_sampling_tensors(batch, alpha=ALPHA, device=device).margin
     generator = torch.Generator(device).manual_seed(seed)
     logits = zipf_like(batch, vocab_size, device, generator)
-    candidates = reference.head(logits, margin, None, vocab_size, CAPACITY)
+    candidates = reference.select_candidates(logits, margin, None, vocab_size, CAPACITY)
     return hidden, weight, candidates.token, candidates.count
 
 
 def gathered_plain(hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tensor, count: torch.Tensor) -> Outputs:
-    return {"score": reference.gathered_scores(hidden.double(), weight.double(), token, count)}
+    return {"score": reference.gather_logits(hidden.double(), weight.double(), token, count)}
 
 
 def gathered_fused(hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tensor, count: torch.Tensor) -> Outputs:
     from cdgen_kernels.triton import linear as triton_linear
 
-    return {"score": triton_linear.gathered_scores(hidden, weight, token, count)}
+    return {"score": triton_linear.gather_logits(hidden, weight, token, count)}
 
 
 def gathered_eager(
@@ -180,26 +188,26 @@ def training_liger(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Ten
     return gradients(LigerFusedLinearCrossEntropyLoss()(weight, hidden, target), hidden, weight)
 
 
-def linear_head_op(name: str, width: int, **other: Any) -> Op:
+def select_candidates_linear_op(name: str, width: int, **other: Any) -> Op:
     return Op(
         name,
-        partial(linear_head_inputs, width=width),
-        linear_head_fused,
-        linear_head_plain,
-        linear_head_eager,
+        partial(select_candidates_linear_inputs, width=width),
+        select_candidates_linear_fused,
+        select_candidates_linear_plain,
+        select_candidates_linear_eager,
         streams=("right", "rows"),
         bytes=layer_once,
         flops=layer_product,
-        torch_floats=linear_head_floats,
+        torch_floats=select_candidates_linear_floats,
         **other,
     )
 
 
 LINEAR_OPS = [
-    linear_head_op("linear_head", WIDTH),
-    linear_head_op("linear_head, width 4096", 4096, compiled=False),
+    select_candidates_linear_op("select_candidates_linear", WIDTH),
+    select_candidates_linear_op("select_candidates_linear, width 4096", 4096, compiled=False),
     Op(
-        "gathered_scores",
+        "gather_logits",
         gathered_inputs,
         gathered_fused,
         gathered_plain,

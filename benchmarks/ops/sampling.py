@@ -1,4 +1,4 @@
-"""`sample`, `head` and `contrast_sample` as entries for the table and the benchmark."""
+"""`sample`, `head` and `sample_candidates` as entries for the table and the benchmark."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from benchmarks.ops.op import ALL, ALPHA, BFLOAT16, Inputs, Op, Outputs, zipf_like
 from benchmarks.rivals import literal_chain, strongest_torch
 from cdgen_kernels import codes, reference
-from cdgen_kernels.sampling_tensors import HeadCandidates, Rows, Samples, make_rows
+from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors, make_sampling_tensors
 
 CAPACITY = 256  # of the candidate lists
 TOP_P = 0.95
@@ -26,7 +26,7 @@ def sampling_inputs(has_bad: bool = True, **parameters: Any) -> Callable:
             bad = torch.randn(good.shape, device=device, generator=generator).add_(good, alpha=0.7).to(dtype)
         strength = 1.0 if has_bad else 0.0
         settings = dict(alpha=ALPHA, contrast_strength=strength, position=1) | parameters
-        return good.to(dtype), bad, make_rows(batch, seed=seed, device=device, **settings)
+        return good.to(dtype), bad, make_sampling_tensors(batch, seed=seed, device=device, **settings)
 
     return make
 
@@ -34,75 +34,77 @@ def sampling_inputs(has_bad: bool = True, **parameters: Any) -> Callable:
 def triton_sample(*arguments: Any) -> Samples:
     from cdgen_kernels.triton import sample as triton_sample  # not at import: the definition alone needs no Triton
 
-    return triton_sample.sample(*arguments)
+    return triton_sample.contrastive_sample(*arguments)
 
 
 def sampling(
     implementation: Callable, outside: int = codes.MASK, value: float = 0.0, logprobs: bool = False
 ) -> Callable:
-    def call(good: torch.Tensor, bad: torch.Tensor | None, rows: Rows, banned: torch.Tensor | None = None) -> Outputs:
-        samples = implementation(good, bad, rows, banned, good.shape[1], outside, value, logprobs)
+    def call(
+        good: torch.Tensor, bad: torch.Tensor | None, sampling: SamplingTensors, banned: torch.Tensor | None = None
+    ) -> Outputs:
+        samples = implementation(good, bad, sampling, banned, good.shape[1], outside, value, logprobs)
         return {name: x for name, x in samples._asdict().items() if x is not None}
 
     return call
 
 
-def good_once(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> int:
+def good_once(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> int:
     return good.nbytes
 
 
-def both_once(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> int:
+def both_once(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> int:
     return good.nbytes + bad.nbytes
 
 
-def contrastive_eager(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def contrastive_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     return literal_chain(good, bad, ALPHA)
 
 
-def contrastive_strongest(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def contrastive_strongest(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     with good.device:  # where it makes its tensors
         return strongest_torch(good, bad, ALPHA)
 
 
-def ancestral_eager(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def ancestral_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     return torch.multinomial(torch.softmax(good.float(), -1), 1)
 
 
-def min_p_eager(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def min_p_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     p = torch.softmax(good.float(), -1)
     return torch.multinomial(torch.where(p >= ALPHA * p.amax(-1, keepdim=True), p, 0.0), 1)
 
 
-def top_k_top_p_eager(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def top_k_top_p_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     best, token = good.float().topk(40)
     p = torch.softmax(best, -1)
     p = torch.where(p.cumsum(-1) - p < 0.9, p, 0.0)
     return token.gather(1, torch.multinomial(p, 1))
 
 
-def top_p_eager(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def top_p_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     p, token = torch.softmax(good.float(), -1).sort(-1, descending=True)
     p = torch.where(p.cumsum(-1) - p < TOP_P, p, 0.0)
     return token.gather(1, torch.multinomial(p, 1))
 
 
-def paper_eager(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def paper_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     """The paper's program: every token outside the head scores -20."""
     good, bad = torch.log_softmax(good.float(), -1), torch.log_softmax(bad.float(), -1)
     head = good >= math.log(ALPHA) + good.amax(-1, keepdim=True)
     return torch.multinomial(torch.softmax(torch.where(head, good - bad, -20.0), -1), 1)
 
 
-def logprobs_eager(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> Outputs:
-    token = contrastive_eager(good, bad, rows)
-    return sampled_floats({"token": token}, good, bad, rows)
+def logprobs_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
+    token = contrastive_eager(good, bad, sampling)
+    return sampled_floats({"token": token}, good, bad, sampling)
 
 
-def sampled_floats(outputs: Outputs, good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> Outputs:
+def sampled_floats(outputs: Outputs, good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
     """The three log-probabilities of given tokens, float32 throughout."""
     token = outputs["token"].unsqueeze(1)
     good, bad = good.float(), bad.float()
-    head = good >= good.amax(-1, keepdim=True) - rows.margin.unsqueeze(1)
+    head = good >= good.amax(-1, keepdim=True) - sampling.margin.unsqueeze(1)
     distributions = {"logprob": torch.where(head, good - bad, -torch.inf), "good_logprob": good, "bad_logprob": bad}
     return {name: torch.log_softmax(x, -1).gather(1, token).squeeze(1) for name, x in distributions.items()}
 
@@ -110,25 +112,25 @@ def sampled_floats(outputs: Outputs, good: torch.Tensor, bad: torch.Tensor, rows
 # FlashInfer samples from one distribution and knows no contrast. Its kernels take float32.
 
 
-def flashinfer_ancestral(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def flashinfer_ancestral(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     import flashinfer
 
     return flashinfer.sampling.sampling_from_logits(good.float())
 
 
-def flashinfer_min_p(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def flashinfer_min_p(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     import flashinfer
 
     return flashinfer.sampling.min_p_sampling_from_probs(torch.softmax(good.float(), -1), ALPHA)
 
 
-def flashinfer_top_k_top_p(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def flashinfer_top_k_top_p(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     import flashinfer
 
     return flashinfer.sampling.top_k_top_p_sampling_from_logits(good.float(), 40, 0.9, filter_apply_order="top_k_first")
 
 
-def flashinfer_top_p(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def flashinfer_top_p(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     import flashinfer
 
     return flashinfer.sampling.top_p_sampling_from_probs(torch.softmax(good.float(), -1), TOP_P)
@@ -136,52 +138,58 @@ def flashinfer_top_p(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> torch
 
 def sample_op(name: str, eager: Callable, inputs: dict[str, Any], how: dict[str, Any], **other: Any) -> Op:
     """`how` goes to the op: outside, value, logprobs."""
-    fused, plain = sampling(triton_sample, **how), sampling(reference.sample, **how)
-    return Op(f"sample, {name}", sampling_inputs(**inputs), fused, plain, eager, streams=("groups",), **other)
+    fused, plain = sampling(triton_sample, **how), sampling(reference.contrastive_sample, **how)
+    return Op(
+        f"contrastive_sample, {name}", sampling_inputs(**inputs), fused, plain, eager, streams=("groups",), **other
+    )
 
 
-# ------------------------------------------------------------------------------------------- head, contrast_sample
+# ------------------------------------------------------------------------------------------- head, sample_candidates
 
 
-def head_plain(good: torch.Tensor, bad: torch.Tensor, rows: Rows, banned: torch.Tensor | None = None) -> Outputs:
-    return reference.head(good, rows.margin, banned, good.shape[1], CAPACITY)._asdict()
+def head_plain(
+    good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors, banned: torch.Tensor | None = None
+) -> Outputs:
+    return reference.select_candidates(good, sampling.margin, banned, good.shape[1], CAPACITY)._asdict()
 
 
-def head_fused(good: torch.Tensor, bad: torch.Tensor, rows: Rows, banned: torch.Tensor | None = None) -> Outputs:
-    from cdgen_kernels.triton import candidates as triton_head
+def head_fused(
+    good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors, banned: torch.Tensor | None = None
+) -> Outputs:
+    from cdgen_kernels.triton import candidates as triton_candidates
 
-    return triton_head.head(good, rows.margin, banned, good.shape[1], CAPACITY)._asdict()
+    return triton_candidates.select_candidates(good, sampling.margin, banned, good.shape[1], CAPACITY)._asdict()
 
 
-def head_eager(good: torch.Tensor, bad: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:
+def head_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> tuple[torch.Tensor, ...]:
     logit, token = good.float().topk(CAPACITY)
-    inside = logit >= logit[:, :1] - rows.margin.unsqueeze(1)
+    inside = logit >= logit[:, :1] - sampling.margin.unsqueeze(1)
     return torch.where(inside, token, -1), torch.where(inside, logit, -torch.inf), inside.sum(1), logit[:, 0]
 
 
 def candidate_inputs(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """(the head's candidates, BAD's logits [B, V], rows)"""
-    good, bad, rows = sampling_inputs()(batch, vocab_size, dtype, device, seed)
-    return reference.head(good, rows.margin, None, vocab_size, CAPACITY), bad, rows
+    good, bad, sampling = sampling_inputs()(batch, vocab_size, dtype, device, seed)
+    return reference.select_candidates(good, sampling.margin, None, vocab_size, CAPACITY), bad, sampling
 
 
-def contrast_sample_plain(candidates: HeadCandidates, bad: torch.Tensor, rows: Rows) -> Outputs:
-    return {"token": reference.contrast_sample(candidates, bad, rows, bad.shape[1], False, False).token}
+def sample_candidates_plain(candidates: Candidates, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
+    return {"token": reference.sample_candidates(candidates, bad, sampling, bad.shape[1], False, False).token}
 
 
-def contrast_sample_fused(candidates: HeadCandidates, bad: torch.Tensor, rows: Rows) -> Outputs:
-    from cdgen_kernels.triton import candidates as triton_head
+def sample_candidates_fused(candidates: Candidates, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
+    from cdgen_kernels.triton import candidates as triton_candidates
 
-    return {"token": triton_head.contrast_sample(candidates, bad, rows, bad.shape[1], False, False).token}
+    return {"token": triton_candidates.sample_candidates(candidates, bad, sampling, bad.shape[1], False, False).token}
 
 
-def contrast_sample_eager(candidates: HeadCandidates, bad: torch.Tensor, rows: Rows) -> torch.Tensor:
+def sample_candidates_eager(candidates: Candidates, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     score = candidates.logit - bad.gather(1, candidates.token.clamp(min=0).long())
     at = torch.multinomial(torch.softmax(score, -1), 1)
     return candidates.token.gather(1, at)
 
 
-def candidates_once(candidates: HeadCandidates, bad: torch.Tensor, rows: Rows) -> int:
+def candidates_once(candidates: Candidates, bad: torch.Tensor, sampling: SamplingTensors) -> int:
     return int(candidates.count.sum()) * (4 + 4 + bad.element_size())
 
 
@@ -250,7 +258,7 @@ SAMPLING_OPS = [
         dtypes=BFLOAT16,
     ),
     Op(
-        "head",
+        "select_candidates",
         sampling_inputs(has_bad=False),
         head_fused,
         head_plain,
@@ -260,11 +268,11 @@ SAMPLING_OPS = [
         torch_floats=lambda outputs, *inputs: outputs,  # no arithmetic: nothing may be lost
     ),
     Op(
-        "contrast_sample",
+        "sample_candidates",
         candidate_inputs,
-        contrast_sample_fused,
-        contrast_sample_plain,
-        contrast_sample_eager,
+        sample_candidates_fused,
+        sample_candidates_plain,
+        sample_candidates_eager,
         streams=(),
         bytes=candidates_once,
     ),

@@ -1,16 +1,16 @@
 """The decode loop: texts in lockstep, both models on the same tokens, the next in the place of each that ends.
 
-The loop knows nothing of caches and models. It has one of two backends: `cdgen.engine.paged_backend.PagedTexts`, which
-takes a new text wherever one has ended, and `cdgen.engine.static_backend.StaticBatch`, for any model of transformers,
-which takes one batch and runs it to its end. A backend has
+The loop knows nothing of caches and models. It has one of two backends: `cdgen.engine.paged_backend.PagedBackend`,
+which takes a new text wherever one has ended, and `cdgen.engine.static_backend.StaticBackend`, for any model of
+transformers, which takes one batch and runs it to its end. A backend has
 
     admit(request, most)        how many of a request's texts may start now, 0 to `most`; room for them is set aside
-    start([(request, n), ...])  (slots, outputs): computes what prompts it must, and starts n texts of each
-    step(texts, slots, lengths) outputs of both models on the newest token of every running text
+    start([(request, n), ...])  (cache_rows, outputs): computes what prompts it must, and starts n texts of each
+    step(texts, cache_rows, lengths) outputs of both models on the newest token of every running text
     sample(outputs, rows, ...)  draws one token a row from outputs
     steps(..., rows, count)     tokens of so many steps, drawn without a look by the host
-    look_every                  steps that the backend would rather draw so; 1: `steps` is not called
-    release(slots)              ends texts
+    sync_every                  steps that the backend would rather draw so; 1: `steps` is not called
+    release(cache_rows)         ends texts
     close()                     frees what the backend holds on its device; nothing is called afterwards
 """
 
@@ -28,7 +28,7 @@ from cdgen.hardware import tf32_products
 from cdgen.models.language_model import LanguageModel
 from cdgen.rng import private_noise
 from cdgen_kernels.codes import FAULTS
-from cdgen_kernels.ops import RowFault, Rows, make_rows
+from cdgen_kernels.ops import RowFault, SamplingTensors, make_sampling_tensors
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Request:
     token_ids: list[int]
     texts: deque
     sequence: int  # number of its first text, which is the prompt's own
-    slot: int | None = None  # the backend's, where it holds the prompt
+    cache_row: int | None = None  # the backend's, where it holds the prompt
     outputs: list[torch.Tensor] | None = None  # of each model on the prompt's last token
 
 
@@ -73,7 +73,7 @@ class _Text:
 
     place: int
     prompt: list[int]
-    slot: int
+    cache_row: int
     stop: StopStrings | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -83,7 +83,7 @@ class _Text:
 class Texts:
     """The device's part of the running texts, a row each."""
 
-    slot: torch.Tensor  # int32 [A], of the backend
+    cache_row: torch.Tensor  # int32 [A], of the backend
     ids: torch.Tensor  # int64 [A], the newest token, which the models have not read
     position: torch.Tensor  # int64 [A], its place in the text
     sequence: torch.Tensor  # int64 [A]
@@ -92,11 +92,11 @@ class Texts:
     def apart(self, keep):
         """The rows `keep`, int64 [A']."""
         history = self.history if self.history is None else self.history[keep]
-        return Texts(self.slot[keep], self.ids[keep], self.position[keep], self.sequence[keep], history)
+        return Texts(self.cache_row[keep], self.ids[keep], self.position[keep], self.sequence[keep], history)
 
     def joined(self, other):
         histories = None if self.history is None else torch.cat([self.history, other.history])
-        pairs = ((getattr(self, name), getattr(other, name)) for name in ("slot", "ids", "position", "sequence"))
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("cache_row", "ids", "position", "sequence"))
         return Texts(*map(torch.cat, pairs), histories)
 
 
@@ -120,7 +120,7 @@ class Engine:
         self._stop_ids = set(params.stop_token_ids) | (set() if params.ignore_eos else set(pair.eos_token_ids))
         self._stop_tensor = torch.tensor(sorted(self._stop_ids), dtype=torch.long, device=self.device)
         self._length = max(len(request.token_ids) for request in requests) + params.max_tokens
-        self._row = make_rows(  # one row, that all rows are like
+        self._row = make_sampling_tensors(  # one row, that all rows are like
             1,
             alpha=params.alpha,
             good_weight=params.good_weight,
@@ -131,7 +131,7 @@ class Engine:
             seed=params.seed,
             device=self.device,
         )
-        self._same = Rows(*self._row)  # grown as needed
+        self._same = SamplingTensors(*self._row)  # grown as needed
         self._needs_host = params.logprobs or params.min_tokens or params.no_repeat_ngram_size
         self.texts, self.state = [], None
 
@@ -153,26 +153,26 @@ class Engine:
 
     def step(self):
         """The next token of every running text, or the next few."""
-        slots = [text.slot for text in self.texts]
+        cache_rows = [text.cache_row for text in self.texts]
         lengths = [len(text.prompt) + len(text.tokens) for text in self.texts]
         left = self.params.max_tokens - max(len(text.tokens) for text in self.texts)
-        if not self._needs_host and self.backend.look_every > 1:
-            count = min(self.backend.look_every, left)
-            drawn = self.backend.steps(self.state, slots, lengths, self._rows(self.state), count).tolist()
+        if not self._needs_host and self.backend.sync_every > 1:
+            count = min(self.backend.sync_every, left)
+            drawn = self.backend.steps(self.state, cache_rows, lengths, self._rows(self.state), count).tolist()
             sound = next((at for at, tokens in enumerate(drawn) if min(tokens) < 0), count)
             self.state.position = self.state.position + sound
             if sound:  # what comes after a row without an answer is drawn again, with a look
                 self.state.ids = torch.tensor(drawn[sound - 1], device=self.device)
                 self.texts, self.state = self._accept(self.texts, self.state, drawn[:sound])
                 return
-        outputs = self.backend.step(self.state, slots, lengths)
+        outputs = self.backend.step(self.state, cache_rows, lengths)
         self.texts, self.state = self._draw(self.texts, self.state, outputs)
 
     def refill(self):
         """Start waiting texts where there is room, and draw their first tokens."""
         while self.waiting and (starts := self._admitted()):
-            slots, outputs = self.backend.start(starts)
-            texts, state = self._begin(starts, slots)
+            cache_rows, outputs = self.backend.start(starts)
+            texts, state = self._begin(starts, cache_rows)
             texts, state = self._draw(texts, state, outputs)
             self.state = state if self.state is None else self.state.joined(state)
             self.texts += texts
@@ -191,14 +191,14 @@ class Engine:
             self.waiting.popleft()
         return starts
 
-    def _begin(self, starts, slots):
+    def _begin(self, starts, cache_rows):
         """(texts, state) of the texts that start, before their first token."""
         texts, sequence, strings = [], [], bool(self.params.stop)
-        for (request, _), own in zip(starts, slots, strict=True):
-            for slot in own:
+        for (request, _), own in zip(starts, cache_rows, strict=True):
+            for cache_row in own:
                 place, number = request.texts.popleft()
                 watch = StopStrings(self.pair.tokenizer, request.token_ids, self.params) if strings else None
-                texts.append(_Text(place, request.token_ids, slot, watch))
+                texts.append(_Text(place, request.token_ids, cache_row, watch))
                 sequence.append(number)
         history = None
         if self.params.no_repeat_ngram_size:
@@ -206,9 +206,9 @@ class Engine:
             history = torch.tensor(padded, device=self.device)
         last = [len(text.prompt) - 1 for text in texts]
         ids = torch.tensor([text.prompt[-1] for text in texts], device=self.device)
-        slot = torch.tensor([text.slot for text in texts], dtype=torch.int32, device=self.device)
+        cache_row = torch.tensor([text.cache_row for text in texts], dtype=torch.int32, device=self.device)
         position, sequence = torch.tensor([last, sequence], device=self.device).unbind()
-        return texts, Texts(slot, ids, position, sequence, history)
+        return texts, Texts(cache_row, ids, position, sequence, history)
 
     def _draw(self, texts, state, outputs):
         """Draw a token for each text from the models' outputs; (texts, state) of those that go on."""
@@ -237,7 +237,7 @@ class Engine:
             going = {row: own for row, own in going.items() if not self._ends(own[0], tokens[row], own[1])}
         if len(going) == len(texts):
             return texts, state
-        ended = [text.slot for row, text in enumerate(texts) if row not in going]
+        ended = [text.cache_row for row, text in enumerate(texts) if row not in going]
         self.backend.release(ended)
         self._tell[1](len(ended))
         return [texts[row] for row in going], state.apart(
@@ -266,11 +266,13 @@ class Engine:
         return True
 
     def _rows(self, state):
-        """:class:`Rows` for the next token of every text."""
+        """:class:`SamplingTensors` for the next token of every text."""
         count = len(state.ids)
         if len(self._same.margin) < count:
-            self._same = Rows(*(x.repeat(count) for x in self._row))
-        return Rows(*(x[:count] for x in self._same))._replace(sequence=state.sequence, position=state.position)
+            self._same = SamplingTensors(*(x.repeat(count) for x in self._row))
+        return SamplingTensors(*(x[:count] for x in self._same))._replace(
+            sequence=state.sequence, position=state.position
+        )
 
     def _bans(self, texts, state):
         """int64 [A, N] tokens that may not be drawn, or None. `state.position` is that of the token to be drawn."""

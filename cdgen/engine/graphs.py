@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import torch
 
-from cdgen_kernels.ops import Rows
+from cdgen_kernels.ops import SamplingTensors
 
-Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Rows], torch.Tensor]
+Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, SamplingTensors], torch.Tensor]
 
 _spare_streams: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 
@@ -48,8 +48,8 @@ class StepGraphs:
         step: Step,
         ids: torch.Tensor,  # [A]
         position: torch.Tensor,  # [A]
-        row: torch.Tensor,  # [A]
-        rows: Rows,
+        cache_row: torch.Tensor,  # [A]
+        sampling: SamplingTensors,
         count: int,
     ) -> torch.Tensor:
         """Tokens int64 [count, A] of `count` steps.
@@ -62,8 +62,8 @@ class StepGraphs:
         size = min(self._largest, 1 << (len(ids) - 1).bit_length())  # powers of two: few graphs, and at most half idle
         with torch.cuda.device(self._device):
             if size not in self._graphs:
-                self._graphs[size] = _Graph(step, size, rows, self._stream, self._pool)
-            return self._graphs[size](ids, position, row, rows, count)
+                self._graphs[size] = _Graph(step, size, sampling, self._stream, self._pool)
+            return self._graphs[size](ids, position, cache_row, sampling, count)
 
     def close(self) -> None:
         """Destroy all graphs and free their memory; nothing may be called afterwards."""
@@ -80,11 +80,13 @@ class StepGraphs:
 class _Graph:
     """The graph of one batch size. It does not refer to the step, because the step's owner holds this graph."""
 
-    def __init__(self, step: Step, size: int, rows: Rows, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
-        device = rows.margin.device
+    def __init__(
+        self, step: Step, size: int, sampling: SamplingTensors, stream: torch.cuda.Stream, pool: tuple[int, int]
+    ) -> None:
+        device = sampling.margin.device
         self.ids, self.position = torch.zeros(2, size, dtype=torch.long, device=device).unbind()
-        self.row = torch.full((size,), -1, dtype=torch.int32, device=device)
-        self.rows = Rows(*(x[:1].repeat(size) for x in rows))
+        self.cache_row = torch.full((size,), -1, dtype=torch.int32, device=device)
+        self.rows = SamplingTensors(*(x[:1].repeat(size) for x in sampling))
         self.graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -96,22 +98,22 @@ class _Graph:
 
     def _advance(self, step: Step) -> torch.Tensor:
         """A step, and what the next one needs; returns the tokens drawn, int64 [size]."""
-        token = step(self.ids, self.position, self.row, self.rows)
+        token = step(self.ids, self.position, self.cache_row, self.rows)
         self.ids.copy_(token.clamp(min=0))  # a fault is no token to read
         self.position.add_(1)
         return token
 
     def __call__(
-        self, ids: torch.Tensor, position: torch.Tensor, row: torch.Tensor, rows: Rows, count: int
+        self, ids: torch.Tensor, position: torch.Tensor, cache_row: torch.Tensor, sampling: SamplingTensors, count: int
     ) -> torch.Tensor:
         live = len(ids)
-        self.row.fill_(-1)
+        self.cache_row.fill_(-1)
         self.position.zero_()  # unused rows advance too, and would leave their tables
         for own, given in (
             (self.ids, ids),
             (self.position, position),
-            (self.row, row),
-            *zip(self.rows, rows, strict=True),
+            (self.cache_row, cache_row),
+            *zip(self.rows, sampling, strict=True),
         ):
             own[:live] = given
         drawn = []

@@ -6,9 +6,9 @@ from itertools import groupby
 
 from cdgen.engine.engine import Engine, Pair, Request
 from cdgen.engine.outputs import CompletionOutput, RequestOutput
-from cdgen.engine.paged_backend import PagedTexts
+from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.sampling_params import SamplingParams
-from cdgen.engine.static_backend import StaticBatch
+from cdgen.engine.static_backend import StaticBackend
 from cdgen.engine.text import decode, encode
 from cdgen.errors import InputError
 from cdgen.models.bad import attention_dropout, first_layers
@@ -40,8 +40,8 @@ class ContrastiveLM:
         kv_cache_memory_bytes: cache budget of both models together. Default: enough for `max_num_seqs` texts, but on a
             GPU at most 90 % of the memory that is free once the weights are loaded.
     Attributes:
-        static: why these models are decoded in static batches by transformers' own forward, or None: Llama, Mistral,
-            Qwen2 and Qwen3 run on a paged cache, and a waiting text takes the place of each that ends.
+        static_reason: why these models are decoded in static batches by transformers' own forward, or None: Llama,
+            Mistral, Qwen2 and Qwen3 run on a paged cache, and a waiting text takes the place of each that ends.
     Raises:
         InputError (a ValueError): models that cannot be loaded or do not share a vocabulary.
     """
@@ -86,9 +86,11 @@ class ContrastiveLM:
         )
         self.pair = Pair(good, bad, tokenizer, vocab_size, tuple(sorted(i for i in eos if i < vocab_size)))
         reasons = {model.name: unsupported(model.module) for model in (good, bad) if model is not None}
-        self.static = next((f"{name}: {reason}" for name, reason in reasons.items() if reason), None)
-        if self.static:
-            log.warning("%s; decoded in static batches by transformers' own forward, which is slower", self.static)
+        self.static_reason = next((f"{name}: {reason}" for name, reason in reasons.items() if reason), None)
+        if self.static_reason:
+            log.warning(
+                "%s; decoded in static batches by transformers' own forward, which is slower", self.static_reason
+            )
         self.kv_cache = {
             "kv_cache_dtype": kv_cache_dtype and float_dtype("kv_cache_dtype", kv_cache_dtype),
             "kv_cache_memory_bytes": kv_cache_memory_bytes,
@@ -109,7 +111,7 @@ class ContrastiveLM:
         """Continue every prompt `sampling_params.n` times.
 
         A text is a function of the seed, its prompt's place in the list and its own number among the n, whatever
-        batches they are decoded in; where `static` is not None a dropout BAD is an exception, whose noise belongs to
+        batches they are decoded in; if `static_reason` is not None, a dropout BAD is an exception: its noise belongs to
         the batch. (Batches of another size round otherwise; where two scores tie to the last bits of the logits'
         dtype, a token may turn.)
 
@@ -145,7 +147,7 @@ class ContrastiveLM:
         Returns:
             list of :class:`~cdgen.engine.engine.Continuation`, one for each row.
         """
-        if not self.static:
+        if not self.static_reason:
             return self._engine(token_ids, rows, params, progress, finished).run() if rows else []
         drawn = []
         for batch in batches(rows, params.n, self.max_num_seqs):
@@ -161,11 +163,11 @@ class ContrastiveLM:
                 place += 1
             requests.append(Request(token_ids[prompt], texts, first))
         size = min(self.max_num_seqs, len(rows))
-        if self.static:
-            backend = StaticBatch(self.pair, params, size)
+        if self.static_reason:
+            backend = StaticBackend(self.pair, params, size)
         else:
             longest = max(len(request.token_ids) for request in requests) + params.max_tokens
-            backend = PagedTexts(self.pair, params, size, longest, **self.kv_cache)
+            backend = PagedBackend(self.pair, params, size, longest, **self.kv_cache)
         return Engine(self.pair, backend, requests, params, progress, finished)
 
     def prompt_ids(self, prompt, name):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from cdgen.engine.engine import Engine, Request
 from cdgen.engine.llm import ContrastiveLM
-from cdgen.engine.paged_backend import PREFILL_TOKENS, PagedTexts
+from cdgen.engine.paged_backend import PREFILL_TOKENS, PagedBackend
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
 from cdgen.hardware import GPUS, Machine
@@ -161,7 +161,7 @@ def real_rate(lm, batch, job, steps=8):
         ids = torch.randint(lm.pair.vocab_size, (length,), generator=generator).tolist()
         places = range(start, min(start + job.n, batch))
         requests.append(Request(ids, deque((at, (prompt << 32) + at - start) for at in places), prompt << 32))
-    backend = PagedTexts(lm.pair, params, batch, length + params.max_tokens, **lm.kv_cache)
+    backend = PagedBackend(lm.pair, params, batch, length + params.max_tokens, **lm.kv_cache)
     engine = Engine(lm.pair, backend, requests, params)
     with torch.inference_mode():
         engine.refill()
@@ -206,7 +206,9 @@ def plan(args):
     if on_cpu and args.run:
         chosen = parse_bad(args.bad) if args.bad else {}
         lm = ContrastiveLM(args.good, **chosen, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, device="cpu")
-        if lm.static:
-            raise InputError(f"{lm.static}; the prediction is of the paged engine: leave the run out with --no-run")
+        if lm.static_reason:
+            raise InputError(
+                f"{lm.static_reason}; the prediction is of the paged engine: leave the run out with --no-run"
+            )
         real = real_rate(lm, batch, job)
         yield f"a short run: {real:,.0f} tokens/s, {real / rate:.0%} of that bound"

@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 from cdgen.rng import seed_noise
-from cdgen_kernels.ops import sample
+from cdgen_kernels.ops import contrastive_sample
 
 
 def noise_seed(seed, sequence):
@@ -13,7 +13,7 @@ def noise_seed(seed, sequence):
     return int.from_bytes(hashlib.sha256(f"{seed} {sequence}".encode()).digest()[:8], "little") >> 1
 
 
-class StaticBatch:
+class StaticBackend:
     """Texts on transformers' own forward and an :class:`~cdgen.models.in_place_cache.InPlaceCache` a model.
 
     Args:
@@ -21,7 +21,7 @@ class StaticBatch:
         max_num_seqs: texts of the batch.
     """
 
-    look_every = 1
+    sync_every = 1
 
     def __init__(self, pair, params, max_num_seqs):
         self.max_num_seqs, self._pair, self._params = max_num_seqs, pair, params
@@ -49,25 +49,27 @@ class StaticBatch:
         self._caches = [cache.fork(owner, width + self._params.max_tokens) for cache in caches]
         self._mask = mask.new_ones(len(owner), width + self._params.max_tokens)
         self._mask[:, :width] = mask[owner]
-        slots = iter(range(len(owner)))
-        return [[next(slots) for _ in range(count)] for count in counts], [x.index_select(0, owner) for x in outputs]
+        cache_rows = iter(range(len(owner)))
+        return [[next(cache_rows) for _ in range(count)] for count in counts], [
+            x.index_select(0, owner) for x in outputs
+        ]
 
-    def step(self, texts, slots, lengths):
+    def step(self, texts, cache_rows, lengths):
         """See :mod:`cdgen.engine.engine`. Rows that have ended are computed with the rest, on token 0."""
         self._filled += 1
         ids, position = texts.ids.new_zeros(2, len(self._mask), 1)
-        ids[texts.slot, 0], position[texts.slot, 0] = texts.ids, texts.position
+        ids[texts.cache_row, 0], position[texts.cache_row, 0] = texts.ids, texts.position
         mask = self._mask[:, : self._filled]
         pairs = zip(self._models, self._caches, strict=True)
-        return [model.last_logits(ids, mask, position, cache)[texts.slot] for model, cache in pairs]
+        return [model.last_logits(ids, mask, position, cache)[texts.cache_row] for model, cache in pairs]
 
-    def sample(self, outputs, rows, *, banned, logprobs):
+    def sample(self, outputs, sampling, *, banned, logprobs):
         """Draw from logits [A, V'] of each model."""
         options = {"outside_head": self._params.outside_head, "banned": banned, "logprobs": logprobs}
         bad = outputs[1] if len(outputs) > 1 else None
-        return sample(outputs[0], bad, rows, vocab_size=self._pair.vocab_size, **options)
+        return contrastive_sample(outputs[0], bad, sampling, vocab_size=self._pair.vocab_size, **options)
 
-    def release(self, slots):
+    def release(self, cache_rows):
         """See :mod:`cdgen.engine.engine`: the rows stay until the batch ends."""
 
     def close(self) -> None:

@@ -76,13 +76,14 @@ class LlamaRunner:
         angle = torch.arange(max_length, device=module.device).float()[:, None] * rope.inv_freq.float()
         self.cos, self.sin = angle.cos() * rope.attention_scaling, angle.sin() * rope.attention_scaling  # [P, d / 2]
 
-    def hidden_states(self, ids, position, row, slot, page_table, keys, values, seed, sequence, last=None):
+    def hidden_states(self, ids, position, cache_row, slots, page_table, keys, values, seed, sequence, last=None):
         """Run N tokens, of any texts, and write them to the cache. All tokens of a text before them are there already,
         or among them.
 
         Args:
-            ids, position: int64 [N]. row: int32 [N], each token's line of the page table; below 0: nobody's.
-            slot: int64 [N], where it is written, as :func:`slots` tells.
+            ids, position: int64 [N].
+            cache_row: int32 [N], each token's row of the page table; below 0 if the token is unused.
+            slots: int64 [N], flat cache positions to write to, from :func:`slot_mapping`.
             page_table: int32 [S, M]. keys, values: [layers, pages, K, page_size, d].
             seed: int64 [1] and sequence: int64 [N], which dropout is drawn from.
             last: int64 [L], the tokens whose state is wanted; default all.
@@ -96,10 +97,10 @@ class LlamaRunner:
             q, k, v = (x.unflatten(1, (-1, self.head_dim)) for x in linear(normed, *layer.qkv).split(sizes, 1))
             if layer.q_norm is not None:
                 q, k = self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)
-            q = rope_and_store(q, k, v, self.cos, self.sin, position, slot, *store)
+            q = rope_and_store(q, k, v, self.cos, self.sin, position, slots, *store)
             options = {"scale": self.scale, "window": layer.window, "dropout": self.dropout, "layer": at}
             noise = {"seed": seed, "sequence": sequence} if self.dropout else {}
-            mixed = paged_attention(q, *store, page_table, row, position, **options, **noise)
+            mixed = paged_attention(q, *store, page_table, cache_row, position, **options, **noise)
             normed, total = add_rms_norm(linear(mixed.flatten(1), *layer.out), total, layer.mlp_norm, self.eps)
             gate, up = linear(normed, *layer.gate_up).chunk(2, 1)
             delta = linear(self.activation(gate) * up, *layer.down)
@@ -111,10 +112,10 @@ class LlamaRunner:
         return add_rms_norm(x.flatten(0, 1), None, weight, self.eps)[0].view(x.shape)
 
 
-def slots(page_table, row, position, page_size):
+def slot_mapping(page_table, cache_row, position, page_size):
     """int64 [N]: where each token is written, -1 where it is nobody's or has no page."""
-    page = page_table.take(row.clamp(min=0) * page_table.shape[1] + position // page_size)
-    return torch.where((row >= 0) & (page >= 0), page * page_size + position % page_size, -1)
+    page = page_table.take(cache_row.clamp(min=0) * page_table.shape[1] + position // page_size)
+    return torch.where((cache_row >= 0) & (page >= 0), page * page_size + position % page_size, -1)
 
 
 def _layer(part, config):

@@ -1,8 +1,8 @@
 """The layer ops: what a decoder layer does besides matrix products, on a paged key-value cache.
 
     normed, x = add_rms_norm(x, residual, weight, eps)
-    q = rope_and_store(q, k, v, cos, sin, position, slot, keys, values)
-    out = paged_attention(q, keys, values, page_table, row, position, scale=d**-0.5)
+    q = rope_and_store(q, k, v, cos, sin, position, slot_mapping, keys, values)
+    out = paged_attention(q, keys, values, page_table, cache_row, position, scale=d**-0.5)
 
 Registered, decided and traced as the ops of :mod:`cdgen_kernels.ops`. Tensors here are named for their sizes: N
 tokens, of whatever texts; H query heads and K key-value heads of d numbers; S texts of up to M pages.
@@ -37,14 +37,15 @@ def add_rms_norm(x, residual, weight, eps):
     return normed, x if residual is None else total
 
 
-def rope_and_store(q, k, v, cos, sin, position, slot, keys, values):
+def rope_and_store(q, k, v, cos, sin, position, slot_mapping, keys, values):
     """Turn queries and keys by their positions (Su et al. 2021) and write keys and values to the cache.
 
     Args:
         q: [N, H, d]. k, v: [N, K, d]. One dtype; d even and contiguous, rows and heads of any stride.
         cos, sin: float32 [P, d / 2], for every position. Number i of a head turns with number i + d / 2.
         position: int64 [N], below P.
-        slot: int64 [N], page * page_size + place in the page, each at most once; below 0: nothing is written.
+        slot_mapping: int64 [N], flat cache positions (page * page_size + offset), each at most once; below 0: the
+            token is not written.
         keys, values: the cache of the layer, [pages, K, page_size, d], of one dtype, contiguous; written in place.
     Returns:
         q turned, [N, H, d] contiguous.
@@ -57,14 +58,14 @@ def rope_and_store(q, k, v, cos, sin, position, slot, keys, values):
     _check_cache(keys, values, k.shape[1], dim)
     if cos.shape != sin.shape or cos.shape[1] != dim // 2 or not cos.dtype == sin.dtype == torch.float32:
         raise ValueError(f"cos, sin: expected float32 [P, {dim // 2}], got {_about(cos, sin)}")
-    _check_int64(tokens, position=position, slot=slot)
+    _check_int64(tokens, position=position, slot_mapping=slot_mapping)
     return torch.ops.cdgen.rope_and_store.default(
-        _inner(q), _inner(k), _inner(v), cos.contiguous(), sin.contiguous(), position, slot, keys, values
+        _inner(q), _inner(k), _inner(v), cos.contiguous(), sin.contiguous(), position, slot_mapping, keys, values
     )
 
 
 def paged_attention(
-    q, keys, values, page_table, row, position, *, scale, window=0, dropout=0.0, seed=None, sequence=None, layer=0
+    q, keys, values, page_table, cache_row, position, *, scale, window=0, dropout=0.0, seed=None, sequence=None, layer=0
 ):
     """Causal attention of N tokens, of any texts and lengths, over a paged cache that holds them already.
 
@@ -72,7 +73,8 @@ def paged_attention(
 
     Args:
         q: [N, H, d], H a multiple of K. keys, values: [pages, K, page_size, d], as :func:`rope_and_store` writes them.
-        page_table: int32 [S, M]. row: int32 [N], whose text; below 0: nobody's, the result is zeros.
+        page_table: int32 [S, M]. cache_row: int32 [N], each token's row of the page table; below 0: unused,
+            its result is zeros.
         position: int64 [N]: keys at places 0 to `position` are seen, or the last `window` of them where that is > 0.
         scale: factor of the scores.
         dropout: probability to drop an attention weight, the rest growing by 1 / (1 - dropout). The mask is a function
@@ -87,8 +89,15 @@ def paged_attention(
     _check_cache(keys, values, None, dim)
     if heads % keys.shape[1]:
         raise ValueError(f"q: {heads} heads are no multiple of the {keys.shape[1]} of the cache")
-    if page_table.dim() != 2 or page_table.dtype != torch.int32 or row.dtype != torch.int32 or row.shape != (tokens,):
-        raise ValueError(f"page_table, row: expected int32 [S, M] and [{tokens}], got {_about(page_table, row)}")
+    if (
+        page_table.dim() != 2
+        or page_table.dtype != torch.int32
+        or cache_row.dtype != torch.int32
+        or cache_row.shape != (tokens,)
+    ):
+        raise ValueError(
+            f"page_table, cache_row: expected int32 [S, M] and [{tokens}], got {_about(page_table, cache_row)}"
+        )
     _check_int64(tokens, position=position)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout = {dropout}: must be 0 or more and below 1")
@@ -100,7 +109,18 @@ def paged_attention(
     else:
         seed, sequence = position, position  # not read
     return torch.ops.cdgen.paged_attention.default(
-        _inner(q), keys, values, page_table.contiguous(), row, position, scale, window, dropout, seed, sequence, layer
+        _inner(q),
+        keys,
+        values,
+        page_table.contiguous(),
+        cache_row,
+        position,
+        scale,
+        window,
+        dropout,
+        seed,
+        sequence,
+        layer,
     )
 
 

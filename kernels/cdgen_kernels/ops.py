@@ -1,6 +1,6 @@
 """The public ops: what they take and give, and the checks of it.
 
-    rows = make_rows(batch, alpha=0.1, contrast_strength=1.0, seed=0)
+    rows = make_sampling_tensors(batch, alpha=0.1, contrast_strength=1.0, seed=0)
     token = sample(good_logits, bad_logits, rows).token          # [B]
 
 Each op is registered as `torch.ops.cdgen.*` with a fake, traces under `torch.compile(fullgraph=True)`, and never waits
@@ -12,21 +12,21 @@ import torch
 from cdgen_kernels.codes import CONSTANT, FAULTS, MASK, SHIFTED_GOOD
 from cdgen_kernels.cross_entropy import linear_cross_entropy
 from cdgen_kernels.registry import implementation
-from cdgen_kernels.sampling_tensors import HeadCandidates, Rows, Samples, make_rows
+from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors, make_sampling_tensors
 
 __all__ = [
-    "HeadCandidates",
+    "Candidates",
     "RowFault",
-    "Rows",
     "Samples",
-    "contrast_sample",
-    "gathered_scores",
-    "head",
+    "SamplingTensors",
+    "contrastive_sample",
+    "gather_logits",
     "implementation",
     "linear_cross_entropy",
-    "linear_head",
-    "make_rows",
-    "sample",
+    "make_sampling_tensors",
+    "sample_candidates",
+    "select_candidates",
+    "select_candidates_linear",
 ]
 
 
@@ -65,9 +65,9 @@ def _check_vocabulary(vocab_size, *logits):
     return vocab_size
 
 
-def _check_rows(rows, batch):
-    if rows.margin.shape[0] != batch:
-        raise ValueError(f"rows: made for {rows.margin.shape[0]}, but there are {batch} rows of logits")
+def _check_sampling(sampling, batch):
+    if sampling.margin.shape[0] != batch:
+        raise ValueError(f"sampling: made for {sampling.margin.shape[0]} rows, but there are {batch} rows of logits")
 
 
 def _check_banned(banned, batch):
@@ -88,17 +88,17 @@ def _outside(outside_head):
     raise ValueError(f"outside_head = {outside_head!r}: use 'mask', 'shifted_good' or a number")
 
 
-def head(good, rows, *, vocab_size=None, banned=None, capacity=1024):
+def select_candidates(good, sampling, *, vocab_size=None, banned=None, capacity=1024):
     """Compact each row's alpha-head, `z_GOOD >= max z_GOOD - margin`, into a short list in one pass over the logits.
 
     Args:
         good: GOOD's logits [B, V'], float16, bfloat16 or float32, any row stride.
-        rows: :class:`Rows`, of which `margin` counts here.
+        rows: :class:`SamplingTensors`, of which `margin` counts here.
         vocab_size: entries that are tokens; the padding behind them is not read. Default: V'.
         banned: int32 or int64 [B, N] token ids that cannot be drawn, -1 where there are fewer; or None.
         capacity: length C of the list. A longer head is told by its `count`, and its list holds the C lowest ids.
     Returns:
-        :class:`HeadCandidates`.
+        :class:`Candidates`.
     Raises:
         ValueError: wrong shapes; on the CPU also a row of NaN or of nothing but -inf, by number. On other devices
             such a row has `count` < 0, so that nothing waits for the device.
@@ -106,15 +106,17 @@ def head(good, rows, *, vocab_size=None, banned=None, capacity=1024):
     good = _check_logits("good", good)
     if capacity < 1:
         raise ValueError(f"capacity = {capacity}: must be at least 1")
-    _check_rows(rows, good.shape[0])
+    _check_sampling(sampling, good.shape[0])
     vocab_size = _check_vocabulary(vocab_size, good)
     banned = _check_banned(banned, good.shape[0])
-    candidates = HeadCandidates(*torch.ops.cdgen.head.default(good, rows.margin, banned, vocab_size, capacity))
+    candidates = Candidates(
+        *torch.ops.cdgen.select_candidates.default(good, sampling.margin, banned, vocab_size, capacity)
+    )
     _raise_on_fault(candidates.count)
     return candidates
 
 
-def sample(good, bad, rows, *, vocab_size=None, outside_head="mask", banned=None, logprobs=False):
+def contrastive_sample(good, bad, sampling, *, vocab_size=None, outside_head="mask", banned=None, logprobs=False):
     """Draw one token a row by contrastive decoding: head, contrast, top-k, top-p and Gumbel noise in one op.
 
     `contrast_strength = 0` in all rows makes plain sampling, `alpha = 0` a head of the whole vocabulary. The draw is
@@ -123,7 +125,7 @@ def sample(good, bad, rows, *, vocab_size=None, outside_head="mask", banned=None
     Args:
         good, bad: logits [B, V'] and [B, V''], float16, bfloat16 or float32, not necessarily alike; `bad=None` where
             there is no contrast. With the default `outside_head` BAD is read at the head's tokens only.
-        rows: :class:`Rows`, from :func:`make_rows`.
+        rows: :class:`SamplingTensors`, from :func:`make_sampling_tensors`.
         vocab_size: entries that are tokens in both. Default: the narrower width.
         outside_head: `"mask"`: tokens outside the head are impossible. A number: their constant score, which leaks
             (the paper's program uses -20). `"shifted_good"`: their GOOD logit, shifted so that the best of them meets
@@ -138,22 +140,24 @@ def sample(good, bad, rows, *, vocab_size=None, outside_head="mask", banned=None
     good = _check_logits("good", good)
     bad = bad if bad is None else _check_logits("bad", bad, good.shape[0])
     vocab_size = _check_vocabulary(vocab_size, good, *(() if bad is None else (bad,)))
-    _check_rows(rows, good.shape[0])
+    _check_sampling(sampling, good.shape[0])
     banned = _check_banned(banned, good.shape[0])
     outside, value = _outside(outside_head)
-    token, out = torch.ops.cdgen.sample.default(good, bad, *rows, banned, vocab_size, outside, value, logprobs)
+    token, out = torch.ops.cdgen.contrastive_sample.default(
+        good, bad, *sampling, banned, vocab_size, outside, value, logprobs
+    )
     _raise_on_fault(token)
     return Samples(token, *out.unbind(0)) if logprobs else Samples(token)
 
 
-def contrast_sample(candidates, bad, rows, *, gathered=False, vocab_size=None, logprobs=False):
+def sample_candidates(candidates, bad, sampling, *, gathered=False, vocab_size=None, logprobs=False):
     """Draw one token a row from :func:`head`'s candidates and BAD's logits.
 
     Args:
-        candidates: :class:`HeadCandidates`, bans applied.
+        candidates: :class:`Candidates`, bans applied.
         bad: BAD's logits [B, V''], read at the candidates only; where `gathered`, those of the candidates alone, slot
-            by slot, [B, C], as :func:`gathered_scores` makes them; or None.
-        rows: :class:`Rows`; its margin has done its work in :func:`head`.
+            by slot, [B, C], as :func:`gather_logits` makes them; or None.
+        rows: :class:`SamplingTensors`; its margin has done its work in :func:`head`.
         vocab_size: bound of the token ids. Default: the width of `bad`, where that is V''.
         logprobs: also give the log-probability of the token under the distribution it was drawn from.
     Returns:
@@ -162,7 +166,7 @@ def contrast_sample(candidates, bad, rows, *, gathered=False, vocab_size=None, l
         ValueError: wrong shapes; on the CPU also, by number, a row whose head is longer than its list.
     """
     batch = candidates.token.shape[0]
-    _check_rows(rows, batch)
+    _check_sampling(sampling, batch)
     bad = bad if bad is None else _check_logits("bad", bad, batch)
     if bad is None or gathered:
         if vocab_size is None:
@@ -172,7 +176,9 @@ def contrast_sample(candidates, bad, rows, *, gathered=False, vocab_size=None, l
             raise ValueError(f"bad: gathered logits are {tuple(candidates.token.shape)}, as the candidates; got {got}")
     else:
         vocab_size = _check_vocabulary(vocab_size, bad)
-    token, logprob = torch.ops.cdgen.contrast_sample.default(*candidates, bad, *rows, vocab_size, gathered, logprobs)
+    token, logprob = torch.ops.cdgen.sample_candidates.default(
+        *candidates, bad, *sampling, vocab_size, gathered, logprobs
+    )
     _raise_on_fault(token)
     return Samples(token, logprob if logprobs else None)
 
@@ -183,7 +189,7 @@ def _check_layer(hidden, weight):
         raise ValueError(f"hidden, weight: expected [B, D] and [V, D] of one dtype, got {got}")
 
 
-def linear_head(hidden, weight, rows, *, vocab_size=None, banned=None, capacity=1024):
+def select_candidates_linear(hidden, weight, sampling, *, vocab_size=None, banned=None, capacity=1024):
     """:func:`head` of the logits `hidden @ weight.T`, which on a GPU are never stored.
 
     Args:
@@ -191,36 +197,38 @@ def linear_head(hidden, weight, rows, *, vocab_size=None, banned=None, capacity=
         weight: its output layer [V', D], of the same dtype, rows contiguous.
         rows, vocab_size, banned, capacity: as for :func:`head`; a capacity of V' holds any head.
     Returns:
-        :class:`HeadCandidates`; logits are summed in float32, not rounded to the dtype of the states.
+        :class:`Candidates`; logits are summed in float32, not rounded to the dtype of the states.
     Raises:
         ValueError: as for :func:`head`.
     """
     _check_layer(hidden, weight)
     if capacity < 1:
         raise ValueError(f"capacity = {capacity}: must be at least 1")
-    _check_rows(rows, hidden.shape[0])
+    _check_sampling(sampling, hidden.shape[0])
     vocab_size = weight.shape[0] if vocab_size is None else vocab_size
     if not 1 <= vocab_size <= weight.shape[0]:
         raise ValueError(f"vocab_size = {vocab_size}: must be 1 to {weight.shape[0]}, the rows of the output layer")
     banned = _check_banned(banned, hidden.shape[0])
-    found = torch.ops.cdgen.linear_head.default(hidden, weight, rows.margin, banned, vocab_size, capacity)
-    candidates = HeadCandidates(*found)
+    found = torch.ops.cdgen.select_candidates_linear.default(
+        hidden, weight, sampling.margin, banned, vocab_size, capacity
+    )
+    candidates = Candidates(*found)
     _raise_on_fault(candidates.count)
     return candidates
 
 
-def gathered_scores(hidden, weight, candidates):
+def gather_logits(hidden, weight, candidates):
     """BAD's logits of GOOD's candidates alone, so that BAD needs no output layer.
 
     Args:
         hidden: BAD's last hidden states [B, D]. weight: its output layer [V, D], of the same dtype.
-        candidates: :class:`HeadCandidates` [B, C].
+        candidates: :class:`Candidates` [B, C].
     Returns:
-        float32 [B, C], -inf past the end of each list: `bad` of :func:`contrast_sample` with `gathered=True`.
+        float32 [B, C], -inf past the end of each list: `bad` of :func:`sample_candidates` with `gathered=True`.
     Raises:
         ValueError: shapes or dtypes that do not fit.
     """
     _check_layer(hidden, weight)
     if candidates.token.shape[0] != hidden.shape[0]:
         raise ValueError(f"candidates: {candidates.token.shape[0]} rows, but there are {hidden.shape[0]} of hidden")
-    return torch.ops.cdgen.gathered_scores.default(hidden, weight, candidates.token, candidates.count)
+    return torch.ops.cdgen.gather_logits.default(hidden, weight, candidates.token, candidates.count)

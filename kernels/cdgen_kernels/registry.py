@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cdgen_kernels.sampling_tensors import HeadCandidates, Rows
+from cdgen_kernels.sampling_tensors import Candidates, SamplingTensors
 
 log = logging.getLogger("cdgen")
 
@@ -29,21 +29,21 @@ _ROWS = (
     "Tensor top_k, Tensor seed, Tensor sequence, Tensor position"
 )
 SCHEMAS = {
-    "head": "(Tensor good, Tensor margin, Tensor? banned, int vocab_size, int capacity)"
+    "select_candidates": "(Tensor good, Tensor margin, Tensor? banned, int vocab_size, int capacity)"
     " -> (Tensor token, Tensor logit, Tensor count, Tensor max)",
-    "sample": f"(Tensor good, Tensor? bad, {_ROWS}, Tensor? banned, "
+    "contrastive_sample": f"(Tensor good, Tensor? bad, {_ROWS}, Tensor? banned, "
     "int vocab_size, int outside, float value, bool logprobs)"
     " -> (Tensor token, Tensor logprobs)",
-    "contrast_sample": f"(Tensor token, Tensor logit, Tensor count, Tensor max, Tensor? bad, {_ROWS}, "
+    "sample_candidates": f"(Tensor token, Tensor logit, Tensor count, Tensor max, Tensor? bad, {_ROWS}, "
     "int vocab_size, bool gathered, bool logprobs)"
     " -> (Tensor token, Tensor logprob)",
-    "linear_head": "(Tensor hidden, Tensor weight, Tensor margin, Tensor? banned, int vocab_size, int capacity)"
-    " -> (Tensor token, Tensor logit, Tensor count, Tensor max)",
-    "gathered_scores": "(Tensor hidden, Tensor weight, Tensor token, Tensor count) -> Tensor",
+    "select_candidates_linear": "(Tensor hidden, Tensor weight, Tensor margin, Tensor? banned, int vocab_size, "
+    "int capacity) -> (Tensor token, Tensor logit, Tensor count, Tensor max)",
+    "gather_logits": "(Tensor hidden, Tensor weight, Tensor token, Tensor count) -> Tensor",
     "add_rms_norm": "(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor normed, Tensor total)",
-    "rope_and_store": "(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor position, Tensor slot, "
+    "rope_and_store": "(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor position, Tensor slot_mapping, "
     "Tensor(a!) keys, Tensor(b!) values) -> Tensor",
-    "paged_attention": "(Tensor q, Tensor keys, Tensor values, Tensor page_table, Tensor row, Tensor position, "
+    "paged_attention": "(Tensor q, Tensor keys, Tensor values, Tensor page_table, Tensor cache_row, Tensor position, "
     "float scale, int window, float dropout, Tensor seed, Tensor sequence, int layer) -> Tensor",
 }
 _LAYER_OPS = ("add_rms_norm", "rope_and_store", "paged_attention")
@@ -52,11 +52,11 @@ _LAYER_OPS = ("add_rms_norm", "rope_and_store", "paged_attention")
 _HOMES = {  # where an implementation of an op, by the op's own name, is found
     "reference": dict.fromkeys(SCHEMAS, "reference"),
     "triton": {
-        "head": "triton.candidates",
-        "sample": "triton.sample",
-        "contrast_sample": "triton.candidates",
-        "linear_head": "triton.linear",
-        "gathered_scores": "triton.linear",
+        "select_candidates": "triton.candidates",
+        "contrastive_sample": "triton.sample",
+        "sample_candidates": "triton.candidates",
+        "select_candidates_linear": "triton.linear",
+        "gather_logits": "triton.linear",
         "add_rms_norm": "triton.layers",
         "rope_and_store": "triton.layers",
         "paged_attention": "triton.attention",
@@ -88,12 +88,12 @@ def _call_head(function, *arguments):
 
 
 def _call_sample(function, good, bad, *rest):
-    token, *logprobs = function(good, bad, Rows(*rest[:9]), *rest[9:])
+    token, *logprobs = function(good, bad, SamplingTensors(*rest[:9]), *rest[9:])
     return token, torch.stack(logprobs) if rest[-1] else good.new_empty((3, 0), dtype=torch.float32)
 
 
-def _call_contrast_sample(function, token, logit, count, maximum, bad, *rest):
-    drawn = function(HeadCandidates(token, logit, count, maximum), bad, Rows(*rest[:9]), *rest[9:])
+def _call_sample_candidates(function, token, logit, count, maximum, bad, *rest):
+    drawn = function(Candidates(token, logit, count, maximum), bad, SamplingTensors(*rest[:9]), *rest[9:])
     return drawn.token, drawn.logprob if rest[-1] else logit.new_empty(0)
 
 
@@ -107,11 +107,11 @@ def _call_add_rms_norm(function, x, residual, weight, eps):
 
 
 _CONVENTIONS = {  # from an op's tensors to the arguments of its function, and back
-    "head": _call_head,
-    "sample": _call_sample,
-    "contrast_sample": _call_contrast_sample,
-    "linear_head": _call_head,
-    "gathered_scores": _call_as_is,
+    "select_candidates": _call_head,
+    "contrastive_sample": _call_sample,
+    "sample_candidates": _call_sample_candidates,
+    "select_candidates_linear": _call_head,
+    "gather_logits": _call_as_is,
     "add_rms_norm": _call_add_rms_norm,
     "rope_and_store": _call_as_is,
     "paged_attention": _call_as_is,
@@ -134,17 +134,17 @@ def _fake_sample(good, *rest):
     return good.new_empty(batch, dtype=torch.int64), logprobs
 
 
-def _fake_contrast_sample(token, *rest):
+def _fake_sample_candidates(token, *rest):
     batch = token.shape[0]
     logprob = token.new_empty(batch if rest[-1] else 0, dtype=torch.float32)
     return token.new_empty(batch, dtype=torch.int64), logprob
 
 
-def _fake_linear_head(hidden, weight, margin, banned, vocab_size, capacity):
+def _fake_select_candidates_linear(hidden, weight, margin, banned, vocab_size, capacity):
     return _fake_head(hidden, margin, banned, vocab_size, capacity)
 
 
-def _fake_gathered_scores(hidden, weight, token, count):
+def _fake_gather_logits(hidden, weight, token, count):
     return hidden.new_empty(token.shape, dtype=torch.float32)
 
 
@@ -157,16 +157,16 @@ def _fake_queries(q, *rest):
 
 
 _FAKES = {
-    "head": _fake_head,
-    "sample": _fake_sample,
-    "contrast_sample": _fake_contrast_sample,
-    "linear_head": _fake_linear_head,
-    "gathered_scores": _fake_gathered_scores,
+    "select_candidates": _fake_head,
+    "contrastive_sample": _fake_sample,
+    "sample_candidates": _fake_sample_candidates,
+    "select_candidates_linear": _fake_select_candidates_linear,
+    "gather_logits": _fake_gather_logits,
     "add_rms_norm": _fake_add_rms_norm,
     "rope_and_store": _fake_queries,
     "paged_attention": _fake_queries,
 }
-_CPP = ("head", "sample", "contrast_sample", "gathered_scores", *_LAYER_OPS)
+_CPP = ("select_candidates", "contrastive_sample", "sample_candidates", "gather_logits", *_LAYER_OPS)
 
 
 def _load_extension():
@@ -198,10 +198,10 @@ def _decide():
     return {"cpu": ("cpp" if loaded else "reference", reason), "cuda": cuda}
 
 
-def _linear_head_of_cpp(hidden, weight, margin, banned, vocab_size, capacity):
+def _select_candidates_linear_of_cpp(hidden, weight, margin, banned, vocab_size, capacity):
     """A matrix product, which MKL does, and the C++ head of what it gives."""
     logits = hidden.float() @ weight[:vocab_size].float().T
-    return torch.ops.cdgen.head.default(logits, margin, banned, vocab_size, capacity)
+    return torch.ops.cdgen.select_candidates.default(logits, margin, banned, vocab_size, capacity)
 
 
 def _kernel(name: str, device_type: str) -> Callable[..., Any] | None:
@@ -210,8 +210,8 @@ def _kernel(name: str, device_type: str) -> Callable[..., Any] | None:
     if chosen == "cpp":
         if name in _CPP:
             return None
-        if name == "linear_head":
-            return _linear_head_of_cpp
+        if name == "select_candidates_linear":
+            return _select_candidates_linear_of_cpp
     call = _implementation(_HOMES.get(chosen, {}).get(name) or _HOMES["reference"][name], name)
     return on_device_of_first(call) if device_type == "cuda" else call
 

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import torch
 
 
-class Rows(NamedTuple):
-    """Per-row sampling parameters, each a tensor [B] on the device of the logits. Built by :func:`make_rows`.
+class SamplingTensors(NamedTuple):
+    """Per-row sampling parameters, each a tensor [B] on the device of the logits.
+
+    :func:`make_sampling_tensors` builds them.
 
     They are tensors so that a captured CUDA graph or a compiled step can be replayed with other values: a decode loop
-    keeps one `Rows` and calls `rows.position.add_(1)` after each token.
+    keeps one `SamplingTensors` and calls `rows.position.add_(1)` after each token.
     """
 
     margin: torch.Tensor  # float32; -T ln(alpha): how far below GOOD's maximum the head reaches; inf: everywhere
@@ -23,7 +25,7 @@ class Rows(NamedTuple):
     position: torch.Tensor  # int64; which token of the text this is; its low 32 bits count
 
 
-class HeadCandidates(NamedTuple):
+class Candidates(NamedTuple):
     """The alpha-head of each row as a short list, in the order of the token ids."""
 
     token: torch.Tensor  # int32 [B, C], -1 past the end
@@ -41,7 +43,7 @@ class Samples(NamedTuple):
     bad_logprob: torch.Tensor | None = None  # float32 [B], the same of BAD's
 
 
-def make_rows(
+def make_sampling_tensors(
     batch,
     *,
     alpha=0.1,
@@ -55,7 +57,8 @@ def make_rows(
     position=0,
     device="cpu",
 ):
-    """Build :class:`Rows` for `batch` rows; every argument is one value for all rows or a sequence or tensor [B].
+    """Build :class:`SamplingTensors` for `batch` rows; each argument is one value for all rows, or a sequence or
+    tensor [B].
 
     Args:
         alpha: the head keeps tokens of at least alpha times GOOD's greatest probability; 0 keeps all. In [0, 1].
@@ -88,7 +91,7 @@ def make_rows(
     temperature = column("temperature", temperature, torch.float64, not_negative, "a finite number >= 0")
     scale = torch.where(temperature == 0, 1.0, temperature)
     margin = torch.where(alpha == 0, torch.inf, -scale * torch.log(alpha))
-    return Rows(
+    return SamplingTensors(
         margin.float(),
         column("good_weight", good_weight, torch.float32, not_negative, "a finite number >= 0"),
         column("contrast_strength", contrast_strength, torch.float32, any_number, "a finite number"),

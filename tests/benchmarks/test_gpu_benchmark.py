@@ -78,9 +78,9 @@ def test_what_it_is_compared_with_runs(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "sample, contrastive",
-        "head",
-        "gathered_scores",
+        "contrastive_sample, contrastive",
+        "select_candidates",
+        "gather_logits",
         "softmax_gradient",
         "add_rms_norm",
         "rope_and_store",
@@ -114,7 +114,7 @@ def test_wrong_tokens_fail_the_check():
 
 @pytest.mark.parametrize("scale", [1 + 1e-3, torch.nan])
 def test_wrong_floats_fail_the_check(scale):
-    op = BY_NAME["gathered_scores"]
+    op = BY_NAME["gather_logits"]
     checked = check(Case(op, torch.float32, *SMALL), CPU, lambda *inputs: {"score": op.plain(*inputs)["score"] * scale})
     assert not checked.ok and checked.mismatches == 0
     assert checked.as_result()["failure"].startswith("score off by ")
@@ -174,14 +174,17 @@ def shifted(outputs):
 
 
 def test_times_are_held_against_the_limits(bench, monkeypatch):
-    case = Case(BY_NAME["linear_head"], torch.bfloat16, 3, 300)
+    case = Case(BY_NAME["select_candidates_linear"], torch.bfloat16, 3, 300)
     bench.limits |= {"copy, bytes/s": 1e12, "bfloat16, FLOP/s": 1e13}
     times = {"fused": [1e-6, 2e-6, 3e-6], "torch eager": [4e-6, 6e-6, 8e-6]}
     found = bench.figures(case, times, case.make(CPU))
     assert found["seconds, quartiles"]["fused"][1] == 2e-6 and found["times fused"] == {"torch eager": 3}
     assert found["of copy"] == pytest.approx(found["bytes"] / 2e-6 / 1e12)
     assert found["of matmul"] == pytest.approx(found["flops"] / 2e-6 / 1e13)
-    assert found["line"].startswith("linear_head [3, 300]: 2.0 us; ") and "torch eager takes 3.00x" in found["line"]
+    assert (
+        found["line"].startswith("select_candidates_linear [3, 300]: 2.0 us; ")
+        and "torch eager takes 3.00x" in found["line"]
+    )
 
 
 def test_rivals_that_cannot_run_are_named():
@@ -234,5 +237,12 @@ def test_kernels_are_compiled_beforehand(tmp_path):
     assert once == 1 and all_kernels >= 10
     names = {file.stem for file in tmp_path.glob("*/*.cubin")}
     assert len(list(tmp_path.glob("*/*.cubin"))) == all_kernels
-    wanted = ["paged_attention", "linear_head", "contrast_sample", "gathered_scores", "rope_and_store", "add_rms_norm"]
+    wanted = [
+        "paged_attention",
+        "select_candidates_linear",
+        "sample_candidates",
+        "gather_logits",
+        "rope_and_store",
+        "add_rms_norm",
+    ]
     assert {f"{name}_kernel" for name in wanted} <= names

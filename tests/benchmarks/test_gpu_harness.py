@@ -265,7 +265,7 @@ def test_each_failure_is_a_line_of_the_summary(failing_run):
 
 
 def test_the_summary_is_short_whatever_happened():
-    result = {"part": "check", "job": "sample", "kind": "result", "line": "x" * 500}
+    result = {"part": "check", "job": "contrastive_sample", "kind": "result", "line": "x" * 500}
     bad = result | {"name": "n" * 300, "status": "failed", "failure": "f" * 300}
     text = summary.summary([bad] * 500)
     assert len(text) < 12_000 and "and 475 more failures" in text

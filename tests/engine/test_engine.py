@@ -98,7 +98,7 @@ def test_a_prompts_noise_is_that_of_its_first_text(models, monkeypatch):
 def test_bads_output_layer_is_not_computed(models, monkeypatch):
     lm, seen = ContrastiveLM(**models), []
     monkeypatch.setattr(
-        "cdgen.engine.paged_backend.gathered_scores",
+        "cdgen.engine.paged_backend.gather_logits",
         lambda hidden, weight, found: seen.append(found.token.shape) or torch.zeros(found.token.shape),
     )
     monkeypatch.setattr("cdgen.engine.paged_backend.linear", lambda *_: pytest.fail("an output layer was computed"))
@@ -119,17 +119,17 @@ def test_a_refilled_slot_shows_no_trace_and_memory_returns(models, exact):
         for store in (*cache.keys, *cache.values):
             store[:, cache._free[: cache.free_pages]] = float("nan")
 
-    def poisoned(slots):
-        used.update(slots)
-        release(slots)
+    def poisoned(cache_rows):
+        used.update(cache_rows)
+        release(cache_rows)
         poison()
 
     texts.release = poisoned
     poison()
-    pages, slots = cache.free_pages, sorted(cache._free_slots)
+    pages, cache_rows = cache.free_pages, sorted(cache._free_cache_rows)
     assert Engine(lm.pair, texts, requests(), params).run() == expected
     assert len(used) < 21, "no slot was used twice"
-    assert (cache.free_pages, cache.promised_pages, sorted(cache._free_slots)) == (pages, 0, slots)
+    assert (cache.free_pages, cache.reserved_pages, sorted(cache._free_cache_rows)) == (pages, 0, cache_rows)
     assert not cache.lengths.any() and (cache.page_table == -1).all()
 
 
@@ -151,11 +151,11 @@ def test_any_mix_of_lengths_counts_and_budgets_ends_with_every_text_drawn_once(d
     texts = backend(lm, params, size, longest, kv_cache_memory_bytes=int(need * data.draw(st.floats(1, 4))))
     pages, rows = texts.cache.free_pages, []
     step = texts.step
-    texts.step = lambda state, slots, lengths: rows.append(len(slots)) or step(state, slots, lengths)
+    texts.step = lambda state, cache_rows, lengths: rows.append(len(cache_rows)) or step(state, cache_rows, lengths)
     finished = []
     results = Engine(lm.pair, texts, asked, params, None, finished.append).run()
     assert [len(text.token_ids) for text in results] == [new] * sum(counts) and sum(finished) == sum(counts)
-    assert max(rows, default=0) <= size and (texts.cache.free_pages, texts.cache.promised_pages) == (pages, 0)
+    assert max(rows, default=0) <= size and (texts.cache.free_pages, texts.cache.reserved_pages) == (pages, 0)
 
 
 TINY = {}
@@ -205,14 +205,14 @@ def test_looking_every_few_steps_changes_nothing(models, exact, monkeypatch, cap
     looked = []
     for every in (2, 3, 50):
         texts = backend(lm, params)
-        texts.look_every, pages = every, texts.cache.free_pages
+        texts.sync_every, pages = every, texts.cache.free_pages
         steps, step = texts.steps, texts.step
         texts.steps = lambda *given, steps=steps: looked.append("steps") or steps(*given)
         texts.step = lambda *given, step=step: looked.append("step") or step(*given)
         told = []
         assert Engine(lm.pair, texts, requests(), params, told.append).run() == expected
         assert sum(told) == sum(len(text.token_ids) for text in expected)
-        assert (texts.cache.free_pages, texts.cache.promised_pages) == (pages, 0)
+        assert (texts.cache.free_pages, texts.cache.reserved_pages) == (pages, 0)
     assert "steps" in looked and ("step" in looked or capacity > 3)
 
 
@@ -222,14 +222,14 @@ def test_what_needs_the_host_is_looked_at_each_step(models, exact, needs):
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), **{"logprobs": False} | needs)
     expected = Engine(lm.pair, backend(lm, params, size=1), requests(), params).run()
     texts = backend(lm, params, size=5)
-    texts.look_every = 3
+    texts.sync_every = 3
     assert Engine(lm.pair, texts, requests(), params).run() == expected
 
 
 class Clockwork:
     """A backend without models: the text in place p ends after lengths[p] tokens."""
 
-    look_every = 1
+    sync_every = 1
 
     def __init__(self, lengths, size):
         self.max_num_seqs, self.lengths = size, lengths
@@ -240,26 +240,26 @@ class Clockwork:
         return most
 
     def start(self, starts):
-        slots = []
+        cache_rows = []
         for request, count in starts:
-            slots.append([self.free.pop() for _ in range(count)])
-            for slot, (place, _) in zip(slots[-1], request.texts, strict=False):
-                self.drawn[slot] = self.lengths[place]
-        self.now = [slot for own in slots for slot in own]
-        return slots, [torch.zeros(len(self.now), 1)]
+            cache_rows.append([self.free.pop() for _ in range(count)])
+            for cache_row, (place, _) in zip(cache_rows[-1], request.texts, strict=False):
+                self.drawn[cache_row] = self.lengths[place]
+        self.now = [cache_row for own in cache_rows for cache_row in own]
+        return cache_rows, [torch.zeros(len(self.now), 1)]
 
-    def step(self, texts, slots, lengths):
-        self.rows.append(len(slots))
-        self.now = slots
-        return [torch.zeros(len(slots), 1)]
+    def step(self, texts, cache_rows, lengths):
+        self.rows.append(len(cache_rows))
+        self.now = cache_rows
+        return [torch.zeros(len(cache_rows), 1)]
 
     def sample(self, outputs, rows, *, banned, logprobs):
-        for slot in self.now:
-            self.drawn[slot] -= 1
-        return Samples(torch.tensor([1 if self.drawn[slot] == 0 else 2 for slot in self.now]))
+        for cache_row in self.now:
+            self.drawn[cache_row] -= 1
+        return Samples(torch.tensor([1 if self.drawn[cache_row] == 0 else 2 for cache_row in self.now]))
 
-    def release(self, slots):
-        self.free += slots
+    def release(self, cache_rows):
+        self.free += cache_rows
 
     def close(self):
         self.closed = True

@@ -11,10 +11,10 @@ from cdgen.engine import paged_backend as paged_module
 from cdgen.engine.engine import Engine
 from cdgen.engine.graphs import StepGraphs, give_back_stream, take_stream
 from cdgen.engine.shared_cache import CacheShape, SharedKVCache
-from cdgen.engine.static_backend import StaticBatch
+from cdgen.engine.static_backend import StaticBackend
 from cdgen.errors import InputError
 from cdgen.models.loading import load
-from cdgen_kernels.ops import make_rows
+from cdgen_kernels.ops import make_sampling_tensors
 from tests.helpers.engines import PROMPTS, backend, free, requests
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def no_collector():
 def graph_backend(lm, params, size=4):
     """A backend that replays graphs and waits for tokens every fourth step, as on a GPU."""
     texts = backend(lm, params, size)
-    texts._graphs, texts.look_every = StepGraphs(size, CPU), 4
+    texts._graphs, texts.sync_every = StepGraphs(size, CPU), 4
     return texts
 
 
@@ -51,13 +51,13 @@ def faults_in_tokens(monkeypatch):
 def test_nothing_is_left_when_generate_returns(kind, models, no_collector, monkeypatch, request):
     """The cyclic collector may come long after the memory of the next call was needed."""
     lm, alive = ContrastiveLM(**models), []
-    name = "static_batch.StaticBatch" if kind == "static" else "paged.PagedTexts"
-    made = StaticBatch if kind == "static" else paged_module.PagedTexts
+    name = "static_batch.StaticBackend" if kind == "static" else "paged.PagedBackend"
+    made = StaticBackend if kind == "static" else paged_module.PagedBackend
 
     def make(pair, params, size, *rest, **options):
         texts = made(pair, params, size, *rest, **options)
         if kind == "paged, graphs":
-            texts._graphs, texts.look_every = StepGraphs(size, CPU), 4
+            texts._graphs, texts.sync_every = StepGraphs(size, CPU), 4
         alive.append(weakref.ref(texts))
         if kind != "static":
             alive.append(weakref.ref(texts.cache))
@@ -67,7 +67,7 @@ def test_nothing_is_left_when_generate_returns(kind, models, no_collector, monke
         request.getfixturevalue("fake_cuda")
         request.getfixturevalue("faults_in_tokens")
     if kind == "static":
-        lm.static = "for the test"
+        lm.static_reason = "for the test"
     monkeypatch.setattr(f"cdgen.engine.llm.{name.split('.')[1]}", make)
     lm.generate(PROMPTS, free(logprobs=False))
     assert alive and [reference() for reference in alive] == [None] * len(alive)
@@ -105,7 +105,7 @@ def test_graphs_of_an_engine_share_a_stream_and_a_pool_and_die_together(fake_cud
 
     def call(graphs, live):
         ids = torch.arange(live)
-        drawn = graphs(lambda ids, *rest: ids + 1, ids, ids, ids.int(), make_rows(live), 3)
+        drawn = graphs(lambda ids, *rest: ids + 1, ids, ids, ids.int(), make_sampling_tensors(live), 3)
         assert drawn.tolist() == [(ids + n).tolist() for n in (1, 2, 3)]
 
     first, second = StepGraphs(64, CPU), StepGraphs(64, CPU)
@@ -128,13 +128,13 @@ def test_unused_rows_stay_within_the_tables(fake_cuda):
     """Their positions advance with every replay, and begin at 0 again with every call."""
     furthest = torch.zeros((), dtype=torch.long)
 
-    def step(ids, position, row, rows):
+    def step(ids, position, row, sampling):
         furthest.copy_(torch.maximum(furthest, position.max()))
         return ids
 
     graphs, ids = StepGraphs(4, CPU), torch.zeros(3, dtype=torch.long)
     for _ in range(5):
-        graphs(step, ids, ids, ids.int(), make_rows(3), 4)
+        graphs(step, ids, ids, ids.int(), make_sampling_tensors(3), 4)
     assert furthest == 3
 
 
@@ -165,7 +165,7 @@ def test_by_default_the_cache_takes_no_more_than_is_free(models, monkeypatch):
 def test_memory_that_cannot_be_had_is_one_line(folders, monkeypatch):
     huge = CacheShape(num_layers=10**6, num_kv_heads=10**3, head_dim=10**3, dtype=torch.float32)
     with pytest.raises(InputError, match=r"^a cache of [\d.e+]+ GB cannot be allocated: cpu has not enough memory; "):
-        SharedKVCache([huge], slots=1, max_length=16, device=CPU)
+        SharedKVCache([huge], cache_rows=1, max_length=16, device=CPU)
 
     def full(module, device):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")

@@ -18,7 +18,7 @@ from cdgen.engine.text import decode_after
 from cdgen.errors import InputError
 from cdgen.models.llama import LlamaRunner
 from cdgen_kernels import codes, reference
-from cdgen_kernels.ops import make_rows
+from cdgen_kernels.ops import make_sampling_tensors
 from tests.helpers.families import FAMILIES, family
 from tests.helpers.tiny_models import SENTENCES, VOCABULARY, make_llama, make_tokenizer
 
@@ -53,7 +53,7 @@ def recomputed(good, bad, request, output, prompt_index, params):
     with torch.inference_mode():
         logits = [model(text).logits[0, len(request.prompt_token_ids) - 1 : -1].double() for model in (good, bad)]
     steps = len(output.token_ids)
-    rows = make_rows(
+    sampling = make_sampling_tensors(
         steps,
         alpha=params.alpha,
         contrast_strength=params.contrast_strength,
@@ -67,7 +67,7 @@ def recomputed(good, bad, request, output, prompt_index, params):
     outside = {"mask": (codes.MASK, 0.0), "shifted_good": (codes.SHIFTED_GOOD, 0.0)}.get(
         params.outside_head, (codes.CONSTANT, params.outside_head)
     )
-    return reference.sample(*logits, rows, None, VOCABULARY, *outside, True)
+    return reference.contrastive_sample(*logits, sampling, None, VOCABULARY, *outside, True)
 
 
 def check_against_recomputation(good, bad, lm, prompts, params):
@@ -192,7 +192,7 @@ def test_batching_and_n_do_not_change_a_text(folders):
 def test_static_batches_and_pages_draw_the_same_texts(lm, folders, static):
     """With texts that end at any time among others that go on."""
     other = ContrastiveLM(folders["good"], folders["bad"], max_num_seqs=16)
-    assert other.static and not lm.static
+    assert other.static_reason and not lm.static_reason
     params = free(n=6, max_tokens=20, stop_token_ids=tuple(range(40, 120)), no_repeat_ngram_size=2, alpha=0.01)
     texts = drawn(lm.generate(PROMPTS, params))
     assert drawn(other.generate(PROMPTS, params)) == texts
@@ -210,10 +210,10 @@ def test_texts_keep_their_number_in_any_order(lm):
 
 
 def test_batches_hold_whole_prompts_where_they_fit():
-    rows = [(p, c) for p in range(5) for c in range(3)]
-    assert [len(batch) for batch in batches(rows, 3, 7)] == [6, 6, 3]
-    assert [len(batch) for batch in batches(rows, 3, 2)] == [2] * 7 + [1]
-    assert functools.reduce(operator.iadd, batches(rows, 3, 7), []) == rows
+    sampling = [(p, c) for p in range(5) for c in range(3)]
+    assert [len(batch) for batch in batches(sampling, 3, 7)] == [6, 6, 3]
+    assert [len(batch) for batch in batches(sampling, 3, 2)] == [2] * 7 + [1]
+    assert functools.reduce(operator.iadd, batches(sampling, 3, 7), []) == sampling
 
 
 # ------------------------------------------------------------------------------------------------ the dropout BAD

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.engine import Request
 from cdgen.engine.graphs import StepGraphs
-from cdgen.engine.paged_backend import PagedTexts
-from cdgen.engine.static_backend import StaticBatch
-from cdgen_kernels.ops import make_rows
+from cdgen.engine.paged_backend import PagedBackend
+from cdgen.engine.static_backend import StaticBackend
+from cdgen_kernels.ops import make_sampling_tensors
 from tests.helpers.tiny_models import make_llama
 
 NO_WORK = {"device", "empty", "new_empty", "detach", "alias"}  # and views:
@@ -50,15 +50,15 @@ def on_fake_cuda(thing):
 def step_of(good, params, batch=8, **bad):
     """(ops of a step on CUDA, its tokens)"""
     lm = ContrastiveLM(good, **bad)
-    texts = PagedTexts(lm.pair, params, batch, 64)
-    rows = make_rows(batch)
+    texts = PagedBackend(lm.pair, params, batch, 64)
+    sampling = make_sampling_tensors(batch)
     ids, row = torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.int32)
     with FakeTensorMode():
         texts = on_fake_cuda(texts)
-        rows = type(rows)(*map(on_fake_cuda, rows))
+        sampling = type(sampling)(*map(on_fake_cuda, sampling))
         ids, position, row = on_fake_cuda([ids, ids, row])
         with Launches() as launches:
-            token = texts._advance(ids, position, row, rows)
+            token = texts._advance(ids, position, row, sampling)
     return launches.found, token
 
 
@@ -71,21 +71,21 @@ def test_a_step_on_cuda_waits_for_nothing(bad, method):
     assert token.device.type == "cuda" and token.shape == (8,)
 
 
-@pytest.mark.parametrize("backend", [PagedTexts, StaticBatch])
+@pytest.mark.parametrize("backend", [PagedBackend, StaticBackend])
 def test_starting_texts_waits_for_nothing(backend, monkeypatch):
     """Prompts of several lengths and their texts: FakeTensorMode raises where a shape would be read from the device."""
     lm, params = ContrastiveLM(make_llama(0), layers=1), SamplingParams(n=3, max_tokens=4)
-    texts = backend(lm.pair, params, 9, *([64] if backend is PagedTexts else []))
+    texts = backend(lm.pair, params, 9, *([64] if backend is PagedBackend else []))
     starts = [(Request([5] * n, deque([(0, 0), (1, 1), (2, 2)]), 0), count) for n, count in ((2, 1), (7, 3), (20, 2))]
     for request, _ in starts:
         texts.admit(request, 3)
-    if backend is StaticBatch:
+    if backend is StaticBackend:
         for model in lm.pair.models(params):
             monkeypatch.setattr(model, "last_logits", lambda ids, *rest: torch.zeros(len(ids), 300))
             monkeypatch.setattr(model, "new_cache", lambda width: SimpleNamespace(fork=lambda owner, length: owner))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        slots, outputs = texts.start(starts)
-    assert [len(own) for own in slots] == [1, 3, 2] and [len(output) for output in outputs] == [6, 6]
+        cache_rows, outputs = texts.start(starts)
+    assert [len(own) for own in cache_rows] == [1, 3, 2] and [len(output) for output in outputs] == [6, 6]
 
 
 def test_launches_of_a_step():
@@ -107,7 +107,7 @@ def test_graphs_are_few(monkeypatch, fake_cuda):
         def __init__(self, step, size, *rest):
             made.append(size)
 
-        def __call__(self, ids, position, row, rows, count):
+        def __call__(self, ids, position, row, sampling, count):
             seen.append(len(ids))
             return ids.expand(count, -1)
 
@@ -115,5 +115,5 @@ def test_graphs_are_few(monkeypatch, fake_cuda):
     graphs = StepGraphs(100, torch.device("cpu"))
     for live in (1, 2, 3, 64, 65, 100, 70, 4):
         ids = torch.arange(live)
-        assert graphs(None, ids, ids, ids, make_rows(live), 3).shape == (3, live)
+        assert graphs(None, ids, ids, ids, make_sampling_tensors(live), 3).shape == (3, live)
     assert made == [1, 2, 4, 64, 100] and seen == [1, 2, 3, 64, 65, 100, 70, 4]

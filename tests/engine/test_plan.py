@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine.paged_backend import PagedTexts
+from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.plan import Job, Shape, largest_batch, parts_of_memory, parts_of_step, shapes
 from cdgen.hardware import GPUS, Machine
 from tests.helpers.families import family
@@ -34,7 +34,7 @@ def test_shapes_are_the_models(folders, good, bad):
 def test_the_cache_takes_what_is_stated(good, bad):
     """Pages of prompts are shared, and those of texts are whole."""
     lm = ContrastiveLM(good, bad)
-    texts = PagedTexts(lm.pair, SamplingParams(max_tokens=60), 8, 80)
+    texts = PagedBackend(lm.pair, SamplingParams(max_tokens=60), 8, 80)
     shape = Shape.of(good.config)
     memory = parts_of_memory(shape, Shape.of(bad.config), 0, 8, JOB, 4, 4)
     stated = memory["cache"]

@@ -8,15 +8,20 @@ from hypothesis import strategies as st
 
 from cdgen.engine.shared_cache import CacheShape, SharedKVCache
 from cdgen.errors import InputError
-from cdgen.models.llama import slots
+from cdgen.models.llama import slot_mapping
 
 SHAPES = (CacheShape(2, 1, 2, torch.float64), CacheShape(1, 2, 3, torch.float32))  # unlike in all they can be
 
 
-def new_cache(pages, page_size=4, slots=12, max_length=24, shapes=SHAPES):
+def new_cache(pages, page_size=4, cache_rows=12, max_length=24, shapes=SHAPES):
     page_bytes = page_size * sum(shape.bytes_per_token for shape in shapes)
     return SharedKVCache(
-        shapes, slots=slots, max_length=max_length, device="cpu", memory_bytes=pages * page_bytes, page_size=page_size
+        shapes,
+        cache_rows=cache_rows,
+        max_length=max_length,
+        device="cpu",
+        memory_bytes=pages * page_bytes,
+        page_size=page_size,
     )
 
 
@@ -28,7 +33,9 @@ def entries(tokens, shape):
 
 def places(cache, texts, positions):
     """Where tokens at these positions of texts lie, through the page table on the device."""
-    found = slots(cache.page_table, *torch.tensor([texts, positions], dtype=torch.long).unbind(), cache.page_size)
+    found = slot_mapping(
+        cache.page_table, *torch.tensor([texts, positions], dtype=torch.long).unbind(), cache.page_size
+    )
     assert (found >= 0).all(), "every token has a page"
     return found
 
@@ -40,13 +47,13 @@ def write(cache, places, tokens):
         values[:, page, :, offset] = -entries(tokens, shape).to(shape.dtype)
 
 
-def assert_reads(cache, slot, tokens):
+def assert_reads(cache, cache_row, tokens):
     """As an attention kernel reads: through the page table on the device."""
-    pages = cache.page_table[slot, : -(-len(tokens) // cache.page_size)].long()
+    pages = cache.page_table[cache_row, : -(-len(tokens) // cache.page_size)].long()
     for shape, keys, values in zip(SHAPES, cache.keys, cache.values, strict=True):
         for store, sign in ((keys, 1), (values, -1)):
             read = store[:, pages].permute(1, 3, 0, 2, 4).flatten(0, 1)[: len(tokens)]
-            assert torch.equal(read, sign * entries(tokens, shape).to(shape.dtype)), f"slot {slot}"
+            assert torch.equal(read, sign * entries(tokens, shape).to(shape.dtype)), f"cache row {cache_row}"
 
 
 def state(cache):
@@ -55,7 +62,7 @@ def state(cache):
     arrays = (cache.lengths, cache._table, cache._limit, cache._owners, cache._free)
     return (
         [x.numpy().tobytes() for x in tensors] + [x.tobytes() for x in arrays],
-        cache.free_pages, cache.promised_pages, list(cache._free_slots), str(cache._prompts),
+        cache.free_pages, cache.reserved_pages, list(cache._free_cache_rows), str(cache._prompts),
     )  # fmt: skip
 
 
@@ -113,34 +120,34 @@ class Model:
         assert cache.can_hold(length, n, new) == fits
         if not fits:
             return assert_refused(cache, InputError, cache.allocate, length, n, new)
-        slot = cache.allocate(length, n, new)
+        cache_row = cache.allocate(length, n, new)
         tokens = [self.name() for _ in range(length)]
-        write(cache, places(cache, [slot] * length, list(range(length))), tokens)
-        self.prompts[slot] = dict(name=self.name(), tokens=tokens, limit=length + new, unforked=n)
+        write(cache, places(cache, [cache_row] * length, list(range(length))), tokens)
+        self.prompts[cache_row] = dict(name=self.name(), tokens=tokens, limit=length + new, unforked=n)
 
-    def promise(self):
-        slot = self.pick(slot for slot, prompt in self.prompts.items() if prompt["unforked"])
-        if slot is None:
+    def reserve(self):
+        cache_row = self.pick(cache_row for cache_row, prompt in self.prompts.items() if prompt["unforked"])
+        if cache_row is None:
             return
-        prompt, n = self.prompts[slot], int(self.rng.integers(1, 3))
+        prompt, n = self.prompts[cache_row], int(self.rng.integers(1, 3))
         prompt["unforked"] += n
         fits = self.pages_in_the_end() <= cache_size(self.cache) and self.slots_in_the_end() <= len(self.cache.lengths)
         before = state(self.cache)
-        assert self.cache.promise(slot, n) == fits
+        assert self.cache.reserve(cache_row, n) == fits
         if not fits:
             prompt["unforked"] -= n
             assert state(self.cache) == before
 
     def fork(self):
-        slot = self.pick(self.prompts)
-        if slot is None:
+        cache_row = self.pick(self.prompts)
+        if cache_row is None:
             return
-        prompt = self.prompts[slot]
+        prompt = self.prompts[cache_row]
         if not prompt["unforked"]:
-            assert_refused(self.cache, ValueError, self.cache.promise, slot, 1)
-            return assert_refused(self.cache, ValueError, self.cache.fork, slot, 1)
+            assert_refused(self.cache, ValueError, self.cache.reserve, cache_row, 1)
+            return assert_refused(self.cache, ValueError, self.cache.fork, cache_row, 1)
         n = int(self.rng.integers(1, prompt["unforked"] + 1))
-        for started in self.cache.fork(slot, n):
+        for started in self.cache.fork(cache_row, n):
             assert started not in self.texts and started not in self.prompts
             self.texts[started] = dict(
                 name=self.name(), prompt=prompt["name"], shared=len(prompt["tokens"]),
@@ -149,34 +156,34 @@ class Model:
         prompt["unforked"] -= n
 
     def extend(self, most=99):
-        grow = [slot for slot, text in self.texts.items() if len(text["tokens"]) < text["limit"]]
+        grow = [cache_row for cache_row, text in self.texts.items() if len(text["tokens"]) < text["limit"]]
         grow = self.rng.permutation(grow)[: self.rng.integers(1, most)].astype(int).tolist()
         tokens = [self.name() for _ in grow]
         self.cache.extend(grow)
-        newest = [len(self.texts[slot]["tokens"]) for slot in grow]
+        newest = [len(self.texts[cache_row]["tokens"]) for cache_row in grow]
         write(self.cache, places(self.cache, grow, newest), tokens)
-        for slot, token in zip(grow, tokens, strict=True):
-            self.texts[slot]["tokens"].append(token)
+        for cache_row, token in zip(grow, tokens, strict=True):
+            self.texts[cache_row]["tokens"].append(token)
 
     def extend_illegally(self):
-        full = [slot for slot, text in self.texts.items() if len(text["tokens"]) == text["limit"]]
-        may = [slot for slot in self.texts if slot not in full]
+        full = [cache_row for cache_row, text in self.texts.items() if len(text["tokens"]) == text["limit"]]
+        may = [cache_row for cache_row in self.texts if cache_row not in full]
         bad = self.pick(set(range(len(self.cache.lengths))) - set(may))
         if bad is not None:
             assert_refused(self.cache, ValueError, self.cache.extend, [*may, bad])
 
     def release(self):
-        slot = self.pick([*self.prompts, *self.texts])
-        if slot is not None:
-            self.cache.release(slot)
-            (self.prompts if slot in self.prompts else self.texts).pop(slot)
-            assert_refused(self.cache, ValueError, self.cache.release, slot)
+        cache_row = self.pick([*self.prompts, *self.texts])
+        if cache_row is not None:
+            self.cache.release(cache_row)
+            (self.prompts if cache_row in self.prompts else self.texts).pop(cache_row)
+            assert_refused(self.cache, ValueError, self.cache.release, cache_row)
 
     def check_books(self):
         """What is held, owned, free and promised adds up."""
         cache, table = self.cache, self.cache.page_table.numpy()
-        held = {slot: text["tokens"] for slot, text in self.texts.items()}
-        held |= {slot: prompt["tokens"] for slot, prompt in self.prompts.items() if prompt["unforked"]}
+        held = {cache_row: text["tokens"] for cache_row, text in self.texts.items()}
+        held |= {cache_row: prompt["tokens"] for cache_row, prompt in self.prompts.items() if prompt["unforked"]}
         lengths = np.zeros(len(cache.lengths), dtype=int)
         lengths[list(held)] = [len(tokens) for tokens in held.values()]
         assert (cache.lengths == lengths).all()
@@ -184,16 +191,16 @@ class Model:
         owners = np.bincount(table[table >= 0], minlength=cache_size(cache))
         assert (cache._owners[:-1] == owners).all() and cache._owners[-1] == 0
         assert sorted(cache._free[: cache.free_pages]) == np.flatnonzero(owners == 0).tolist()
-        for slot, text in self.texts.items():
+        for cache_row, text in self.texts.items():
             if len(text["tokens"]) > text["shared"]:  # it has written to its newest page
-                assert owners[table[slot, (len(text["tokens"]) - 1) // cache.page_size]] == 1
-        assert cache.free_pages - cache.promised_pages == cache_size(cache) - self.pages_in_the_end()
-        assert cache.promised_pages >= 0
+                assert owners[table[cache_row, (len(text["tokens"]) - 1) // cache.page_size]] == 1
+        assert cache.free_pages - cache.reserved_pages == cache_size(cache) - self.pages_in_the_end()
+        assert cache.reserved_pages >= 0
         return held
 
     def check(self):
-        for slot, tokens in self.check_books().items():
-            assert_reads(self.cache, slot, tokens)
+        for cache_row, tokens in self.check_books().items():
+            assert_reads(self.cache, cache_row, tokens)
 
 
 def cache_size(cache):
@@ -205,27 +212,27 @@ def test_random_operations_against_lists_of_tokens(seed):
     rng = np.random.default_rng(seed)
     page_size = int(rng.choice([1, 2, 3, 4, 8]))
     least = -(-24 // page_size)
-    cache = new_cache(least + int(rng.integers(3 * least)), page_size, slots=int(rng.integers(4, 16)))
+    cache = new_cache(least + int(rng.integers(3 * least)), page_size, cache_rows=int(rng.integers(4, 16)))
     assert cache_size(cache) >= least
     model = Model(rng, cache)
-    rare = ["promise", "extend_illegally"]
+    rare = ["reserve", "extend_illegally"]
     operations = ["allocate"] * 3 + ["fork"] * 3 + ["extend"] * 8 + ["release"] * 2 + rare
     for _ in range(240):  # x 50 seeds: 12,000
         getattr(model, str(rng.choice(operations)))()
         model.check()
     # everything promised is asked for: this takes all promised pages and no other
-    unpromised = cache.free_pages - cache.promised_pages
+    unpromised = cache.free_pages - cache.reserved_pages
     while any(prompt["unforked"] for prompt in model.prompts.values()):
         model.fork()
         model.extend(3)
     while any(len(text["tokens"]) < text["limit"] for text in model.texts.values()):
         model.extend()
     model.check()
-    assert cache.promised_pages == 0 and cache.free_pages == unpromised
+    assert cache.reserved_pages == 0 and cache.free_pages == unpromised
     while model.texts or model.prompts:
         model.release()
     assert cache.free_pages == cache_size(cache) and (cache.page_table == -1).all()
-    assert sorted(cache._free_slots) == list(range(len(cache.lengths)))
+    assert sorted(cache._free_cache_rows) == list(range(len(cache.lengths)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -233,16 +240,16 @@ def test_random_operations_against_lists_of_tokens(seed):
 def test_a_budget_that_is_exactly_full_is_enough_and_a_page_less_is_not(length, n, new, page_size):
     full = length // page_size
     pages = full + n * (-(-(length + new) // page_size) - full)
-    sized = dict(page_size=page_size, slots=n + 1, max_length=length + new)
+    sized = dict(page_size=page_size, cache_rows=n + 1, max_length=length + new)
     cache = new_cache(pages, **sized)
     assert cache_size(cache) == pages and cache.can_hold(length, n, new) and not cache.can_hold(length, n + 1, new)
     prompt = cache.allocate(length, n, new)
     texts = cache.fork(prompt, n)
     for _ in range(new):
         cache.extend(texts)
-    assert cache.free_pages == cache.promised_pages == 0
-    for slot in (prompt, *texts):
-        cache.release(slot)
+    assert cache.free_pages == cache.reserved_pages == 0
+    for cache_row in (prompt, *texts):
+        cache.release(cache_row)
     assert cache.free_pages == pages
     if n > 1:  # else a text of max_length does not fit, and there is no such cache
         assert not new_cache(pages - 1, **sized).can_hold(length, n, new)
@@ -255,10 +262,10 @@ def test_continuations_share_the_prompt_and_the_last_writes_in_place():
     texts = cache.fork(prompt, 3)
     assert cache.page_table[texts, :2].tolist() == [[first, partial]] * 3
     seconds = []
-    for slot in texts:
-        cache.extend([slot])
-        assert cache.page_table[slot, 0] == first
-        seconds.append(int(cache.page_table[slot, 1]))
+    for cache_row in texts:
+        cache.extend([cache_row])
+        assert cache.page_table[cache_row, 0] == first
+        seconds.append(int(cache.page_table[cache_row, 1]))
     assert partial not in seconds[:2] and seconds[2] == partial and len(set(seconds)) == 3
 
 
@@ -276,7 +283,7 @@ def test_pages_of_released_texts_are_used_again():
 
 def test_stores_have_each_models_shape_and_keep_the_budget():
     budget = 12_345
-    sized = dict(slots=99, max_length=20, device="cpu", page_size=4)
+    sized = dict(cache_rows=99, max_length=20, device="cpu", page_size=4)
     cache = SharedKVCache(SHAPES, memory_bytes=budget, **sized)
     pages = cache_size(cache)
     assert cache.keys[0].shape == cache.values[0].shape == (2, pages, 1, 4, 2) and cache.keys[0].dtype == torch.float64
@@ -293,8 +300,8 @@ def test_what_cannot_be_is_said_in_one_line():
     with pytest.raises(
         InputError, match=rf"^a text of 40 tokens needs {need:,} bytes of cache, but the budget is {need - 1:,}; l"
     ):
-        SharedKVCache(SHAPES, slots=4, max_length=40, device="cpu", memory_bytes=need - 1)
-    cache = new_cache(6, slots=3)
+        SharedKVCache(SHAPES, cache_rows=4, max_length=40, device="cpu", memory_bytes=need - 1)
+    cache = new_cache(6, cache_rows=3)
     assert_refused(cache, InputError, cache.allocate, 20, 1, 5)  # longer than max_length
     assert_refused(cache, InputError, cache.allocate, 1, 3, 1)  # more texts than slots
     assert_refused(cache, InputError, cache.allocate, 20, 2, 4)  # holds: 5 + 2 pages, of 6

@@ -18,7 +18,7 @@ def main() -> None:
         for logprobs in (False, True):
             few = params(n=2, max_tokens=3, temperature=1.0, logprobs=logprobs)
             request = Request(list(range(5, 22)), deque([(0, 0), (1, 1)]), 0)
-            texts = len(Engine(lm.pair, setup.backend(lm, few, size=2, look_every=0), [request], few).run())
+            texts = len(Engine(lm.pair, setup.backend(lm, few, size=2, sync_every=0), [request], few).run())
     print(f"{texts} texts")
 
 

@@ -60,9 +60,9 @@ def test_texts_that_end_and_refills_match_the_cpu(setup):
 def test_graphs_draw_what_single_launches_draw(setup, dtype, kind):
     """To the token, in batches of one size: the same kernels on the same numbers."""
     lm, sampled = setup.pair(kind, dtype), params(temperature=1.0)
-    expected = setup.run(lm, sampled, look_every=0)
-    for look_every in (1, 4, 7):
-        assert_same_texts(setup.run(lm, sampled, look_every=look_every), expected)
+    expected = setup.run(lm, sampled, sync_every=0)
+    for sync_every in (1, 4, 7):
+        assert_same_texts(setup.run(lm, sampled, sync_every=sync_every), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -126,7 +126,7 @@ def test_other_families_run_in_static_batches(setup):
     texts = []
     for device in (torch.device("cpu"), setup.device):
         lm = ContrastiveLM(on(family("gpt2"), device), on(family("gpt2", 1), device), max_num_seqs=8)
-        assert lm.static
+        assert lm.static_reason
         prompts = [[token % 300 for token in prompt] for prompt in PROMPTS]
         texts.append([[output.token_ids for output in r.outputs] for r in lm.generate(prompts, greedy)])
     assert texts[0] == texts[1]

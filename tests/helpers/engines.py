@@ -8,7 +8,7 @@ import torch
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.engine import Request
-from cdgen.engine.paged_backend import PagedTexts
+from cdgen.engine.paged_backend import PagedBackend
 from cdgen_kernels.layers import paged_attention
 from cdgen_kernels.ops import implementation
 
@@ -53,8 +53,10 @@ def free(**changes: Any) -> SamplingParams:
     return SamplingParams(**{"n": 3, "max_tokens": 9, "ignore_eos": True, "logprobs": True} | changes)
 
 
-def backend(lm: ContrastiveLM, params: SamplingParams, size: int = 4, longest: int = 46, **options: Any) -> PagedTexts:
-    return PagedTexts(lm.pair, params, size, longest, **options)
+def backend(
+    lm: ContrastiveLM, params: SamplingParams, size: int = 4, longest: int = 46, **options: Any
+) -> PagedBackend:
+    return PagedBackend(lm.pair, params, size, longest, **options)
 
 
 def requests(n: int = 3) -> list[Request]:

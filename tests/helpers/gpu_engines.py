@@ -17,7 +17,7 @@ from torch import nn
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.engine import Continuation, Engine, Request
 from cdgen.engine.graphs import StepGraphs
-from cdgen.engine.paged_backend import PagedTexts
+from cdgen.engine.paged_backend import PagedBackend
 from tests.helpers.tiny_models import TEST_DEVICE, make_llama
 
 # Exact float32 products, so that texts can be compared with the CPU's. Libraries read it when they start.
@@ -69,12 +69,12 @@ class Setup:
             return ContrastiveLM(good, layers=2)
         return ContrastiveLM(good, on(make_llama(1, layers=2, width=128, **SHAPE), device, dtype))
 
-    def backend(self, lm: ContrastiveLM, params: SamplingParams, size: int = 32, look_every: int = 4) -> PagedTexts:
-        """A backend that replays graphs and waits for tokens every `look_every` steps; 0: launches every kernel."""
-        texts = PagedTexts(lm.pair, params, size, max(map(len, PROMPTS)) + params.max_tokens)
-        if look_every and texts._graphs is None:  # on the CPU
+    def backend(self, lm: ContrastiveLM, params: SamplingParams, size: int = 32, sync_every: int = 4) -> PagedBackend:
+        """A backend that replays graphs and waits for tokens every `sync_every` steps; 0: launches every kernel."""
+        texts = PagedBackend(lm.pair, params, size, max(map(len, PROMPTS)) + params.max_tokens)
+        if sync_every and texts._graphs is None:  # on the CPU
             texts._graphs = StepGraphs(size, self.device)
-        texts.look_every = look_every or 1
+        texts.sync_every = sync_every or 1
         return texts
 
     def run(self, lm: ContrastiveLM, params: SamplingParams, **options: int) -> list[Continuation]:
@@ -84,7 +84,7 @@ class Setup:
     def on_cpu(self, kind: str, params: SamplingParams) -> list[Continuation]:
         """All texts, from an engine on the CPU without graphs."""
         lm = self.pair(kind, cpu=True)
-        texts = PagedTexts(lm.pair, params, 32, max(map(len, PROMPTS)) + params.max_tokens)
+        texts = PagedBackend(lm.pair, params, 32, max(map(len, PROMPTS)) + params.max_tokens)
         return Engine(lm.pair, texts, requests(), params).run()
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from cdgen_kernels import ops, reference
-from cdgen_kernels.sampling_tensors import HeadCandidates, Samples
+from cdgen_kernels.sampling_tensors import Candidates, Samples
 
 IMPLEMENTATIONS = ["reference"] + ["cpp"] * (ops.implementation("cpu")[0] == "cpp")
 NO_CPP = "the C++ extension does not run: " + ops.implementation("cpu")[1]
@@ -12,8 +12,8 @@ NO_CPP = "the C++ extension does not run: " + ops.implementation("cpu")[1]
 def run_head(implementation, good, margin, banned, vocab_size, capacity):
     """`ops.head` of a named implementation, faults left in the counts."""
     if implementation == "reference":
-        return reference.head(good, margin, banned, vocab_size, capacity)
-    return HeadCandidates(*torch.ops.cdgen.head(good, margin, banned, vocab_size, capacity))
+        return reference.select_candidates(good, margin, banned, vocab_size, capacity)
+    return Candidates(*torch.ops.cdgen.select_candidates(good, margin, banned, vocab_size, capacity))
 
 
 def run_sample(implementation, good, bad, rows, *, outside_head="mask", banned=None, vocab_size=None, logprobs=False):
@@ -21,14 +21,14 @@ def run_sample(implementation, good, bad, rows, *, outside_head="mask", banned=N
     vocab_size = vocab_size or min(x.shape[1] for x in (good, bad) if x is not None)
     rest = (banned, vocab_size, *ops._outside(outside_head), logprobs)
     if implementation == "reference":
-        return reference.sample(good, bad, rows, *rest)
-    token, logprob = torch.ops.cdgen.sample(good, bad, *rows, *rest)
+        return reference.contrastive_sample(good, bad, rows, *rest)
+    token, logprob = torch.ops.cdgen.contrastive_sample(good, bad, *rows, *rest)
     return Samples(token, *logprob.unbind(0)) if logprobs else Samples(token)
 
 
-def run_contrast_sample(implementation, candidates, bad, rows, vocab_size, logprobs, gathered=False):
-    """`ops.contrast_sample` of a named implementation, faults left in the tokens."""
+def run_sample_candidates(implementation, candidates, bad, rows, vocab_size, logprobs, gathered=False):
+    """`ops.sample_candidates` of a named implementation, faults left in the tokens."""
     if implementation == "reference":
-        return reference.contrast_sample(candidates, bad, rows, vocab_size, gathered, logprobs)
-    token, logprob = torch.ops.cdgen.contrast_sample(*candidates, bad, *rows, vocab_size, gathered, logprobs)
+        return reference.sample_candidates(candidates, bad, rows, vocab_size, gathered, logprobs)
+    token, logprob = torch.ops.cdgen.sample_candidates(*candidates, bad, *rows, vocab_size, gathered, logprobs)
     return Samples(token, logprob if logprobs else None)

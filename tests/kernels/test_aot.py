@@ -32,12 +32,12 @@ from tools.ptx_sim.versions import bound  # noqa: E402
 
 BY_NAME = {op.name: op for op in OPS}
 CASES = [
-    ("sample, contrastive", torch.bfloat16),
-    ("sample, contrastive", torch.float32),
-    ("head", torch.bfloat16),
-    ("contrast_sample", torch.bfloat16),
-    ("linear_head", torch.bfloat16),
-    ("gathered_scores", torch.bfloat16),
+    ("contrastive_sample, contrastive", torch.bfloat16),
+    ("contrastive_sample, contrastive", torch.float32),
+    ("select_candidates", torch.bfloat16),
+    ("sample_candidates", torch.bfloat16),
+    ("select_candidates_linear", torch.bfloat16),
+    ("gather_logits", torch.bfloat16),
     ("softmax_gradient", torch.bfloat16),
     ("add_rms_norm", torch.bfloat16),
     ("rope_and_store", torch.bfloat16),
@@ -50,11 +50,11 @@ CASES = [
 # registers, 128 a thread leave room for four programs of four warps.
 REGISTERS = {
     "sample_kernel": 128,
-    "head_kernel": 100,
-    "contrast_sample_kernel": 100,
+    "select_candidates_kernel": 100,
+    "sample_candidates_kernel": 100,
     "chunk_maxima_kernel": 192,
-    "linear_head_kernel": 144,
-    "gathered_scores_kernel": 96,
+    "select_candidates_linear_kernel": 144,
+    "gather_logits_kernel": 96,
     "softmax_gradient_kernel": 64,
     "add_rms_norm_kernel": 64,
     "rope_and_store_kernel": 96,
@@ -63,11 +63,11 @@ REGISTERS = {
 KIB = 1024
 SHARED = {
     "sample_kernel": 8 * KIB,
-    "head_kernel": 8 * KIB,
-    "contrast_sample_kernel": KIB,
+    "select_candidates_kernel": 8 * KIB,
+    "sample_candidates_kernel": KIB,
     "chunk_maxima_kernel": 99 * KIB,  # what every NVIDIA GPU since Ampere gives one program
-    "linear_head_kernel": 36 * KIB,
-    "gathered_scores_kernel": 20 * KIB,
+    "select_candidates_linear_kernel": 36 * KIB,
+    "gather_logits_kernel": 20 * KIB,
     "softmax_gradient_kernel": KIB,
     "add_rms_norm_kernel": KIB,
     "rope_and_store_kernel": KIB,
@@ -111,7 +111,7 @@ def test_attention_of_single_heads_leaves_room_for_ten_programs(batch, target):
 @pytest.mark.parametrize("vocab_size", [32_000, 65_536])
 @pytest.mark.parametrize("batch", [1, 128, 1024])
 def test_sample_is_one_launch(batch, vocab_size):
-    op = BY_NAME["sample, contrastive"]
+    op = BY_NAME["contrastive_sample, contrastive"]
     good, _, rows = Case(op, torch.bfloat16, batch, 8).make("cpu")
     wide = good.new_zeros(1, vocab_size).expand(batch, -1)  # only its shape counts
     assert len(record(op, (wide, wide, rows)).launches) == 1
@@ -145,7 +145,15 @@ def test_narrow_loads_are_found():
 
 
 def test_ceilings_hold():
-    row = Row("head_kernel", "", ("groups",), "cuda:80", 1, 0, Resources(100, 0, 0, 8 * KIB, {"groups": {16: 4, 2: 1}}))
+    row = Row(
+        "select_candidates_kernel",
+        "",
+        ("groups",),
+        "cuda:80",
+        1,
+        0,
+        Resources(100, 0, 0, 8 * KIB, {"groups": {16: 4, 2: 1}}),
+    )
     assert faults(row) == []
     greedy = Resources(101, 8, 16, 8 * KIB + 1, {"groups": {8: 4}})
     assert len(faults(row._replace(resources=greedy))) == 4

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from cdgen_kernels import reference
 from cdgen_kernels.layers import add_rms_norm, paged_attention, rope_and_store
-from cdgen_kernels.ops import HeadCandidates, gathered_scores, head, make_rows
+from cdgen_kernels.ops import Candidates, gather_logits, make_sampling_tensors, select_candidates
 from tests.helpers.implementations import IMPLEMENTATIONS, NO_CPP
 from tests.helpers.paged import Paged, decode, make_paged
 
@@ -100,13 +100,13 @@ def test_rope_and_store(heads, kv_heads, dim, page_size, dtype, cache_dtype):
     fused = random(tokens, heads + 2 * kv_heads, dim, dtype=dtype)  # views of one product, as the runner has them
     q, k, v = fused.split([heads, kv_heads, kv_heads], 1)
     position = torch.randint(50, (tokens,), generator=torch.Generator().manual_seed(1))
-    slot = torch.randperm(pages * page_size, generator=torch.Generator().manual_seed(2))[:tokens]
-    slot[3] = slot[7] = -1
+    slots = torch.randperm(pages * page_size, generator=torch.Generator().manual_seed(2))[:tokens]
+    slots[3] = slots[7] = -1
     stores = [torch.full((pages, kv_heads, page_size, dim), torch.nan, dtype=cache_dtype) for _ in range(2)]
-    turned = rope_and_store(q, k, v, cos, sin, position, slot, *stores)
+    turned = rope_and_store(q, k, v, cos, sin, position, slots, *stores)
 
     exact = [torch.full(stores[0].shape, torch.nan, dtype=torch.float64) for _ in range(2)]
-    expected = reference.rope_and_store(*doubles((q, k, v, cos, sin, position, slot)), *exact)
+    expected = reference.rope_and_store(*doubles((q, k, v, cos, sin, position, slots)), *exact)
     assert turned.is_contiguous()
     assert_rounded(turned, expected)
     for store, own in zip(stores, exact, strict=True):
@@ -227,22 +227,22 @@ def test_dropout_drops_its_share_by_text_position_layer_and_head():
     )
 
 
-# ------------------------------------------------------------------------------------------------ gathered_scores
+# ------------------------------------------------------------------------------------------------ gather_logits
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [1, 8, 33, 576])
-def test_gathered_scores_reads_candidates_alone(dim, dtype):
+def test_gather_logits_reads_candidates_alone(dim, dtype):
     hidden, weight = random(5, dim, dtype=dtype), random(90, dim, dtype=dtype, seed=1)
-    candidates = head(random(5, 90, seed=2), make_rows(5, alpha=0.05), capacity=40)
-    candidates = HeadCandidates(
+    candidates = select_candidates(random(5, 90, seed=2), make_sampling_tensors(5, alpha=0.05), capacity=40)
+    candidates = Candidates(
         candidates.token, candidates.logit, torch.tensor([*candidates.count[:4], -1]).int(), candidates.max
     )
     listed = candidates.token[:4][candidates.token[:4] >= 0].unique()
     unread = torch.ones(90, dtype=torch.bool).index_fill(0, listed.long(), False)
     weight[unread] = torch.nan
-    scores = gathered_scores(hidden, weight, candidates)
-    exact = reference.gathered_scores(hidden.double(), weight.double().nan_to_num(), candidates.token, candidates.count)
+    scores = gather_logits(hidden, weight, candidates)
+    exact = reference.gather_logits(hidden.double(), weight.double().nan_to_num(), candidates.token, candidates.count)
     assert scores.dtype == torch.float32 and torch.equal(scores.isneginf(), exact.isneginf())
     assert scores[4].isneginf().all() and not scores[:4].isneginf().all()
     finite = ~exact.isneginf()
@@ -263,8 +263,8 @@ def test_opcheck():
     ]
     q, k = random(2, 4, 8), random(2, 2, 8)
     store = torch.zeros(3, 2, 4, 8)
-    slot = torch.tensor([1, 7])
-    checks.append((ops.rope_and_store, (q, k, k, *tables(4, 4), at, slot, store, store.clone())))
+    slots = torch.tensor([1, 7])
+    checks.append((ops.rope_and_store, (q, k, k, *tables(4, 4), at, slots, store, store.clone())))
     for op, arguments in checks:
         torch.library.opcheck(op.default, arguments)
 
@@ -272,16 +272,16 @@ def test_opcheck():
 def test_what_does_not_fit_is_refused():
     paged = make_paged([9, 20], [(0, 8), (1, 3)], 4, 2, 8)
     x = random(3, 8)
-    at, slot, store = torch.zeros(2, dtype=torch.long), torch.tensor([1, 7]), torch.zeros(3, 2, 4, 8)
+    at, slots, store = torch.zeros(2, dtype=torch.long), torch.tensor([1, 7]), torch.zeros(3, 2, 4, 8)
     q, k = random(2, 4, 8), random(2, 2, 8)
     for call, message in [
         (lambda: add_rms_norm(x, random(3, 7), random(8), 1e-5), "expected x and residual"),
         (lambda: add_rms_norm(x, None, random(8, dtype=torch.bfloat16), 1e-5), "of one dtype"),
-        (lambda: rope_and_store(q, k, k[:1], *tables(4, 4), at, slot, store, store), "expected q"),
-        (lambda: rope_and_store(q, k, k, *tables(4, 3), at, slot, store, store), "cos, sin"),
-        (lambda: rope_and_store(q, k, k, *tables(4, 4), at.int(), slot, store, store), "position: expected"),
+        (lambda: rope_and_store(q, k, k[:1], *tables(4, 4), at, slots, store, store), "expected q"),
+        (lambda: rope_and_store(q, k, k, *tables(4, 3), at, slots, store, store), "cos, sin"),
+        (lambda: rope_and_store(q, k, k, *tables(4, 4), at.int(), slots, store, store), "position: expected"),
         (
-            lambda: rope_and_store(q, k, k, *tables(4, 4), at, slot, store.mT.contiguous().mT, store),
+            lambda: rope_and_store(q, k, k, *tables(4, 4), at, slots, store.mT.contiguous().mT, store),
             "must be contiguous",
         ),
         (lambda: paged_attention(*paged._replace(q=random(2, 3, 8)), scale=1.0), "no multiple"),

@@ -11,7 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cdgen_kernels import ops, reference
 from cdgen_kernels import registry as dispatch
-from cdgen_kernels.ops import Rows, contrast_sample, gathered_scores, head, linear_head, make_rows, sample
+from cdgen_kernels.ops import (
+    SamplingTensors,
+    contrastive_sample,
+    gather_logits,
+    make_sampling_tensors,
+    sample_candidates,
+    select_candidates,
+    select_candidates_linear,
+)
 from tests.helpers.implementations import IMPLEMENTATIONS, NO_CPP, run_sample
 
 
@@ -41,7 +49,7 @@ def test_a_draw_does_not_depend_on_the_batch_around_it(outside, two_threads):
 
     def draw(implementation, rows):
         settings = dict(alpha=0.02, temperature=temperature[rows], sequence=sequence[rows], position=position[rows])
-        parameters = make_rows(len(rows), seed=42, **settings)
+        parameters = make_sampling_tensors(len(rows), seed=42, **settings)
         return run_sample(implementation, good[rows], bad[rows], parameters, outside_head=outside).token
 
     everything = torch.arange(batch)
@@ -66,27 +74,30 @@ def test_offsets_beyond_32_bits():
     good.copy_(zipf(3, vocab_size)[0])
     bad = storage.as_strided((3, vocab_size), (far, 1), vocab_size)
     bad.copy_(zipf(3, vocab_size)[1])
-    rows = make_rows(3, alpha=0.01)
-    near = run_sample("cpp", good.contiguous(), bad.contiguous(), rows, logprobs=True)
-    for a, b in zip(run_sample("cpp", good, bad, rows, logprobs=True), near, strict=True):
+    sampling = make_sampling_tensors(3, alpha=0.01)
+    near = run_sample("cpp", good.contiguous(), bad.contiguous(), sampling, logprobs=True)
+    for a, b in zip(run_sample("cpp", good, bad, sampling, logprobs=True), near, strict=True):
         assert a.equal(b)
 
 
 def calls():
     good, bad = zipf(3, 77)
-    rows = make_rows(3, top_k=[0, 4, 0])
+    sampling = make_sampling_tensors(3, top_k=[0, 4, 0])
     banned = torch.tensor([[1, -1], [2, 3], [-1, -1]])
-    candidates = head(good, rows, capacity=64)
+    candidates = select_candidates(good, sampling, capacity=64)
     return {
-        "head": (good, rows.margin, banned, 70, 16),
-        "sample": (good, bad, *rows, banned, 70, 2, 0.0, True),
-        "contrast_sample": (*candidates, bad, *rows, 77, False, True),
-        "linear_head": (good[:, :9], bad.new_ones(77, 9), rows.margin, banned, 70, 16),
-        "gathered_scores": (good[:, :9], bad.new_ones(77, 9), candidates.token, candidates.count),
+        "select_candidates": (good, sampling.margin, banned, 70, 16),
+        "contrastive_sample": (good, bad, *sampling, banned, 70, 2, 0.0, True),
+        "sample_candidates": (*candidates, bad, *sampling, 77, False, True),
+        "select_candidates_linear": (good[:, :9], bad.new_ones(77, 9), sampling.margin, banned, 70, 16),
+        "gather_logits": (good[:, :9], bad.new_ones(77, 9), candidates.token, candidates.count),
     }
 
 
-@pytest.mark.parametrize("name", ["head", "sample", "contrast_sample", "linear_head", "gathered_scores"])
+@pytest.mark.parametrize(
+    "name",
+    ["select_candidates", "contrastive_sample", "sample_candidates", "select_candidates_linear", "gather_logits"],
+)
 def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.cdgen, name).default, calls()[name])
 
@@ -113,27 +124,27 @@ def test_on_cuda_ops_run_on_the_device_of_their_tensors(name, monkeypatch):
 
 def test_a_decode_step_compiles_whole():
     good, bad = zipf(4, 501)
-    rows = make_rows(4, seed=3)
+    sampling = make_sampling_tensors(4, seed=3)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
-    def step(good, bad, rows):
-        candidates = head(good, rows, capacity=128)
-        token = sample(good * 1.0, bad, rows, logprobs=True).token
-        rows.position.add_(1)
-        return token, contrast_sample(candidates, bad, rows._replace(position=rows.position - 1))[0]
+    def step(good, bad, sampling):
+        candidates = select_candidates(good, sampling, capacity=128)
+        token = contrastive_sample(good * 1.0, bad, sampling, logprobs=True).token
+        sampling.position.add_(1)
+        return token, sample_candidates(candidates, bad, sampling._replace(position=sampling.position - 1))[0]
 
     for position in range(3):
-        wanted = sample(good, bad, make_rows(4, seed=3, position=position)).token
-        for token in step(good, bad, rows):
+        wanted = contrastive_sample(good, bad, make_sampling_tensors(4, seed=3, position=position)).token
+        for token in step(good, bad, sampling):
             assert token.equal(wanted)
 
 
-def from_hidden_states(good, bad, good_layer, bad_layer, rows):
+def from_hidden_states(good, bad, good_layer, bad_layer, sampling):
     """A decode step's end in which neither model's logits exist."""
-    candidates = linear_head(good, good_layer, rows, capacity=64)
-    scores = gathered_scores(bad, bad_layer, candidates)
+    candidates = select_candidates_linear(good, good_layer, sampling, capacity=64)
+    scores = gather_logits(bad, bad_layer, candidates)
     vocab_size = good_layer.shape[0]
-    return contrast_sample(candidates, scores, rows, gathered=True, vocab_size=vocab_size).token
+    return sample_candidates(candidates, scores, sampling, gathered=True, vocab_size=vocab_size).token
 
 
 def test_from_hidden_states_to_the_same_token():
@@ -142,24 +153,24 @@ def test_from_hidden_states_to_the_same_token():
         torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
         for seed, shape in enumerate([(6, 16), (6, 8), (501, 16), (501, 8)])
     )
-    rows = make_rows(6, alpha=0.01, seed=3)
-    token = from_hidden_states(good, bad, good_layer, bad_layer, rows)
-    assert token.equal(sample(good @ good_layer.T, bad @ bad_layer.T, rows).token)
+    sampling = make_sampling_tensors(6, alpha=0.01, seed=3)
+    token = from_hidden_states(good, bad, good_layer, bad_layer, sampling)
+    assert token.equal(contrastive_sample(good @ good_layer.T, bad @ bad_layer.T, sampling).token)
     whole = torch.compile(from_hidden_states, fullgraph=True, backend="aot_eager")
-    assert whole(good, bad, good_layer, bad_layer, rows).equal(token)
+    assert whole(good, bad, good_layer, bad_layer, sampling).equal(token)
 
 
 def test_a_decode_step_on_cuda_waits_for_nothing():
     """Fake tensors have no values: whatever would wait for the device, or size memory by its data, raises."""
-    dtypes = [column.dtype for column in make_rows(4)]
+    dtypes = [column.dtype for column in make_sampling_tensors(4)]
     with FakeTensorMode():
         good, bad = (torch.empty(4, 512, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        rows = Rows(*(torch.empty(4, device="cuda", dtype=dtype) for dtype in dtypes))
+        sampling = SamplingTensors(*(torch.empty(4, device="cuda", dtype=dtype) for dtype in dtypes))
         banned = torch.empty(4, 3, device="cuda", dtype=torch.int64)
-        token = sample(good, bad, rows, banned=banned, logprobs=True).token
-        rows.position.add_(1)
-        again = contrast_sample(head(good, rows, banned=banned), bad, rows).token
-        unseen = from_hidden_states(good, bad, good.new_empty(32_000, 512), good.new_empty(32_000, 512), rows)
+        token = contrastive_sample(good, bad, sampling, banned=banned, logprobs=True).token
+        sampling.position.add_(1)
+        again = sample_candidates(select_candidates(good, sampling, banned=banned), bad, sampling).token
+        unseen = from_hidden_states(good, bad, good.new_empty(32_000, 512), good.new_empty(32_000, 512), sampling)
         assert {x.device.type for x in (token, again, unseen)} == {"cuda"}
         assert {x.shape for x in (token, again, unseen)} == {(4,)}
 
@@ -167,13 +178,13 @@ def test_a_decode_step_on_cuda_waits_for_nothing():
 def test_heads_longer_than_the_list_are_told_not_cut():
     good, bad = torch.zeros(2, 50), torch.zeros(2, 50)
     good[0, 3] = 20
-    rows = make_rows(2)
-    candidates = head(good, rows, capacity=8)
+    sampling = make_sampling_tensors(2)
+    candidates = select_candidates(good, sampling, capacity=8)
     assert candidates.count.tolist() == [1, 50]
     assert candidates.token[1].tolist() == list(range(8))
     with pytest.raises(ValueError, match="row 1: the head is longer than the candidate list"):
-        contrast_sample(candidates, bad, rows)
-    assert sample(good, bad, rows).token.shape == (2,)
+        sample_candidates(candidates, bad, sampling)
+    assert contrastive_sample(good, bad, sampling).token.shape == (2,)
 
 
 def test_infinite_logits_mean_what_they_say():
@@ -181,11 +192,11 @@ def test_infinite_logits_mean_what_they_say():
     good = torch.tensor([[0.0, inf, inf, 3.0], [0.0, 0.0, 0.0, -inf], [0.0, 0.0, 0.0, 0.0]]).repeat(500, 1)
     bad = torch.tensor([[0.0, 0.0, 30.0, 0.0], [0.0, 0.0, -inf, -inf], [inf, 0.0, inf, inf]]).repeat(500, 1)
     for implementation in IMPLEMENTATIONS:
-        token = run_sample(implementation, good, bad, make_rows(1500, alpha=0)).token.view(500, 3)
+        token = run_sample(implementation, good, bad, make_sampling_tensors(1500, alpha=0)).token.view(500, 3)
         assert set(token[:, 0].tolist()) == {1}  # GOOD has two certain tokens, BAD all but forbids the other
         assert set(token[:, 1].tolist()) == {2}  # BAD gives it no probability at all; token 3 is impossible to GOOD
         assert set(token[:, 2].tolist()) == {1}  # the only one that BAD does not insist on
-        drawn = run_sample(implementation, good, None, make_rows(1500, alpha=0.5)).token.view(500, 3)
+        drawn = run_sample(implementation, good, None, make_sampling_tensors(1500, alpha=0.5)).token.view(500, 3)
         assert set(drawn[:, 0].tolist()) == {1, 2}
 
 
@@ -201,51 +212,63 @@ def test_rows_without_an_answer_are_named(change, message):
     good, bad = zipf(3, 40)
     change(good, bad)
     with pytest.raises(ValueError, match=message):
-        sample(good, bad, make_rows(3))
+        contrastive_sample(good, bad, make_sampling_tensors(3))
     with pytest.raises(ValueError, match=message):
-        contrast_sample(head(good, make_rows(3)), bad, make_rows(3))
+        sample_candidates(select_candidates(good, make_sampling_tensors(3)), bad, make_sampling_tensors(3))
 
 
 def test_bans():
     good, bad = zipf(2, 30)
     best = good.argmax(1, keepdim=True)
-    rows = make_rows(2, temperature=0, contrast_strength=0)
-    assert sample(good, bad, rows).token.equal(best[:, 0])
-    assert sample(good, bad, rows, banned=best).token.equal(good.scatter(1, best, -torch.inf).argmax(1))
+    sampling = make_sampling_tensors(2, temperature=0, contrast_strength=0)
+    assert contrastive_sample(good, bad, sampling).token.equal(best[:, 0])
+    assert contrastive_sample(good, bad, sampling, banned=best).token.equal(good.scatter(1, best, -torch.inf).argmax(1))
     with pytest.raises(ValueError, match="row 0: GOOD gives every token that is not banned"):
-        sample(good, bad, rows, banned=torch.arange(30).expand(2, 30))
+        contrastive_sample(good, bad, sampling, banned=torch.arange(30).expand(2, 30))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda g, b, r: sample(g[0], b, r), r"good: expected float16, bfloat16 or float32 logits \[B, V\]"),
-        (lambda g, b, r: sample(g.double(), b, r), "got torch.float64"),
-        (lambda g, b, r: sample(g, b[:1], r), "bad: 1 rows, but GOOD has 3"),
-        (lambda g, b, r: sample(g, b[:, :20], r, vocab_size=21), "vocab_size = 21: must be 1 to 20"),
-        (lambda g, b, r: sample(g, b, r, outside_head="tail"), "outside_head = 'tail': use 'mask', 'shifted_good' or"),
-        (lambda g, b, r: sample(g, b, make_rows(2)), "rows: made for 2, but there are 3 rows of logits"),
-        (lambda g, b, r: sample(g, b, r, banned=torch.zeros(2, 1)), r"banned: expected integers \[3, N\]"),
-        (lambda g, b, r: head(g, r, capacity=0), "capacity = 0: must be at least 1"),
-        (lambda g, b, r: contrast_sample(head(g, r), None, r), "vocab_size: give it"),
-        (lambda g, b, r: make_rows(3, temperature=-1), r"temperature = -1: must be a finite number >= 0"),
-        (lambda g, b, r: make_rows(3, alpha=1.5), r"alpha = 1.5: must be in \[0, 1\]"),
-        (lambda g, b, r: make_rows(3, top_p=0), r"top_p = 0: must be in \(0, 1\]"),
-        (lambda g, b, r: make_rows(3, contrast_strength=torch.nan), "contrast_strength = nan: must be a finite number"),
-        (lambda g, b, r: make_rows(3, seed=[1, 2]), r"seed: \(2,\) values for 3 rows"),
+        (
+            lambda g, b, r: contrastive_sample(g[0], b, r),
+            r"good: expected float16, bfloat16 or float32 logits \[B, V\]",
+        ),
+        (lambda g, b, r: contrastive_sample(g.double(), b, r), "got torch.float64"),
+        (lambda g, b, r: contrastive_sample(g, b[:1], r), "bad: 1 rows, but GOOD has 3"),
+        (lambda g, b, r: contrastive_sample(g, b[:, :20], r, vocab_size=21), "vocab_size = 21: must be 1 to 20"),
+        (
+            lambda g, b, r: contrastive_sample(g, b, r, outside_head="tail"),
+            "outside_head = 'tail': use 'mask', 'shifted_good' or",
+        ),
+        (
+            lambda g, b, r: contrastive_sample(g, b, make_sampling_tensors(2)),
+            "sampling: made for 2 rows, but there are 3 rows of logits",
+        ),
+        (lambda g, b, r: contrastive_sample(g, b, r, banned=torch.zeros(2, 1)), r"banned: expected integers \[3, N\]"),
+        (lambda g, b, r: select_candidates(g, r, capacity=0), "capacity = 0: must be at least 1"),
+        (lambda g, b, r: sample_candidates(select_candidates(g, r), None, r), "vocab_size: give it"),
+        (lambda g, b, r: make_sampling_tensors(3, temperature=-1), r"temperature = -1: must be a finite number >= 0"),
+        (lambda g, b, r: make_sampling_tensors(3, alpha=1.5), r"alpha = 1.5: must be in \[0, 1\]"),
+        (lambda g, b, r: make_sampling_tensors(3, top_p=0), r"top_p = 0: must be in \(0, 1\]"),
+        (
+            lambda g, b, r: make_sampling_tensors(3, contrast_strength=torch.nan),
+            "contrast_strength = nan: must be a finite number",
+        ),
+        (lambda g, b, r: make_sampling_tensors(3, seed=[1, 2]), r"seed: \(2,\) values for 3 rows"),
     ],
 )
 def test_wrong_calls_are_told_in_one_line(call, message):
     good, bad = zipf(3, 30)
     with pytest.raises(ValueError, match=message) as caught:
-        call(good, bad, make_rows(3))
+        call(good, bad, make_sampling_tensors(3))
     assert "\n" not in str(caught.value)
 
 
 def test_empty_batch():
     good, bad = torch.zeros(0, 10), torch.zeros(0, 10)
-    assert sample(good, bad, make_rows(0), logprobs=True).logprob.shape == (0,)
-    assert head(good, make_rows(0)).token.shape == (0, 1024)
+    assert contrastive_sample(good, bad, make_sampling_tensors(0), logprobs=True).logprob.shape == (0,)
+    assert select_candidates(good, make_sampling_tensors(0)).token.shape == (0, 1024)
 
 
 def in_a_process(code, **environment):
@@ -259,7 +282,7 @@ def test_the_choice_of_implementation_can_be_overridden_and_is_logged_once():
 import logging, torch
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 from cdgen_kernels.ops import *
-for _ in range(2): sample(torch.zeros(1, 4), None, make_rows(1))
+for _ in range(2): sample(torch.zeros(1, 4), None, make_sampling_tensors(1))
 """
     told = in_a_process(code, CDGEN_IMPL="reference")
     lines = [f"{device} tensors: reference implementation (CDGEN_IMPL is set)" for device in ("cpu", "cuda")]

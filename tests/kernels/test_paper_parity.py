@@ -15,7 +15,7 @@ import torch
 from benchmarks.smollm2 import logits_on_text
 from cdgen.errors import InputError
 from cdgen_kernels import codes, reference
-from cdgen_kernels.ops import make_rows
+from cdgen_kernels.ops import make_sampling_tensors
 from tests.helpers.chi_square import FALSE_ALARM, p_value
 from tests.helpers.implementations import IMPLEMENTATIONS, run_sample
 
@@ -37,8 +37,8 @@ def the_papers_rule(good, bad, alpha=0.1, strength=1.0, temperature=1.0):
 
 
 def ours(good, bad, outside, **settings):
-    rows = make_rows(good.shape[0], **settings)
-    return torch.softmax(reference.contrastive_scores(good, bad, rows, *outside), -1)
+    sampling = make_sampling_tensors(good.shape[0], **settings)
+    return torch.softmax(reference.contrastive_scores(good, bad, sampling, *outside), -1)
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"alpha": 0.01}, {"contrast_strength": 0.5}])
@@ -77,8 +77,8 @@ def test_draws_follow_the_papers_rule(implementation):
     good, bad = logits("dropout")
     draws = {"reference": 60, "cpp": 1500}[implementation]
     for position in (40, 90):
-        rows = make_rows(draws, seed=7, position=position)
+        sampling = make_sampling_tensors(draws, seed=7, position=position)
         pair = (x[position].expand(draws, -1) for x in (good, bad))
-        token = run_sample(implementation, *pair, rows, outside_head=-20).token
+        token = run_sample(implementation, *pair, sampling, outside_head=-20).token
         probabilities = the_papers_rule(good[position : position + 1], bad[position : position + 1])[0][0]
         assert p_value(token.numpy(), np.asarray(probabilities)) > FALSE_ALARM

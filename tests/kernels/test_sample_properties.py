@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdgen_kernels import codes, reference
-from cdgen_kernels.ops import make_rows
-from tests.helpers.implementations import IMPLEMENTATIONS, NO_CPP, run_contrast_sample, run_head, run_sample
+from cdgen_kernels.ops import make_sampling_tensors
+from tests.helpers.implementations import IMPLEMENTATIONS, NO_CPP, run_head, run_sample, run_sample_candidates
 
 pytestmark = pytest.mark.skipif("cpp" not in IMPLEMENTATIONS, reason=NO_CPP)
 
@@ -73,7 +73,7 @@ def problems(draw):
     def per_row(*values):
         return [draw(st.sampled_from(values)) for _ in range(batch)]
 
-    rows = make_rows(
+    sampling = make_sampling_tensors(
         batch,
         alpha=per_row(0.1, 0.5, 0.25, 1.0, 0.0, 1e-3),
         good_weight=per_row(1.0, 1.5, 0.0),
@@ -92,7 +92,7 @@ def problems(draw):
             banned[:, 0] = good[:, :size].float().argmax(1)  # the very best token
     bad = draw(st.sampled_from([bad, bad, bad, None]))
     outside = draw(st.sampled_from(["mask", "mask", "shifted_good", -20.0, -2.0]))
-    return good, bad, rows, banned, size, outside, draw(st.booleans())
+    return good, bad, sampling, banned, size, outside, draw(st.booleans())
 
 
 slow_examples = settings(
@@ -103,10 +103,10 @@ slow_examples = settings(
 @given(problems())
 @slow_examples
 def test_cpp_draws_what_the_reference_draws(problem):
-    good, bad, rows, banned, size, outside, logprobs = problem
+    good, bad, sampling, banned, size, outside, logprobs = problem
     call = dict(outside_head=outside, banned=banned, vocab_size=size, logprobs=logprobs)
-    wanted = run_sample("reference", good, bad, rows, **call)
-    got = run_sample("cpp", good, bad, rows, **call)
+    wanted = run_sample("reference", good, bad, sampling, **call)
+    got = run_sample("cpp", good, bad, sampling, **call)
     assert got.token.tolist() == wanted.token.tolist()
     drawn = wanted.token >= 0  # log-probabilities of a faulty row mean nothing
     for a, b in zip(got[1:], wanted[1:], strict=True):
@@ -117,40 +117,42 @@ def test_cpp_draws_what_the_reference_draws(problem):
 @given(problems(), st.sampled_from([1, 4, 64, 1024]))
 @slow_examples
 def test_cpp_finds_the_heads_the_reference_finds_and_draws_from_them(problem, capacity):
-    good, bad, rows, banned, size, _, logprobs = problem
-    wanted = reference.head(good, rows.margin, banned, size, capacity)
-    got = run_head("cpp", good, rows.margin, banned, size, capacity)
+    good, bad, sampling, banned, size, _, logprobs = problem
+    wanted = reference.select_candidates(good, sampling.margin, banned, size, capacity)
+    got = run_head("cpp", good, sampling.margin, banned, size, capacity)
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-    from_list = reference.contrast_sample(wanted, bad, rows, size, False, logprobs)
+    from_list = reference.sample_candidates(wanted, bad, sampling, size, False, logprobs)
     drawn = from_list.token >= 0
-    from_ours = run_contrast_sample("cpp", got, bad, rows, size, logprobs)
+    from_ours = run_sample_candidates("cpp", got, bad, sampling, size, logprobs)
     assert from_ours.token.tolist() == from_list.token.tolist()
     if bad is not None:
         gathered = bad.gather(1, wanted.token.clamp(min=0).long())
         for implementation in ("cpp", "reference"):
-            from_gathered = run_contrast_sample(implementation, wanted, gathered, rows, size, False, gathered=True)
+            from_gathered = run_sample_candidates(
+                implementation, wanted, gathered, sampling, size, False, gathered=True
+            )
             assert from_gathered.token.tolist() == from_list.token.tolist()
     if logprobs:
         torch.testing.assert_close(from_ours.logprob[drawn], from_list.logprob[drawn], rtol=1e-5, atol=1e-5)
     fits = (wanted.count >= 0) & (wanted.count <= capacity)
-    whole = run_sample("reference", good, bad, rows, banned=banned, vocab_size=size)
+    whole = run_sample("reference", good, bad, sampling, banned=banned, vocab_size=size)
     assert from_list.token[fits].tolist() == whole.token[fits].tolist()
 
 
 @given(problems())
 @slow_examples
 def test_nan_is_told_by_row(problem):
-    good, bad, rows, banned, size, outside, logprobs = problem
+    good, bad, sampling, banned, size, outside, logprobs = problem
     if good.shape[0] == 0:
         return
     good = good.clone()
     row, column = good.shape[0] - 1, size // 2
     good[row, column] = -torch.nan if size % 2 else torch.nan  # NaN of either sign
     call = dict(outside_head=outside, banned=banned, vocab_size=size, logprobs=logprobs)
-    assert run_sample("cpp", good, bad, rows, **call).token[row] == codes.NAN_GOOD
+    assert run_sample("cpp", good, bad, sampling, **call).token[row] == codes.NAN_GOOD
     assert (
-        run_sample("cpp", good, bad, rows, **call).token.tolist()
-        == run_sample("reference", good, bad, rows, **call).token.tolist()
+        run_sample("cpp", good, bad, sampling, **call).token.tolist()
+        == run_sample("reference", good, bad, sampling, **call).token.tolist()
     )
-    assert run_head("cpp", good, rows.margin, banned, size, 4).count[row] == codes.NAN_GOOD
+    assert run_head("cpp", good, sampling.margin, banned, size, 4).count[row] == codes.NAN_GOOD

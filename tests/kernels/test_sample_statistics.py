@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdgen_kernels.ops import make_rows
+from cdgen_kernels.ops import make_sampling_tensors
 from tests.helpers.chi_square import FALSE_ALARM, p_value
 from tests.helpers.implementations import IMPLEMENTATIONS, run_sample
 
@@ -74,9 +74,9 @@ def draw(implementation, good, bad, case, seed, draws=None):
     draws = draws or DRAWS[implementation]
     names = {"strength": "contrast_strength", "weight": "good_weight"}
     values = {names.get(k, k): v for k, v in case.items() if k != "outside"}
-    rows = make_rows(draws, seed=seed, position=3, **values)
+    sampling = make_sampling_tensors(draws, seed=seed, position=3, **values)
     tensors = [torch.from_numpy(x).expand(draws, V) for x in (good, bad)]
-    return run_sample(implementation, *tensors, rows, outside_head=case.get("outside", "mask")).token.numpy()
+    return run_sample(implementation, *tensors, sampling, outside_head=case.get("outside", "mask")).token.numpy()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -93,8 +93,8 @@ def test_each_part_of_the_counter_gives_fresh_noise(vary):
     good, bad = logits(seed=6)
     draws = DRAWS[FASTEST]
     counter = {"seed": 1, "sequence": 2, "position": 3, vary: torch.arange(draws)}
-    rows = make_rows(draws, alpha=0.01, **counter)
-    draws = run_sample(FASTEST, *(torch.from_numpy(x).expand(draws, V) for x in (good, bad)), rows).token
+    sampling = make_sampling_tensors(draws, alpha=0.01, **counter)
+    draws = run_sample(FASTEST, *(torch.from_numpy(x).expand(draws, V) for x in (good, bad)), sampling).token
     assert p_value(draws.numpy(), exact(good, bad, alpha=0.01)) > FALSE_ALARM
 
 

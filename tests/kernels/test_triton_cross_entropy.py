@@ -41,7 +41,7 @@ def spell_out(ptx):
     )
 
 
-def make_rows(count, vocab_size, dtype, stride=None, seed=0):
+def make_sampling_tensors(count, vocab_size, dtype, stride=None, seed=0):
     """(rows of logits in NaN-filled storage [count, stride], so that what happens beside them shows, target)."""
     generator = torch.Generator().manual_seed(seed)
     wide = torch.full((count, stride or vocab_size), torch.nan, dtype=dtype)
@@ -115,7 +115,7 @@ def test_the_op_is_no_less_exact_than_torch(sm, dtype):
 )
 def test_awkward_sizes(vocab_size, stride):
     for dtype in (torch.bfloat16, torch.float32):
-        wide, target = make_rows(3, vocab_size, dtype, stride, seed=vocab_size)
+        wide, target = make_sampling_tensors(3, vocab_size, dtype, stride, seed=vocab_size)
         target[1] = IGNORED
         assert_right(*execute(wide, vocab_size, target)[:2], wide, vocab_size, target)
 
@@ -124,7 +124,7 @@ def test_awkward_sizes(vocab_size, stride):
 def test_rows_without_an_answer(dtype):
     """NaN, infinities, and targets out of range, in a whole tile and in the last one."""
     vocab_size = LINES * 8 + 100
-    wide, target = make_rows(11, vocab_size, dtype)
+    wide, target = make_sampling_tensors(11, vocab_size, dtype)
     for row, place in enumerate((5, vocab_size - 5)):
         wide[row, place] = torch.nan
         wide[2 + row, place] = torch.inf
@@ -145,7 +145,7 @@ def test_rows_without_an_answer(dtype):
 def test_what_it_reads_writes_and_issues(sm, dtype):
     """V = 20,000: all in 16 bytes a thread, each byte written once, and read twice but in the last tile."""
     vocab_size = 20_000
-    wide, target = make_rows(3, vocab_size, dtype, seed=1)
+    wide, target = make_sampling_tensors(3, vocab_size, dtype, seed=1)
     target[1] = IGNORED
     _, _, report = execute(wide, vocab_size, target, sm)
     reads = torch.full((3, vocab_size), 2)
@@ -163,7 +163,7 @@ def test_what_it_reads_writes_and_issues(sm, dtype):
 def test_the_loss_alone():
     """Nothing is written, and all but the targets' logits is read once."""
     vocab_size = 20_000
-    wide, target = make_rows(2, vocab_size, torch.bfloat16, seed=1)
+    wide, target = make_sampling_tensors(2, vocab_size, torch.bfloat16, seed=1)
     loss, after, report = execute(wide, vocab_size, target, gradient=False)
     assert loss.equal(execute(wide, vocab_size, target)[0]) and after.equal(wide)
     assert report.traffic("logits", "load", 16).bytes == wide.nbytes
@@ -184,7 +184,7 @@ def test_no_register_spills(sm, dtype, tmp_path):
 
     with intercept(compiled):
         for stride in (20_000, 20_003):
-            wide, target = make_rows(1, 20_000, dtype, stride)
+            wide, target = make_sampling_tensors(1, 20_000, dtype, stride)
             triton_cross_entropy.softmax_gradient(wide[:, :20_000], target, IGNORED, True)
     for kernel in kernels:
         (tmp_path / "kernel.ptx").write_text(kernel.ptx)
@@ -208,7 +208,7 @@ def test_no_register_spills(sm, dtype, tmp_path):
 )
 def test_injected_faults_are_caught(fault):
     vocab_size = LINES * 8 + 1600
-    wide, target = make_rows(2, vocab_size, torch.bfloat16)
+    wide, target = make_sampling_tensors(2, vocab_size, torch.bfloat16)
     target[1] = IGNORED
     try:
         loss, after, _ = execute(wide, vocab_size, target, mutate=fault)

@@ -97,10 +97,10 @@ def make_turn(tokens, heads, kv_heads, dim, dtype, cache_dtype=None, page=16):
     q, k, v = (part.unflatten(1, (-1, dim)) for part in parts)
     angle = torch.rand(40, dim // 2, generator=generator) * 6
     position = torch.randint(0, 40, (tokens,), generator=generator)
-    slot = torch.randperm(3 * page, generator=generator)[:tokens]
-    slot[1:2] = -1
+    slots = torch.randperm(3 * page, generator=generator)[:tokens]
+    slots[1:2] = -1
     cache = torch.full((2, 3, kv_heads, page, dim), torch.nan, dtype=cache_dtype or dtype)
-    return q, k, v, angle.cos(), angle.sin(), position, slot, cache[0], cache[1]
+    return q, k, v, angle.cos(), angle.sin(), position, slots, cache[0], cache[1]
 
 
 def check_turn(*problem, **how):

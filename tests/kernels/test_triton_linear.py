@@ -1,9 +1,9 @@
-"""linear_head and gathered_scores without a GPU: their compiled PTX is executed on CPU tensors.
+"""select_candidates_linear and gather_logits without a GPU: their compiled PTX is executed on CPU tensors.
 
 The PTX interpreter knows sm_80's matrix instructions only, so that for sm_90 and sm_100 the first launch of
-linear_head is compiled but not run, and the second is given chunk maxima from torch. Where hidden and weight hold
-small whole numbers every sum is exact, in any order, and nothing is allowed to differ; where they do not, a token
-within 1e-5 of the threshold may be on either side.
+select_candidates_linear is compiled but not run, and the second is given chunk maxima from torch. Where hidden and
+weight hold small whole numbers every sum is exact, in any order, and nothing is allowed to differ; where they do
+not, a token within 1e-5 of the threshold may be on either side.
 """
 
 import os
@@ -64,12 +64,12 @@ def run_head(sm, hidden, weight, margin, banned=None, capacity=64, maxima=None, 
         if maxima is not None or sm != 80:
             patch.setattr(triton_linear, "chunk_maxima", maxima or torch_maxima)
         with Device(sm, mutate) as device:
-            return triton_linear.linear_head(*arguments), device.launches, arguments
+            return triton_linear.select_candidates_linear(*arguments), device.launches, arguments
 
 
 def check_head(*problem, **how):
     got, launches, arguments = run_head(*problem, **how)
-    for name, mine, wanted in zip(got._fields, got, reference.linear_head(*arguments), strict=True):
+    for name, mine, wanted in zip(got._fields, got, reference.select_candidates_linear(*arguments), strict=True):
         assert torch.equal(mine.nan_to_num(12345), wanted.nan_to_num(12345)), (name, mine, wanted)
     return got, launches
 
@@ -136,7 +136,7 @@ def test_rows_without_an_answer_and_infinite_logits(sm):
     hidden[3, 0] = INF
     got, _, arguments = run_head(sm, hidden, weight, 10.0, banned)
     assert got.count[:4].tolist() == [codes.NAN_GOOD] * 4  # a banned token's NaN is a fault too
-    assert got.count.equal(reference.linear_head(*arguments).count)
+    assert got.count.equal(reference.select_candidates_linear(*arguments).count)
     weight[50, 0] = -1  # and now -inf there, or +inf
     hidden[0, 5] = 0
     got, _ = check_head(sm, hidden, weight, [10, 10, 10, INF, 10, 0], banned)
@@ -237,15 +237,15 @@ def test_what_the_head_reads():
 
 
 @pytest.mark.parametrize(("sm", "dtype"), [*((80, dtype) for dtype in DTYPES), (90, DTYPES[0]), (100, DTYPES[0])])
-def test_gathered_scores(sm, dtype):
+def test_gather_logits(sm, dtype):
     """Lists of 40, two and a half programs' work; counts of all kinds; nothing past the end is read."""
     hidden, weight = layer(6, 90, 100, dtype, padding=3)
     count = torch.tensor([0, 3, 40, 45, codes.NAN_GOOD, 17], dtype=torch.int32)
     token = torch.randint(0, 90, (6, 40), generator=torch.Generator().manual_seed(2), dtype=torch.int32)
     token[torch.arange(40) >= count.unsqueeze(1)] = 1 << 30
     with Device(sm) as device:
-        score = triton_linear.gathered_scores(hidden, weight, token, count)
-    assert score.equal(reference.gathered_scores(hidden, weight, token, count))
+        score = triton_linear.gather_logits(hidden, weight, token, count)
+    assert score.equal(reference.gather_logits(hidden, weight, token, count))
     assert device.launches[0].report.traffic("weight").bytes == (3 + 40 + 40 + 17) * 100 * weight.element_size()
 
 
@@ -253,8 +253,8 @@ def test_empty_batches():
     hidden, weight = layer(0, 9, 8)
     none = torch.empty(0, 7, dtype=torch.int32)
     with Device(80) as device:
-        assert triton_linear.linear_head(hidden, weight, torch.empty(0), None, 9, 7).token.shape == (0, 7)
-        assert triton_linear.gathered_scores(hidden, weight, none, torch.empty(0, dtype=torch.int32)).shape == (0, 7)
+        assert triton_linear.select_candidates_linear(hidden, weight, torch.empty(0), None, 9, 7).token.shape == (0, 7)
+        assert triton_linear.gather_logits(hidden, weight, none, torch.empty(0, dtype=torch.int32)).shape == (0, 7)
     assert not device.launches
 
 
@@ -304,8 +304,8 @@ def launches(dtype):
     with intercept(
         lambda function, grid, given, options: noted.append((function, *specialise(function, given), options))
     ):
-        got = triton_linear.linear_head(hidden, weight, torch.empty(128), None, 32_000, 1024)
-        triton_linear.gathered_scores(hidden, weight, got.token, got.count)
+        got = triton_linear.select_candidates_linear(hidden, weight, torch.empty(128), None, 32_000, 1024)
+        triton_linear.gather_logits(hidden, weight, got.token, got.count)
     return noted
 
 
@@ -360,11 +360,11 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
         banned = torch.tensor([[0, -1], [3, 2], [-1, -1]])
         for rest in ((banned, vocab_size, 7), (None, vocab_size, 400)):
             rest = (torch.tensor([20.0, torch.inf, 1.0]), *rest)
-            got = triton_linear.linear_head(hidden, weight, *rest)
-            for mine, wanted in zip(got, reference.linear_head(hidden, weight, *rest)):
+            got = triton_linear.select_candidates_linear(hidden, weight, *rest)
+            for mine, wanted in zip(got, reference.select_candidates_linear(hidden, weight, *rest)):
                 assert mine.nan_to_num(12345).equal(wanted.nan_to_num(12345)), (dtype, vocab_size, mine, wanted)
-            score = triton_linear.gathered_scores(hidden, weight, got.token, got.count)
-            assert score.equal(reference.gathered_scores(hidden, weight, got.token, got.count))
+            score = triton_linear.gather_logits(hidden, weight, got.token, got.count)
+            assert score.equal(reference.gather_logits(hidden, weight, got.token, got.count))
             assert score.equal(got.logit)
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from cdgen_kernels import codes, reference
-from cdgen_kernels.ops import make_rows
+from cdgen_kernels.ops import make_sampling_tensors
 from tests.helpers.chi_square import FALSE_ALARM, p_value
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
-from cdgen_kernels.triton import candidates as triton_head  # noqa: E402
+from cdgen_kernels.triton import candidates as triton_candidates  # noqa: E402
 from cdgen_kernels.triton import sample as triton_sample  # noqa: E402
 from cdgen_kernels.triton import settings as triton_settings  # noqa: E402
 from tools.ptx_sim import Device, errors, intercept, launch  # noqa: E402
@@ -51,11 +51,11 @@ def on_device(function, *arguments, sm=90, **how):
     return result, only
 
 
-def sample_both(good, bad, rows, banned=None, outside=MASK, logprobs=False, **how):
+def sample_both(good, bad, sampling, banned=None, outside=MASK, logprobs=False, **how):
     """(what the kernel draws, what the reference draws, the launch)"""
-    problem = (good, bad, rows, banned, good.shape[1], *outside, logprobs)
-    got, launched = on_device(triton_sample.sample, *problem, **how)
-    return got, reference.sample(*problem), launched
+    problem = (good, bad, sampling, banned, good.shape[1], *outside, logprobs)
+    got, launched = on_device(triton_sample.contrastive_sample, *problem, **how)
+    return got, reference.contrastive_sample(*problem), launched
 
 
 @pytest.fixture(params=["alone", "shared"])
@@ -72,9 +72,11 @@ def test_compiled_code_draws_the_references_tokens(sm, dtype):
     """A size that is a multiple of nothing, rows that begin anywhere, bans, and other parameters in each row."""
     good, bad = make_pair(5, 4099, dtype, torch.float32, width=4101, seed=sm)
     alpha, temperature = [0.1, 0.02, 0.3, 0.05, 1e-3], [1, 0.7, 2, 0, 1]
-    rows = make_rows(5, alpha=alpha, temperature=temperature, top_k=[0, 3, 0, 2, 0], top_p=[1, 1, 0.8, 1, 0.9], seed=sm)
+    sampling = make_sampling_tensors(
+        5, alpha=alpha, temperature=temperature, top_k=[0, 3, 0, 2, 0], top_p=[1, 1, 0.8, 1, 0.9], seed=sm
+    )
     banned = torch.tensor([[-1, -1], [int(good[1].argmax()), 4098], [0, 1], [-1, 7], [4000, -1]])
-    got, wanted, launched = sample_both(good, bad, rows, banned, sm=sm)
+    got, wanted, launched = sample_both(good, bad, sampling, banned, sm=sm)
     assert got.token.equal(wanted.token)
     assert launched.grid[1] > 1
 
@@ -83,7 +85,7 @@ def test_compiled_code_draws_the_references_tokens(sm, dtype):
 def test_awkward_sizes(vocab_size, programs):
     """Around a group of 8, less than a tile of 4096, one tile, several and a part."""
     good, bad = make_pair(4, vocab_size, torch.bfloat16, width=vocab_size + 3)
-    got, wanted, launched = sample_both(good, bad, make_rows(4, alpha=0.01, seed=vocab_size))
+    got, wanted, launched = sample_both(good, bad, make_sampling_tensors(4, alpha=0.01, seed=vocab_size))
     assert got.token.equal(wanted.token)
     assert (launched.grid[1] > 1) == (programs == "shared" and vocab_size > 4096)
 
@@ -91,8 +93,10 @@ def test_awkward_sizes(vocab_size, programs):
 @pytest.mark.parametrize("outside", [(0, 0.0), (1, -2.0), (2, 0.0)])
 def test_modes_cuts_and_log_probabilities(outside):
     good, bad = make_pair(4, 300, torch.float32, torch.bfloat16)
-    rows = make_rows(4, alpha=[0, 0.1, 0.01, 0.2], top_k=[40, 0, 5, 0], top_p=[1, 0.7, 0.9, 0.5], seed=5)
-    got, wanted, _ = sample_both(good, bad, rows, outside=outside, logprobs=True)
+    sampling = make_sampling_tensors(
+        4, alpha=[0, 0.1, 0.01, 0.2], top_k=[40, 0, 5, 0], top_p=[1, 0.7, 0.9, 0.5], seed=5
+    )
+    got, wanted, _ = sample_both(good, bad, sampling, outside=outside, logprobs=True)
     assert got.token.equal(wanted.token)
     torch.testing.assert_close(torch.stack(got[1:]), torch.stack(wanted[1:]), rtol=1e-4, atol=1e-4)
 
@@ -104,9 +108,11 @@ def test_methods_without_a_head(bad_dtype):
     good[5] = (good[5].float() / 50).bfloat16()  # nearly flat: a nucleus of hundreds, full of ties
     top_k, top_p = [0, 7, 0, 300, 7, 0], [1, 1, 0.9, 1, 0.5, 0.9]
     strength = 0 if bad_dtype is None else [0, 0, 0, 0.5, 0, 0]
-    rows = make_rows(6, alpha=0, contrast_strength=strength, top_k=top_k, top_p=top_p, temperature=[1, 2, 1, 1, 1, 1])
+    sampling = make_sampling_tensors(
+        6, alpha=0, contrast_strength=strength, top_k=top_k, top_p=top_p, temperature=[1, 2, 1, 1, 1, 1]
+    )
     banned = torch.stack([good.argmax(1), torch.full((6,), -1)], 1)
-    got, wanted, _ = sample_both(good, None if bad_dtype is None else bad, rows, banned, logprobs=True)
+    got, wanted, _ = sample_both(good, None if bad_dtype is None else bad, sampling, banned, logprobs=True)
     assert got.token.equal(wanted.token)
     torch.testing.assert_close(torch.stack(got[1:3]), torch.stack(wanted[1:3]), rtol=1e-4, atol=1e-4)
 
@@ -114,8 +120,8 @@ def test_methods_without_a_head(bad_dtype):
 def test_cuts_of_a_whole_vocabulary_visit_little_of_it():
     """top_k = 50 and top_p = 0.9 of 32,000: a fifth of what noise for every token costs, exactly."""
     good, _ = make_pair(2, 32_000, torch.bfloat16)
-    rows = make_rows(2, alpha=0, contrast_strength=0, top_k=[50, 0], top_p=[1, 0.9])
-    got, wanted, launched = sample_both(good, None, rows)
+    sampling = make_sampling_tensors(2, alpha=0, contrast_strength=0, top_k=[50, 0], top_p=[1, 0.9])
+    got, wanted, launched = sample_both(good, None, sampling)
     assert got.token.equal(wanted.token)
     assert launched.report.thread_instructions / good.numel() < 50
 
@@ -128,12 +134,12 @@ def test_heads_longer_than_the_list_and_rows_without_an_answer():
     good[4, 3], bad[4, 5] = torch.inf, torch.nan  # outside the head: not read
     bad[3] = torch.nan
     bad[5, int(good[5].argmax())] = -torch.inf
-    rows = make_rows(6, alpha=0.1, seed=2)
-    got, wanted, _ = sample_both(good, bad, rows)
+    sampling = make_sampling_tensors(6, alpha=0.1, seed=2)
+    got, wanted, _ = sample_both(good, bad, sampling)
     assert got.token.equal(wanted.token)
     assert got.token[1:4].tolist() == [codes.NAN_GOOD, codes.NOTHING_POSSIBLE, codes.NAN_BAD]
-    rows = rows._replace(contrast_strength=rows.contrast_strength * 0)
-    assert sample_both(good, None, rows)[0].token[4] == 3
+    sampling = sampling._replace(contrast_strength=sampling.contrast_strength * 0)
+    assert sample_both(good, None, sampling)[0].token[4] == 3
 
 
 @pytest.mark.parametrize("place", [0, 1, 4100, 8191, 8997, 8999])
@@ -142,7 +148,11 @@ def test_nan_anywhere_is_told(place):
     good, _ = make_pair(3, 9000, torch.bfloat16, width=9003)
     good[:, place] = torch.nan
     banned = torch.tensor([[-1], [place], [max(place - 1, 0)]])
-    assert sample_both(good, None, make_rows(3, contrast_strength=0), banned)[0].token.tolist() == [-1, -1, -1]
+    assert sample_both(good, None, make_sampling_tensors(3, contrast_strength=0), banned)[0].token.tolist() == [
+        -1,
+        -1,
+        -1,
+    ]
 
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
@@ -160,7 +170,7 @@ def test_what_it_reads_and_issues(sm, monkeypatch):
         best = good[row].float().topk(10).indices
         good[row] -= 8
         good[row, best] = torch.linspace(9, 10, 10).bfloat16()
-    got, wanted, launched = sample_both(good, bad, make_rows(2, seed=4), sm=sm)
+    got, wanted, launched = sample_both(good, bad, make_sampling_tensors(2, seed=4), sm=sm)
     assert got.token.equal(wanted.token)
     assert launched.grid == (2, programs)
     report = launched.report
@@ -183,19 +193,19 @@ def test_settings_are_looked_up_at_each_launch(monkeypatch):
         monkeypatch.setattr(triton_settings, name, value)
     monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 2)
     good, bad = make_pair(2, 4099, torch.bfloat16)
-    rows = make_rows(2, alpha=[0.1, 1e-3], seed=3)
-    got, wanted, sampled = sample_both(good, bad, rows)
-    candidates, listed = on_device(triton_head.head, good, rows.margin, None, 4099, 600)
-    again, drawn = on_device(triton_head.contrast_sample, candidates, bad, rows, 4099, False, False)
+    sampling = make_sampling_tensors(2, alpha=[0.1, 1e-3], seed=3)
+    got, wanted, sampled = sample_both(good, bad, sampling)
+    candidates, listed = on_device(triton_candidates.select_candidates, good, sampling.margin, None, 4099, 600)
+    again, drawn = on_device(triton_candidates.sample_candidates, candidates, bad, sampling, 4099, False, False)
     assert got.token.equal(wanted.token) and again.token.equal(wanted.token)
     assert candidates.count[0] < 64 < 70 < candidates.count[1]
     assert [launched.grid for launched in (sampled, listed, drawn)] == [(2, 3), (2, 3), (2,)]  # room for 6 programs
     assert all(".reqntid 64" in launched.kernel.ptx for launched in (sampled, listed, drawn))
     constants = []
     with intercept(lambda function, grid, arguments, options: constants.append(arguments)):
-        triton_sample.sample(good, bad, rows, None, 4099, *MASK, False)
-        triton_head.head(good, rows.margin, None, 4099, 600)
-        triton_head.contrast_sample(candidates, bad, rows, 4099, False, False)
+        triton_sample.contrastive_sample(good, bad, sampling, None, 4099, *MASK, False)
+        triton_candidates.select_candidates(good, sampling.margin, None, 4099, 600)
+        triton_candidates.sample_candidates(candidates, bad, sampling, 4099, False, False)
     assert [given["T"] for given in constants] == [64] * 3
     assert [(given["R"], given["CAPACITY"]) for given in constants[:2]] == [(2, 70)] * 2
 
@@ -206,25 +216,27 @@ def same(a, b):
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_head_and_contrast_sample(sm, dtype):
+def test_head_and_sample_candidates(sm, dtype):
     """Lists of the reference to the bit; draws from them by BAD's rows and by BAD's gathered logits."""
     good, bad = make_pair(7, 4099, dtype, torch.float32, width=4103)
     good[2, 77] = torch.nan
     good[3] = -torch.inf
     good[5] = 0.5  # longer than any list
     alpha, top_k, top_p = [0.1, 3e-4, 0.01, 0.2, 1e-3, 1, 0.05], [0, 3, 0, 0, 5, 0, 0], [1, 1, 1, 1, 0.8, 1, 0.6]
-    rows = make_rows(7, alpha=alpha, seed=sm, top_k=top_k, top_p=top_p)
+    sampling = make_sampling_tensors(7, alpha=alpha, seed=sm, top_k=top_k, top_p=top_p)
     banned = torch.tensor([[-1, -1], [5, 6], [-1, -1], [0, 1], [int(good[4].argmax()), 4098], [3, 3], [9, -1]])
-    problem = (good, rows.margin, banned, 4099, 600)
-    found, _ = on_device(triton_head.head, *problem, sm=sm)
-    wanted = reference.head(*problem)
+    problem = (good, sampling.margin, banned, 4099, 600)
+    found, _ = on_device(triton_candidates.select_candidates, *problem, sm=sm)
+    wanted = reference.select_candidates(*problem)
     assert same(found, wanted)
     assert found.count[1] > 128 and found.count[5] > 4000
     gathered = torch.where(wanted.token >= 0, bad.gather(1, wanted.token.clamp(min=0).long()), torch.nan)
-    expected = reference.contrast_sample(wanted, bad, rows, 4099, False, True)
+    expected = reference.sample_candidates(wanted, bad, sampling, 4099, False, True)
     sound = expected.token >= 0
     for of_bad, is_gathered in ((bad, False), (gathered, True)):
-        drawn, _ = on_device(triton_head.contrast_sample, wanted, of_bad, rows, 4099, is_gathered, True, sm=sm)
+        drawn, _ = on_device(
+            triton_candidates.sample_candidates, wanted, of_bad, sampling, 4099, is_gathered, True, sm=sm
+        )
         assert drawn.token.equal(expected.token)
         torch.testing.assert_close(drawn.logprob[sound], expected.logprob[sound], rtol=1e-4, atol=1e-4)
 
@@ -232,9 +244,9 @@ def test_head_and_contrast_sample(sm, dtype):
 @pytest.mark.parametrize("capacity", [1, 4, 1000])
 def test_head_in_lists_of_any_length(capacity, programs):
     good, _ = make_pair(3, 9000, torch.float32)
-    rows = make_rows(3, alpha=[0.1, 1e-4, 0])
-    problem = (good, rows.margin, None, 8999, capacity)
-    assert same(on_device(triton_head.head, *problem)[0], reference.head(*problem))
+    sampling = make_sampling_tensors(3, alpha=[0.1, 1e-4, 0])
+    problem = (good, sampling.margin, None, 8999, capacity)
+    assert same(on_device(triton_candidates.select_candidates, *problem)[0], reference.select_candidates(*problem))
 
 
 METHODS = {
@@ -249,12 +261,12 @@ def test_draws_follow_the_exact_distribution(method):
     """800 draws, which find a strength 50 % off; tests/kernels/test_sample_statistics.py draws more from the others."""
     good, bad = make_pair(1, 300, torch.float32, seed=8)
     bad = 0.5 * good + 0.3 * bad
-    rows = make_rows(800, seed=11, position=3, **METHODS[method])
-    one = make_rows(1, **METHODS[method])
+    sampling = make_sampling_tensors(800, seed=11, position=3, **METHODS[method])
+    one = make_sampling_tensors(1, **METHODS[method])
     scores = reference.contrastive_scores(good, bad, one, 0, 0.0)
     exact = torch.softmax(reference.keep_top(scores, one.top_k, one.top_p), 1)[0]
-    rest = (rows, None, 300, *MASK, False)
-    drawn, _ = on_device(triton_sample.sample, good.expand(800, 300), bad.expand(800, 300), *rest)
+    rest = (sampling, None, 300, *MASK, False)
+    drawn, _ = on_device(triton_sample.contrastive_sample, good.expand(800, 300), bad.expand(800, 300), *rest)
     assert p_value(drawn.token.numpy(), exact.numpy()) > FALSE_ALARM
     if method == "contrastive":
         stronger = one._replace(contrast_strength=one.contrast_strength * 1.5)
@@ -279,10 +291,10 @@ def test_injected_faults_are_caught(fault):
     good, bad = make_pair(3, 9003, torch.bfloat16)  # a last tile of 811, and rows that begin 3 tokens past a group
     for row, best in enumerate((5, 4097, 9002)):  # heads in the first chunk, in another program's, at the very end
         good[row, best] = 9
-    rows = make_rows(3, alpha=0.5, seed=1)
-    expected = reference.sample(good, bad, rows, None, 9003, *MASK, False).token
+    sampling = make_sampling_tensors(3, alpha=0.5, seed=1)
+    expected = reference.contrastive_sample(good, bad, sampling, None, 9003, *MASK, False).token
     try:
-        got, _, _ = sample_both(good, bad, rows, mutate=FAULTS[fault])
+        got, _, _ = sample_both(good, bad, sampling, mutate=FAULTS[fault])
     except (errors.Fault, LookupError) as error:
         assert isinstance(error, errors.Fault), "the fault found nothing to change"
         return
@@ -291,7 +303,7 @@ def test_injected_faults_are_caught(fault):
 
 def test_a_grid_too_large_is_caught():
     good, bad = make_pair(2, 100, torch.bfloat16)
-    _, _, launched = sample_both(good, bad, make_rows(2))
+    _, _, launched = sample_both(good, bad, make_sampling_tensors(2))
     with pytest.raises(errors.Fault):
         launch(launched.kernel, (3, 1), *launched.arguments.values())
 
@@ -302,9 +314,9 @@ def test_source_in_tritons_interpreter():
     code = """
 import torch
 from cdgen_kernels import reference
-from cdgen_kernels.triton import candidates as triton_head
+from cdgen_kernels.triton import candidates as triton_candidates
 from cdgen_kernels.triton import sample as triton_sample
-from cdgen_kernels.ops import make_rows
+from cdgen_kernels.ops import make_sampling_tensors
 torch.manual_seed(1)
 for dtype, sizes, modes in (
     (torch.float32, (5, 333), (0, 1, 2)), (torch.float16, (70,), (0,)), (torch.bfloat16, (70,), (0,))
@@ -312,16 +324,18 @@ for dtype, sizes, modes in (
     for size in sizes:
         for outside in modes:
             good, bad = (3 * torch.randn(3, size)).to(dtype), (2 * torch.randn(3, size)).to(dtype)
-            rows = make_rows(3, alpha=[0.1, 0.02, 1.0], temperature=[1, 0, 2], top_k=[0, 2, 0], seed=size)
+            cuts = {'temperature': [1, 0, 2], 'top_k': [0, 2, 0]}
+            sampling = make_sampling_tensors(3, alpha=[0.1, 0.02, 1.0], seed=size, **cuts)
             banned = torch.tensor([[0, -1], [3, 2], [-1, -1]])
-            rest = (rows, banned, size, outside, -3.0, True)
-            wanted, got = reference.sample(good, bad, *rest), triton_sample.sample(good, bad, *rest)
+            rest = (sampling, banned, size, outside, -3.0, True)
+            wanted, got = (m.contrastive_sample(good, bad, *rest) for m in (reference, triton_sample))
             assert got.token.equal(wanted.token), (dtype, size, outside, got, wanted)
             torch.testing.assert_close(torch.stack(got[1:]), torch.stack(wanted[1:]), rtol=1e-4, atol=1e-4)
-        wanted, got = (module.head(good, rows.margin, banned, size, 64) for module in (reference, triton_head))
+        inputs = (good, sampling.margin, banned, size, 64)
+        wanted, got = (m.select_candidates(*inputs) for m in (reference, triton_candidates))
         assert all(a.equal(b) for a, b in zip(wanted, got))
-        expected = reference.contrast_sample(wanted, bad, rows, size, False, False).token
-        assert triton_head.contrast_sample(got, bad, rows, size, False, False).token.equal(expected)
+        expected = reference.sample_candidates(wanted, bad, sampling, size, False, False).token
+        assert triton_candidates.sample_candidates(got, bad, sampling, size, False, False).token.equal(expected)
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from cdgen_kernels.ops import make_rows
+from cdgen_kernels.ops import make_sampling_tensors
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET"):
@@ -16,7 +16,7 @@ from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from cdgen_kernels.triton import attention as triton_attention  # noqa: E402
-from cdgen_kernels.triton import candidates as triton_head  # noqa: E402
+from cdgen_kernels.triton import candidates as triton_candidates  # noqa: E402
 from cdgen_kernels.triton import cross_entropy as triton_cross_entropy  # noqa: E402
 from cdgen_kernels.triton import layers as triton_layers  # noqa: E402
 from cdgen_kernels.triton import linear as triton_linear  # noqa: E402
@@ -25,7 +25,7 @@ from tools.ptx_sim import intercept  # noqa: E402
 from tools.ptx_sim.compile import specialise  # noqa: E402
 
 B, V, D, C = 6, 96, 64, 16
-MODULES = (triton_attention, triton_cross_entropy, triton_head, triton_layers, triton_linear, triton_sample)
+MODULES = (triton_attention, triton_cross_entropy, triton_candidates, triton_layers, triton_linear, triton_sample)
 KERNELS = {value for module in MODULES for name, value in vars(module).items() if name.endswith("_kernel")}
 
 
@@ -40,22 +40,22 @@ def record(shift: int) -> list:
 
     shapes = [(B, V), (B, V), (B, D), (V, D), (B, 2, D)]
     logits, bad, hidden, weight, heads = (torch.zeros(shape, dtype=torch.bfloat16) for shape in shapes)
-    rows = type(make_rows(B))(*map(shifted, make_rows(B)))
-    banned, place, slot = (shifted(torch.zeros(shape, dtype=torch.int64)) for shape in [(B, 3), B, B])
+    sampling = type(make_sampling_tensors(B))(*map(shifted, make_sampling_tensors(B)))
+    banned, place, slots = (shifted(torch.zeros(shape, dtype=torch.int64)) for shape in [(B, 3), B, B])
     row, table = (shifted(torch.zeros(shape, dtype=torch.int32)) for shape in [B, (B, 3)])
     angles, cache = torch.zeros(8, D // 2), torch.zeros(2, 9, 2, 16, D)
     noted = []
     with intercept(lambda function, grid, arguments, options: noted.append((function, arguments))):
-        triton_sample.sample(logits, bad, rows, banned, V, 0, 0.0, True)
-        found = triton_head.head(logits, rows.margin, banned, V, C)
+        triton_sample.contrastive_sample(logits, bad, sampling, banned, V, 0, 0.0, True)
+        found = triton_candidates.select_candidates(logits, sampling.margin, banned, V, C)
         found = found._replace(count=shifted(found.count), max=shifted(found.max))
-        triton_head.contrast_sample(found, bad, rows, V, False, True)
-        triton_linear.linear_head(hidden, weight, rows.margin, banned, V, C)
-        triton_linear.gathered_scores(hidden, weight, found.token, found.count)
+        triton_candidates.sample_candidates(found, bad, sampling, V, False, True)
+        triton_linear.select_candidates_linear(hidden, weight, sampling.margin, banned, V, C)
+        triton_linear.gather_logits(hidden, weight, found.token, found.count)
         triton_cross_entropy.softmax_gradient(logits, place, -100, True)
         triton_layers.add_rms_norm(hidden, hidden, weight[0], 1e-5)
-        triton_layers.rope_and_store(heads, heads, heads, angles, angles, place, slot, *cache)
-        noise = (0.1, rows.seed[:1], rows.sequence, 3)
+        triton_layers.rope_and_store(heads, heads, heads, angles, angles, place, slots, *cache)
+        noise = (0.1, sampling.seed[:1], sampling.sequence, 3)
         triton_attention.paged_attention(heads, *cache, table, row, place, 1.0, 0, *noise)
     return noted
 

@@ -6,7 +6,7 @@ import transformers
 
 from cdgen.models.bad import attention_dropout, first_layers
 from cdgen.models.language_model import LanguageModel
-from cdgen.models.llama import LlamaRunner, slots, unsupported
+from cdgen.models.llama import LlamaRunner, slot_mapping, unsupported
 from cdgen.models.loading import load
 from cdgen_kernels.layers import paged_attention
 from tests.helpers.families import FAMILIES, LLAMA_LIKE, ids
@@ -68,7 +68,7 @@ class Pages:
         """Of tokens, each of the text and at the position given, all lists of one length."""
         row = torch.tensor(texts, dtype=torch.int32)
         at = torch.tensor(positions)
-        where = at, row, slots(self.table, row, at, 4), self.table, self.keys, self.values
+        where = at, row, slot_mapping(self.table, row, at, 4), self.table, self.keys, self.values
         return self.runner.hidden_states(torch.tensor(tokens), *where, seed, sequence) @ self.runner.output_weight.T
 
 
@@ -160,7 +160,7 @@ def test_what_a_llama_may_be_that_is_not_supported():
 def test_where_tokens_are_written():
     table = torch.tensor([[7, 2, -1], [4, -1, -1]]).int()
     row, position = torch.tensor([0, 0, 0, 1, -1]).int(), torch.tensor([3, 4, 8, 1, 1])
-    assert slots(table, row, position, 4).tolist() == [31, 8, -1, 17, -1]
+    assert slot_mapping(table, row, position, 4).tolist() == [31, 8, -1, 17, -1]
 
 
 def test_weights_are_shared_with_the_module_and_with_a_bad_made_of_it(tmp_path):

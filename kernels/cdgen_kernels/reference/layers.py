@@ -4,7 +4,7 @@ Every other implementation answers to this file, op by op and under the same nam
 inputs are, else float32; results have the dtype of the states.
 
 A paged cache keeps, for one layer, keys and values [pages, K, page_size, d]. The token at place p of a text lies in
-page `page_table[row, p // page_size]`, at `p % page_size` in it.
+page `page_table[cache_row, p // page_size]`, at `p % page_size` in it.
 """
 
 import torch
@@ -33,11 +33,11 @@ def _rotated(x, cos, sin):
     return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], -1)
 
 
-def rope_and_store(q, k, v, cos, sin, position, slot, keys, values):
-    """q turned; k, turned, and v are written to the cache at `slot` = page * page_size + place, unless that is < 0."""
+def rope_and_store(q, k, v, cos, sin, position, slot_mapping, keys, values):
+    """Return q turned; write k, turned, and v to the cache at `slot_mapping`, unless that is below 0."""
     cos, sin = cos[position], sin[position]
-    kept = slot >= 0
-    page, place = slot[kept] // keys.shape[2], slot[kept] % keys.shape[2]
+    kept = slot_mapping >= 0
+    page, place = slot_mapping[kept] // keys.shape[2], slot_mapping[kept] % keys.shape[2]
     keys[page, :, place] = _rotated(k, cos, sin)[kept].to(keys.dtype)
     values[page, :, place] = v[kept].to(values.dtype)
     return _rotated(q, cos, sin).to(q.dtype)
@@ -58,9 +58,9 @@ def dropped(dropout, seed, sequence, position, layer, heads, length):
     return torch.stack(words, -1).flatten(2)[:, :, :length] < int(dropout * 2**32)
 
 
-def paged_attention(q, keys, values, page_table, row, position, scale, window, dropout, seed, sequence, layer):
-    """softmax(q . keys * scale) values, over the keys at places 0 to `position` of text `row`; zeros where row < 0."""
-    pages = page_table[row.clamp(min=0).long()].clamp(min=0).long()  # [N, M]
+def paged_attention(q, keys, values, page_table, cache_row, position, scale, window, dropout, seed, sequence, layer):
+    """softmax(q . keys * scale) values, over the keys of `cache_row` up to `position`; zeros if `cache_row` < 0."""
+    pages = page_table[cache_row.clamp(min=0).long()].clamp(min=0).long()  # [N, M]
     heads = q.shape[1] // keys.shape[1]
 
     def gathered(store):  # [N, H, L, d]
@@ -68,7 +68,7 @@ def paged_attention(q, keys, values, page_table, row, position, scale, window, d
 
     length = int(position.max()) + 1 if len(position) else 0
     key = torch.arange(length, device=q.device)
-    seen = (key <= position[:, None]) & (row >= 0)[:, None]  # [N, L]
+    seen = (key <= position[:, None]) & (cache_row >= 0)[:, None]  # [N, L]
     if window:
         seen &= key > position[:, None] - window
     score = torch.einsum("nhd,nhld->nhl", _wide(q), gathered(keys)[:, :, :length].to(_wide(q).dtype)) * scale
@@ -78,4 +78,4 @@ def paged_attention(q, keys, values, page_table, row, position, scale, window, d
         share = share.masked_fill(gone, 0) / (1 - dropout)
     value = gathered(values)[:, :, :length].masked_fill(~seen[:, None, :, None], 0).to(share.dtype)
     out = torch.einsum("nhl,nhld->nhd", share, value)
-    return out.masked_fill((row < 0)[:, None, None], 0).to(q.dtype)
+    return out.masked_fill((cache_row < 0)[:, None, None], 0).to(q.dtype)

@@ -2,7 +2,7 @@
 
 Every other implementation answers to this file, op by op and under the same names. It is written to be read, not to
 be fast. With z the logits, T the temperature and `rows` the per-row parameters of
-:class:`cdgen_kernels.sampling_tensors.Rows`:
+:class:`cdgen_kernels.sampling_tensors.SamplingTensors`:
 
     head     = { x : z_GOOD(x) >= max z_GOOD - margin }             margin = -T ln(alpha)      (the alpha-head)
     score(x) = good_weight * z_GOOD(x) / T - contrast_strength * z_BAD(x) / T                  for x in the head
@@ -23,9 +23,9 @@ What is decided once, here:
 
 import torch
 
-from cdgen_kernels.codes import CONSTANT, HEAD_OVERFLOW, MASK, NAN_BAD, NAN_GOOD, NOTHING_POSSIBLE, SHIFTED_GOOD
+from cdgen_kernels.codes import CANDIDATES_OVERFLOW, CONSTANT, MASK, NAN_BAD, NAN_GOOD, NOTHING_POSSIBLE, SHIFTED_GOOD
 from cdgen_kernels.reference.noise import columns, gumbel, philox
-from cdgen_kernels.sampling_tensors import HeadCandidates, Rows, Samples
+from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors
 
 
 def _banned_mask(banned, shape, device):
@@ -57,11 +57,11 @@ def log_softmax(x):
     return torch.log_softmax(x, 1)
 
 
-def contrastive_scores(good, bad, rows, outside, value):
+def contrastive_scores(good, bad, sampling, outside, value):
     """float64 [B, V] scores before top-k and top-p, impossible tokens at -inf, from logits as the models gave them."""
-    weight, strength, temperature = (x.double() for x in columns(*rows[1:4]))
+    weight, strength, temperature = (x.double() for x in columns(*sampling[1:4]))
     temperature = torch.where(temperature == 0, 1.0, temperature)
-    head, best = _in_head(good, rows.margin)
+    head, best = _in_head(good, sampling.margin)
     # z / T; at a maximum of +inf the tokens there are equals, and the others have no probability
     good = torch.where(best.isposinf().unsqueeze(1), torch.where(good.isposinf(), 0.0, -torch.inf), good.double())
     good, bad = good / temperature, bad.double() / temperature
@@ -96,9 +96,9 @@ def keep_top(score, top_k, top_p):
     return torch.full_like(score, -torch.inf).scatter(1, order.indices, torch.where(inside, kept, -torch.inf))
 
 
-def _draw(score, rows):
-    noise = gumbel(philox(rows.seed, rows.sequence, rows.position, score.shape[1]))
-    noisy = torch.where((rows.temperature > 0).unsqueeze(1), score + noise, score)
+def _draw(score, sampling):
+    noise = gumbel(philox(sampling.seed, sampling.sequence, sampling.position, score.shape[1]))
+    noisy = torch.where((sampling.temperature > 0).unsqueeze(1), score + noise, score)
     return torch.argmax(noisy, 1)  # on ties argmax gives the first, the lower id
 
 
@@ -106,7 +106,7 @@ def _at(x, token):
     return x.gather(1, token.unsqueeze(1)).squeeze(1)
 
 
-def head(good, margin, banned, vocab_size, capacity):
+def select_candidates(good, margin, banned, vocab_size, capacity):
     """The alpha-head of each row, compacted. See :func:`cdgen_kernels.ops.head`."""
     allowed = _allowed(good, banned, vocab_size)
     mask, best = _in_head(allowed, margin)
@@ -118,15 +118,15 @@ def head(good, margin, banned, vocab_size, capacity):
     listed = torch.arange(capacity, device=good.device) < count.unsqueeze(1)
     token = torch.where(listed, first, -1).int()
     logit = torch.where(listed, allowed.gather(1, first), -torch.inf).float()
-    return HeadCandidates(token, logit, count.int(), best.float())
+    return Candidates(token, logit, count.int(), best.float())
 
 
-def sample(good, bad, rows: Rows, banned, vocab_size, outside, value, logprobs):
+def contrastive_sample(good, bad, sampling: SamplingTensors, banned, vocab_size, outside, value, logprobs):
     """Draw one token a row from both models' logits. See :func:`cdgen_kernels.ops.sample`."""
     allowed = _allowed(good, banned, vocab_size)
     bad = torch.zeros_like(allowed) if bad is None else bad[:, :vocab_size]
-    score = keep_top(contrastive_scores(allowed, bad, rows, outside, value), rows.top_k, rows.top_p)
-    token = _draw(score, rows)
+    score = keep_top(contrastive_scores(allowed, bad, sampling, outside, value), sampling.top_k, sampling.top_p)
+    token = _draw(score, sampling)
 
     result = Samples(token)
     if logprobs:
@@ -137,7 +137,7 @@ def sample(good, bad, rows: Rows, banned, vocab_size, outside, value, logprobs):
     if logprobs or outside == CONSTANT:
         bad_is_wrong = bad.isnan().any(1) | (bad == -torch.inf).all(1)
     else:
-        read = _in_head(allowed, rows.margin)[0] & (rows.contrast_strength != 0).unsqueeze(1)
+        read = _in_head(allowed, sampling.margin)[0] & (sampling.contrast_strength != 0).unsqueeze(1)
         bad_is_wrong = (bad.isnan() & read).any(1)
     token = torch.where(bad_is_wrong, NAN_BAD, token)
     token = torch.where((allowed == -torch.inf).all(1), NOTHING_POSSIBLE, token)
@@ -145,17 +145,17 @@ def sample(good, bad, rows: Rows, banned, vocab_size, outside, value, logprobs):
     return result._replace(token=token)
 
 
-def contrast_sample(candidates: HeadCandidates, bad, rows: Rows, vocab_size, gathered, logprobs):
-    """Draw one token a row from head candidates. See :func:`cdgen_kernels.ops.contrast_sample`."""
+def sample_candidates(candidates: Candidates, bad, sampling: SamplingTensors, vocab_size, gathered, logprobs):
+    """Draw one token a row from head candidates. See :func:`cdgen_kernels.ops.sample_candidates`."""
     listed = candidates.token >= 0
     place = torch.where(listed, candidates.token, vocab_size).long()
     good = candidates.logit.new_full((candidates.token.shape[0], vocab_size + 1), -torch.inf)
     good.scatter_(1, place, candidates.logit)
     if gathered:  # BAD's logits of the candidates, slot by slot
         bad = torch.zeros_like(good, dtype=bad.dtype).scatter_(1, place, bad)[:, :vocab_size]
-    every_candidate = rows._replace(margin=torch.full_like(rows.margin, torch.inf))
-    drawn = sample(good[:, :vocab_size], bad, every_candidate, None, vocab_size, MASK, 0.0, logprobs)
-    token = torch.where(candidates.count > candidates.token.shape[1], HEAD_OVERFLOW, drawn.token)
+    every_candidate = sampling._replace(margin=torch.full_like(sampling.margin, torch.inf))
+    drawn = contrastive_sample(good[:, :vocab_size], bad, every_candidate, None, vocab_size, MASK, 0.0, logprobs)
+    token = torch.where(candidates.count > candidates.token.shape[1], CANDIDATES_OVERFLOW, drawn.token)
     token = torch.where(candidates.count < 0, candidates.count.long(), token)
     return drawn._replace(token=token)
 
@@ -166,15 +166,15 @@ def _output_layer(hidden, weight):
     return hidden.to(wide) @ weight.to(wide).T
 
 
-def linear_head(hidden, weight, margin, banned, vocab_size, capacity):
+def select_candidates_linear(hidden, weight, margin, banned, vocab_size, capacity):
     """:func:`head` of the logits hidden @ weight.T, from hidden states [B, D] and an output layer [V', D]."""
-    return head(_output_layer(hidden, weight[:vocab_size]), margin, banned, vocab_size, capacity)
+    return select_candidates(_output_layer(hidden, weight[:vocab_size]), margin, banned, vocab_size, capacity)
 
 
-def gathered_scores(hidden, weight, token, count):
+def gather_logits(hidden, weight, token, count):
     """float32 [B, C]: hidden [B, D] . weight[token], with weight [V, D], for the first count tokens of each row.
 
-    `token` int32 [B, C] and `count` int32 [B] are those of :class:`HeadCandidates`: a count may exceed C, and below 0
+    `token` int32 [B, C] and `count` int32 [B] are those of :class:`Candidates`: a count may exceed C, and below 0
     it is a fault, of no tokens. -inf past the end.
     """
     listed = torch.arange(token.shape[1], device=token.device) < count.unsqueeze(1)

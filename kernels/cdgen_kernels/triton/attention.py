@@ -169,7 +169,7 @@ def store_heads(out, x, count, DIM: tl.constexpr, G: tl.constexpr, D: tl.constex
 
 @triton.jit(do_not_specialize=["table_stride", "window", "layer"], do_not_specialize_on_alignment=SCALAR_POINTERS)
 def paged_attention_kernel(
-    q, keys, values, page_table, row, position, seed, sequence, arrivals, part_ends, part_sums, out,
+    q, keys, values, page_table, cache_row, position, seed, sequence, arrivals, part_ends, part_sums, out,
     q_row_stride, q_head_stride, table_stride, window, scale, kept, layer,
     GROUP: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr, DROPPED: tl.constexpr, MATRIX: tl.constexpr,
     SPLIT: tl.constexpr, G: tl.constexpr, KEYS: tl.constexpr, LINES: tl.constexpr, D: tl.constexpr,
@@ -183,7 +183,7 @@ def paged_attention_kernel(
     head = kv_head * GROUP + tl.program_id(1) % blocks * G  # the first of them
     count = tl.minimum(GROUP - tl.program_id(1) % blocks * G, G)
     out += (token * kv_heads * GROUP + head) * DIM
-    text = tl.load(row + token)
+    text = tl.load(cache_row + token)
     if text < 0:
         if tl.program_id(2) == 0:
             store_heads(out, tl.zeros([G, D], tl.float32), count, DIM, G, D)
@@ -233,7 +233,7 @@ def paged_attention_kernel(
         store_heads(out, sums / (total * kept)[:, None], count, DIM, G, D)
 
 
-def paged_attention(q, keys, values, page_table, row, position, scale, window, dropout, seed, sequence, layer):
+def paged_attention(q, keys, values, page_table, cache_row, position, scale, window, dropout, seed, sequence, layer):
     """:func:`cdgen_kernels.reference.layers.paged_attention` in one launch; float32 arithmetic.
 
     Groups of MATRIX_GROUP heads and more, of the 16-bit dtype of the cache and without dropout, round weights to it.
@@ -259,7 +259,7 @@ def paged_attention(q, keys, values, page_table, row, position, scale, window, d
         splits = max(1, min(tiles, room // (tokens * jobs)))
         parts = tokens * jobs * splits if splits > 1 else 0
         paged_attention_kernel[(tokens, jobs, splits)](
-            q, keys, values, page_table, row, position, seed, sequence,
+            q, keys, values, page_table, cache_row, position, seed, sequence,
             q.new_zeros(tokens * jobs if parts else 0, dtype=torch.int32),
             q.new_empty((parts, 2, together), dtype=torch.float32),
             q.new_empty((parts, together, width), dtype=torch.float32), out,

@@ -1,15 +1,15 @@
-"""`head` and `contrast_sample` on GPUs, one launch each: the two halves of `sample`, with the candidates between."""
+"""`head` and `sample_candidates` on GPUs, one launch each: the two halves of `sample`, with the candidates between."""
 
 import torch
 import triton
 import triton.language as tl
 
-from cdgen_kernels.sampling_tensors import HeadCandidates, Samples
+from cdgen_kernels.sampling_tensors import Candidates, Samples
 from cdgen_kernels.triton import settings
 from cdgen_kernels.triton.draw import (
-    BAD_BY_SLOT,
-    BAD_BY_TOKEN,
-    HEAD_OVERFLOW,
+    BAD_DENSE,
+    BAD_GATHERED,
+    CANDIDATES_OVERFLOW,
     NAN_BAD,
     NAN_GOOD,
     NO_BAD,
@@ -19,11 +19,11 @@ from cdgen_kernels.triton.draw import (
 )
 from cdgen_kernels.triton.passes import (
     collect,
-    first_look,
+    first_pass,
     is_last_to_arrive,
     row_layout,
     row_maximum,
-    second_look,
+    second_pass,
 )
 
 
@@ -46,7 +46,7 @@ def write_in_order(count, list_token, list_logit, token_out, logit_out, T: tl.co
     do_not_specialize=["vocab_size", "banned_count", "chunks_stride", "capacity"],
     do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
 )
-def head_kernel(
+def select_candidates_kernel(
     good, margin, banned, arrivals, maxima, hits, list_token, list_logit, token_out, logit_out, count_out, max_out,
     vocab_size, good_stride, banned_count, chunks_stride, segment, capacity,
     SPLIT: tl.constexpr, CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
@@ -64,7 +64,7 @@ def head_kernel(
     logit_out += row * capacity
 
     begin = tl.program_id(1) * segment
-    first_look(groups, begin, tl.minimum(begin + segment, full), maxima, T, G, R)
+    first_pass(groups, begin, tl.minimum(begin + segment, full), maxima, T, G, R)
     if SPLIT and not is_last_to_arrive(arrivals + row, tl.num_programs(1)):
         return
     tl.debug_barrier()
@@ -73,7 +73,7 @@ def head_kernel(
     fault = tl.where(nan_good > 0, NAN_GOOD, fault)
     best = tl.where(fault == NAN_GOOD, float("nan"), best)  # which no logit reaches
     threshold = tl.where(best == float("inf"), best, best - tl.load(margin + row))
-    count = second_look(
+    count = second_pass(
         good, groups, skip, full, vocab_size, threshold, banned, banned_count, maxima, hits, list_token, list_logit,
         CAPACITY, T, G, R,
     )  # fmt: skip
@@ -104,7 +104,7 @@ def head_kernel(
     tl.store(max_out + row, best)
 
 
-def head(good, margin, banned, vocab_size, capacity):
+def select_candidates(good, margin, banned, vocab_size, capacity):
     """:func:`cdgen_kernels.reference.sampling.head` in one launch; same arguments."""
     batch = good.shape[0]
     token = good.new_empty((batch, capacity), dtype=torch.int32)
@@ -113,18 +113,18 @@ def head(good, margin, banned, vocab_size, capacity):
     best = good.new_empty(batch, dtype=torch.float32)
     if batch:
         shape = settings.split(good, vocab_size)
-        head_kernel[(batch, shape.programs)](
+        select_candidates_kernel[(batch, shape.programs)](
             good, margin, token if banned is None else banned, *shape.scratch(good), token, logit, count, best,
             vocab_size, good.stride(0), 0 if banned is None else banned.shape[1],
             shape.chunks, shape.segment, capacity,
             SPLIT=shape.programs > 1, CAPACITY=settings.CAPACITY, T=settings.THREADS, G=shape.group, R=settings.GROUPS,
             **settings.launch_options(),
         )  # fmt: skip
-    return HeadCandidates(token, logit, count, best)
+    return Candidates(token, logit, count, best)
 
 
 @triton.jit(do_not_specialize=["capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
-def contrast_sample_kernel(
+def sample_candidates_kernel(
     token, logit, count, maximum, bad, good_weight, contrast_strength, temperature, top_p, top_k, seed, sequence,
     position, scores, token_out, logprob_out, bad_stride, capacity,
     BAD: tl.constexpr, LOGPROBS: tl.constexpr, T: tl.constexpr,
@@ -148,12 +148,12 @@ def contrast_sample_kernel(
     if LOGPROBS:
         tl.store(logprob_out + row, score - top - tl.log(mass))
     result = tl.where(nan_bad > 0, NAN_BAD, drawn)
-    result = tl.where(size > capacity, HEAD_OVERFLOW, result)
+    result = tl.where(size > capacity, CANDIDATES_OVERFLOW, result)
     tl.store(token_out + row, tl.where(size < 0, size, result).to(tl.int64))
 
 
-def contrast_sample(candidates, bad, rows, vocab_size, gathered, logprobs):
-    """:func:`cdgen_kernels.reference.sampling.contrast_sample` in one launch; same arguments, float32 arithmetic.
+def sample_candidates(candidates, bad, sampling, vocab_size, gathered, logprobs):
+    """:func:`cdgen_kernels.reference.sampling.sample_candidates` in one launch; same arguments, float32 arithmetic.
 
     It follows the list, and so has no need of vocab_size.
     """
@@ -161,11 +161,11 @@ def contrast_sample(candidates, bad, rows, vocab_size, gathered, logprobs):
     token = candidates.token.new_empty(batch, dtype=torch.int64)
     logprob = candidates.logit.new_empty(batch if logprobs else 0)
     if batch:
-        contrast_sample_kernel[(batch,)](
-            *candidates, candidates.logit if bad is None else bad, *rows[1:],
+        sample_candidates_kernel[(batch,)](
+            *candidates, candidates.logit if bad is None else bad, *sampling[1:],
             candidates.logit.new_empty((batch, settings.THREADS)), token, logprob,
             0 if bad is None else bad.stride(0), capacity,
-            BAD=(NO_BAD if bad is None else BAD_BY_SLOT if gathered else BAD_BY_TOKEN).value,
+            BAD=(NO_BAD if bad is None else BAD_GATHERED if gathered else BAD_DENSE).value,
             LOGPROBS=logprobs, T=settings.THREADS, **settings.launch_options(),
         )  # fmt: skip
     return Samples(token, logprob if logprobs else None)

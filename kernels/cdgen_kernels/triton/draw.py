@@ -14,11 +14,11 @@ from cdgen_kernels.triton.passes import is_allowed
 NAN_GOOD = tl.constexpr(-1)  # the codes of codes.FAULTS
 NOTHING_POSSIBLE = tl.constexpr(-2)
 NAN_BAD = tl.constexpr(-3)
-HEAD_OVERFLOW = tl.constexpr(-4)
+CANDIDATES_OVERFLOW = tl.constexpr(-4)
 
 NO_BAD = tl.constexpr(0)  # where BAD's logits are
-BAD_BY_TOKEN = tl.constexpr(1)
-BAD_BY_SLOT = tl.constexpr(2)
+BAD_DENSE = tl.constexpr(1)
+BAD_GATHERED = tl.constexpr(2)
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def score_tile(i, slots, row, weights, outside, BAD: tl.constexpr, OUTSIDE: tl.c
     y = tl.zeros_like(z)
     if BAD != NO_BAD:
         strengths = tl.zeros_like(z) + strength  # the interpreter cannot spread the truth of a scalar comparison
-        place = i if BAD == BAD_BY_SLOT else token
+        place = i if BAD == BAD_GATHERED else token
         y = tl.load(bad + place, mask=in_head & (strengths != 0), other=0.0).to(tl.float32)
     has_nan = tl.max((y != y).to(tl.int32), 0)
     good_score = tl.where(best == float("inf"), 0.0, z / scale) - good_log_sum

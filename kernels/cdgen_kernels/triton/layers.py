@@ -46,7 +46,7 @@ def add_rms_norm(x, residual, weight, eps):
 
 @triton.jit(do_not_specialize_on_alignment=SCALAR_POINTERS)
 def rope_and_store_kernel(
-    q, k, v, cos, sin, position, slot, keys, values, out,
+    q, k, v, cos, sin, position, slot_mapping, keys, values, out,
     q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, q_heads, kv_heads,
     PAGE: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -67,7 +67,7 @@ def rope_and_store_kernel(
         tl.store(target, (real * c - imaginary * s).to(out.dtype.element_ty), mask=inside)
         tl.store(target + HALF, (imaginary * c + real * s).to(out.dtype.element_ty), mask=inside)
         return
-    at = tl.load(slot + token)
+    at = tl.load(slot_mapping + token)
     if at >= 0:
         head = (tile - q_tiles) * HEADS + tl.arange(0, HEADS)[:, None]
         inside = (head < kv_heads) & (i < HALF)
@@ -84,7 +84,7 @@ def rope_and_store_kernel(
         tl.store(values + target + HALF, second.to(values.dtype.element_ty), mask=inside)
 
 
-def rope_and_store(q, k, v, cos, sin, position, slot, keys, values):
+def rope_and_store(q, k, v, cos, sin, position, slot_mapping, keys, values):
     """:func:`cdgen_kernels.reference.layers.rope_and_store` in one launch; float32 arithmetic."""
     tokens, q_heads, dim = q.shape
     kv_heads = k.shape[1]
@@ -94,7 +94,7 @@ def rope_and_store(q, k, v, cos, sin, position, slot, keys, values):
         heads = min(max(ROPE_NUMBERS // half, 1), triton.next_power_of_2(q_heads))
         # Not fused: products and sums round as those of the reference in float32 do.
         rope_and_store_kernel[(tokens, triton.cdiv(q_heads, heads) + triton.cdiv(kv_heads, heads))](
-            q, k, v, cos, sin, position, slot, keys, values, out,
+            q, k, v, cos, sin, position, slot_mapping, keys, values, out,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], q_heads, kv_heads,
             PAGE=keys.shape[2], HALF=dim // 2, HEADS=heads, N=half, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip

@@ -1,8 +1,8 @@
 """The output layer and the head in one op, in Triton: no logits are stored.
 
-`linear_head` takes two launches. The first is the matrix product hidden @ weight.T in tiles, of which it writes one
-maximum for every chunk of CHUNK neighbouring tokens. The second, one program a row, reads those maxima, recomputes
-the logits of the few chunks that can hold tokens of the head, and takes the head of these.
+`select_candidates_linear` takes two launches. The first is the matrix product hidden @ weight.T in tiles, of which
+it writes one maximum for every chunk of CHUNK neighbouring tokens. The second, one program per row, reads those maxima,
+recomputes the logits of the few chunks that can hold tokens of the head, and takes the head of these.
 
 Tensor cores and a plain dot product round one logit differently, so a chunk is looked at as soon as its maximum comes
 within `slack` of the threshold; every logit, the threshold and the head then come from the second launch alone, and do
@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cdgen_kernels.sampling_tensors import HeadCandidates
+from cdgen_kernels.sampling_tensors import Candidates
 from cdgen_kernels.triton import settings
 from cdgen_kernels.triton.draw import NAN_GOOD, NOTHING_POSSIBLE
 from cdgen_kernels.triton.passes import is_allowed
@@ -136,7 +136,7 @@ def listed_logits(start, hits, hit_count, banned, banned_count, layer, CHUNK: tl
     do_not_specialize=["vocab_size", "banned_count", "capacity"],
     do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
 )
-def linear_head_kernel(
+def select_candidates_linear_kernel(
     hidden, weight, margin, banned, maxima, hits, token_out, logit_out, count_out, max_out,
     vocab_size, width, hidden_stride, weight_stride, banned_count, chunks, capacity,
     CHUNK: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, N: tl.constexpr,
@@ -180,7 +180,7 @@ def linear_head_kernel(
 
 
 @triton.jit(do_not_specialize=["capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
-def gathered_scores_kernel(hidden, weight, token, count, score, width, hidden_stride, weight_stride, capacity,
+def gather_logits_kernel(hidden, weight, token, count, score, width, hidden_stride, weight_stride, capacity,
                            TOKENS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
@@ -213,14 +213,14 @@ def chunk_maxima(hidden, weight, vocab_size):
     return maxima
 
 
-def linear_head(hidden, weight, margin, banned, vocab_size, capacity):
-    """:func:`cdgen_kernels.reference.sampling.linear_head` in two launches; logits are float32 sums.
+def select_candidates_linear(hidden, weight, margin, banned, vocab_size, capacity):
+    """:func:`cdgen_kernels.reference.sampling.select_candidates_linear` in two launches; logits are float32 sums.
 
     Args:
         hidden, weight: [B, D] and [V, D] of one dtype, float32, float16 or bfloat16, with unit stride along D.
         margin: float32 [B]. banned: int64 [B, N], contiguous, or None.
     Returns:
-        :class:`HeadCandidates`; `max` is NaN in a row whose count is NAN_GOOD.
+        :class:`Candidates`; `max` is NaN in a row whose count is NAN_GOOD.
     """
     batch, width = hidden.shape
     token = hidden.new_empty((batch, capacity), dtype=torch.int32)
@@ -232,18 +232,18 @@ def linear_head(hidden, weight, margin, banned, vocab_size, capacity):
         hits = hidden.new_empty(maxima.shape, dtype=torch.int32)
         # A fused multiply-add halves the dot product's instructions. The threshold, which has to be one rounded
         # subtraction, has no product to fuse with.
-        linear_head_kernel[(batch,)](
+        select_candidates_linear_kernel[(batch,)](
             hidden, weight, margin, margin if banned is None else banned, maxima, hits, token, logit, count, best,
             vocab_size, width, hidden.stride(0), weight.stride(0), 0 if banned is None else banned.shape[1],
             maxima.shape[1], capacity,
             CHUNK=CHUNK, TOKENS=HEAD_TOKENS, DEPTH=DOT_BYTES // weight.element_size(), N=4 * 32 * HEAD_WARPS,
             num_warps=HEAD_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
-    return HeadCandidates(token, logit, count, best)
+    return Candidates(token, logit, count, best)
 
 
-def gathered_scores(hidden, weight, token, count):
-    """:func:`cdgen_kernels.reference.sampling.gathered_scores` in one launch; scores are float32 sums.
+def gather_logits(hidden, weight, token, count):
+    """:func:`cdgen_kernels.reference.sampling.gather_logits` in one launch; scores are float32 sums.
 
     Args:
         hidden, weight: [B, D] and [V, D], float32, float16 or bfloat16, with unit stride along D.
@@ -252,7 +252,7 @@ def gathered_scores(hidden, weight, token, count):
     batch, capacity = token.shape
     score = hidden.new_empty((batch, capacity), dtype=torch.float32)
     if batch:
-        gathered_scores_kernel[(batch, triton.cdiv(capacity, SCORE_TOKENS))](
+        gather_logits_kernel[(batch, triton.cdiv(capacity, SCORE_TOKENS))](
             hidden, weight, token, count, score,
             hidden.shape[1], hidden.stride(0), weight.stride(0), capacity,
             TOKENS=SCORE_TOKENS, DEPTH=DOT_BYTES // weight.element_size(), num_warps=SCORE_WARPS, enable_fp_fusion=True,

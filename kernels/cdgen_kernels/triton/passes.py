@@ -56,7 +56,7 @@ def maximum_of_groups(x, T: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def first_look(groups, begin, end, maxima, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
+def first_pass(groups, begin, end, maxima, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
     """Write the maxima, NaN where there is NaN, of the chunks of places begin, a multiple of T G R, to end."""
     TILE: tl.constexpr = T * G * R
     offsets = tl.arange(0, T * G)
@@ -133,7 +133,7 @@ def collect(good, token, valid, threshold, banned, banned_count, list_token, lis
 
 
 @triton.jit
-def second_look(good, groups, skip, full, vocab_size, threshold, banned, banned_count, maxima, hits, list_token,
+def second_pass(good, groups, skip, full, vocab_size, threshold, banned, banned_count, maxima, hits, list_token,
                 list_logit, CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """Write the head's tokens and logits, in no particular order, as far as they fit; returns the head's size."""
     chunks = (full + T * G * R - 1) // (T * G * R) * T

@@ -15,7 +15,7 @@ import triton.language as tl
 from cdgen_kernels.sampling_tensors import Samples
 from cdgen_kernels.triton import settings
 from cdgen_kernels.triton.draw import (
-    BAD_BY_TOKEN,
+    BAD_DENSE,
     NAN_BAD,
     NAN_GOOD,
     NO_BAD,
@@ -28,12 +28,12 @@ from cdgen_kernels.triton.draw import (
 )
 from cdgen_kernels.triton.passes import (
     bound_by_chunks,
-    first_look,
+    first_pass,
     is_allowed,
     is_last_to_arrive,
     row_layout,
     row_maximum,
-    second_look,
+    second_pass,
 )
 
 
@@ -74,7 +74,7 @@ def sample_kernel(
     scores += row * T
 
     begin = tl.program_id(1) * segment
-    first_look(groups, begin, tl.minimum(begin + segment, full), maxima, T, G, R)
+    first_pass(groups, begin, tl.minimum(begin + segment, full), maxima, T, G, R)
     if SPLIT and not is_last_to_arrive(arrivals + row, tl.num_programs(1)):
         return
     tl.debug_barrier()
@@ -105,7 +105,7 @@ def sample_kernel(
                 threshold = bound_by_chunks(maxima, chunks, best, scale / weight, wanted, True, T)
     count = vocab_size
     if (threshold > float("-inf")) | (vocab_size <= CAPACITY):
-        count = second_look(
+        count = second_pass(
             good, groups, skip, full, vocab_size, threshold, banned, banned_count, maxima, hits, list_token,
             list_logit, CAPACITY, T, G, R,
         )  # fmt: skip
@@ -171,7 +171,7 @@ def sample_kernel(
     tl.store(token_out + row, result)
 
 
-def sample(good, bad, rows, banned, vocab_size, outside, value, logprobs):
+def contrastive_sample(good, bad, sampling, banned, vocab_size, outside, value, logprobs):
     """:func:`cdgen_kernels.reference.sampling.sample` in one launch; same arguments, float32 arithmetic."""
     batch = good.shape[0]
     if vocab_size >= 1 << 28:
@@ -181,11 +181,11 @@ def sample(good, bad, rows, banned, vocab_size, outside, value, logprobs):
     if batch:
         shape = settings.split(good, vocab_size)
         sample_kernel[(batch, shape.programs)](
-            good, good if bad is None else bad, *rows, token if banned is None else banned,
+            good, good if bad is None else bad, *sampling, token if banned is None else banned,
             *shape.scratch(good), good.new_empty((batch, settings.THREADS), dtype=torch.float32), token, out,
             vocab_size, good.stride(0), 0 if bad is None else bad.stride(0), 0 if banned is None else banned.shape[1],
             shape.chunks, batch, shape.segment, float(value),
-            BAD=(NO_BAD if bad is None else BAD_BY_TOKEN).value, OUTSIDE=outside, LOGPROBS=logprobs,
+            BAD=(NO_BAD if bad is None else BAD_DENSE).value, OUTSIDE=outside, LOGPROBS=logprobs,
             SPLIT=shape.programs > 1, CAPACITY=settings.CAPACITY, T=settings.THREADS, G=shape.group, R=settings.GROUPS,
             **settings.launch_options(),
         )  # fmt: skip

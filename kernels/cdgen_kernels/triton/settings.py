@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from cdgen_kernels.sampling_tensors import Rows
+from cdgen_kernels.sampling_tensors import SamplingTensors
 
 THREADS = 128
 GROUPS = 4  # of 16 bytes, read by a thread at once
@@ -20,7 +20,16 @@ PROGRAMS_PER_MULTIPROCESSOR = 4
 MAX_REGISTERS = 128  # lets that many stand on one; without a bound ptxas takes fewer and spills to make room for more
 # Pointers that kernels read one element at a time. Alignment does not change their code, but Triton would compile a
 # second kernel for addresses that are not multiples of 16, which parts of larger tensors often have.
-SCALAR_POINTERS = (*Rows._fields, "banned", "count", "maximum", "page_table", "row", "slot", "target")
+SCALAR_POINTERS = (
+    *SamplingTensors._fields,
+    "banned",
+    "count",
+    "maximum",
+    "page_table",
+    "cache_row",
+    "slot_mapping",
+    "target",
+)
 MULTIPROCESSORS = 132  # of a device that cannot be asked, such as the CPU of a test
 
 

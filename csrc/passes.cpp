@@ -1,4 +1,4 @@
-#include "looks.h"
+#include "passes.h"
 
 #include "vector.h"
 

@@ -14,7 +14,7 @@ inline int64_t block_count(int64_t vocab_size) { return (vocab_size + kBlock - 1
 // Writes the maxima of blocks first .. last-1 of a row to maxima[first .. last-1]; NaN for a block that holds a NaN.
 void block_maxima(const LogitRow& row, int64_t vocab_size, int64_t first, int64_t last, float* maxima);
 
-// The logits of a dtype that reach `threshold` are those whose key (see looks.cpp) is at least this number.
+// The logits of a dtype that reach `threshold` are those whose key (see passes.cpp) is at least this number.
 int32_t threshold_key(torch::headeronly::ScalarType dtype, float threshold);
 
 // Writes the ids, in order, of those logits of a block whose key reaches `least`; gives their number, 256 at most.
