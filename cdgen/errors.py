@@ -6,4 +6,10 @@ class InputError(ValueError):
 
 
 class CorpusError(RuntimeError):
-    """The output folder cannot be written, or what stands in it cannot be trusted. Exit code 1."""
+    """The output folder cannot be written, or its content cannot be trusted. Exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first non-empty line of an error's message, or the name of its type if the message is empty."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

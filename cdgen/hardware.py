@@ -1,23 +1,24 @@
-"""What GPUs can do by their data sheets; free memory and matrix precision of a device."""
+"""Data sheets of GPUs, and the free memory and matrix precision of a device."""
 
 import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a part's time is made of: memory in bytes, its bandwidth in bytes/s, matrix products in FLOP/s."""
+    """The limits of a device."""
 
-    memory: float
-    bandwidth: float
-    matmul: float
+    memory: float  # bytes
+    bandwidth: float  # bytes/s
+    matmul: float  # FLOP/s of matrix products
 
 
-GPUS = {  # vendors' data sheets; dense products of 16-bit numbers
+GPUS = {  # from the vendors' data sheets; matrix products of dense 16-bit matrices
     "a100": Machine(80e9, 2.039e12, 312e12),
     "h100": Machine(80e9, 3.35e12, 989e12),
     "h200": Machine(141e9, 4.8e12, 989e12),
@@ -60,7 +61,8 @@ def tf32_products(device: torch.device) -> Iterator[None]:
     float32. Contexts may overlap in several threads: the last one to end restores the setting.
     """
     global _tf32_contexts
-    matmul, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    mkldnn: Any = torch.backends.mkldnn  # its attribute has no type
+    matmul, on_cpu = torch.backends.cuda.matmul, mkldnn.matmul
     with _tf32_lock:
         ours = device.type == "cuda" and (_tf32_contexts > 0 or matmul.fp32_precision == "none")
         if ours and not _tf32_contexts:

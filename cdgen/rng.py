@@ -1,14 +1,16 @@
-"""Random numbers of torch's own generators: kept from the user's, and keyed."""
+"""torch's own random number generators: their state is restored for the user, and they can be seeded per device."""
+
+from contextlib import AbstractContextManager
 
 import torch
 
 
-def private_noise(device):
-    """A context that puts the generators of the CPU and of `device` back as the user had them."""
+def private_noise(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context that restores the state of torch's generators on the CPU and on `device` when it ends."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def seed_noise(device, seed):
-    """Seed the generator that dropout on `device` draws from, and no other device's, as torch.manual_seed would."""
+def seed_noise(device: torch.device, seed: int) -> None:
+    """Seed the generator of `device` for dropout; torch.manual_seed would seed those of all devices."""
     generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
     generator.manual_seed(seed)

@@ -6,33 +6,34 @@
 namespace cdgen {
 namespace {
 
-constexpr uint32_t kGolden = 0x9E3779B9;  // the keys of layers and heads differ by it, as reference_layers.py says
+constexpr uint32_t kGolden = 0x9E3779B9;  // separates the dropout keys of layers and heads (reference/layers.py)
 
-// The keys of one page that are seen, for one head of the cache: floats [count, dim].
+// The visible keys of one page. Their values for one key-value head are an array [count, dim].
 struct Block {
-  int64_t page, place, count;
+  int64_t page, offset, count;
 };
 
-CDGEN_INLINE const float* block_of(const PagedStore& store, const char* data, const Block& block, int64_t head, float* buffer) {
-  const int64_t at = ((block.page * store.heads + head) * store.page_size + block.place) * store.dim;
+CDGEN_INLINE const float* block_data(const PagedStore& store, const char* data, const Block& block, int64_t head,
+                                     float* buffer) {
+  const int64_t at = ((block.page * store.heads + head) * store.page_size + block.offset) * store.dim;
   return as_floats(store.dtype, data + at * store.item_bytes, block.count * store.dim, buffer);
 }
 
-// Calls visit(block, number of its first key among those seen) for every page that holds keys that are seen.
+// Calls visit(block, index of its first key among the visible ones) for every page with visible keys.
 template <typename Visit>
 CDGEN_INLINE void for_each_block(const PagedStore& store, const AttentionToken& token, Visit visit) {
   for (int64_t key = token.first; key <= token.last;) {
-    const int64_t place = key % store.page_size;
-    const int64_t room = store.page_size - place, left = token.last + 1 - key;
-    const Block block = {token.pages[key / store.page_size], place, room < left ? room : left};
+    const int64_t offset = key % store.page_size;
+    const int64_t room = store.page_size - offset, left = token.last + 1 - key;
+    const Block block = {token.pages[key / store.page_size], offset, room < left ? room : left};
     visit(block, key - token.first);
     key += block.count;
   }
 }
 
 // score[i] = scale * query . keys[i]
-CDGEN_INLINE void scores_of(const float* query, const float* keys, int64_t count, int64_t dim, float scale, int64_t ahead,
-                            float* score) {
+CDGEN_INLINE void attention_scores(const float* query, const float* keys, int64_t count, int64_t dim, float scale,
+                                   int64_t ahead, float* score) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {
     for (int64_t at = 0; at < 4 * dim; at += 16) __builtin_prefetch(keys + i * dim + ahead + at);
@@ -42,7 +43,7 @@ CDGEN_INLINE void scores_of(const float* query, const float* keys, int64_t count
   for (; i < count; i++) score[i] = scale * dot(query, keys + i * dim, dim);
 }
 
-// out [dim] += the sum of weight[i] * values[i]
+// out[dim] += sum of weight[i] * values[i]
 CDGEN_INLINE void add_values(const float* weight, const float* values, int64_t count, int64_t dim, int64_t ahead,
                              float* out) {
   int64_t d = 0;
@@ -69,7 +70,7 @@ CDGEN_INLINE void add_values(const float* weight, const float* values, int64_t c
   }
 }
 
-// From scores to weights that sum to 1.
+// Turns scores into weights that sum to 1, in place.
 CDGEN_INLINE void softmax(float* score, int64_t count) {
   float best = score[0];
   for (int64_t i = 1; i < count; i++) best = score[i] > best ? score[i] : best;
@@ -77,6 +78,7 @@ CDGEN_INLINE void softmax(float* score, int64_t count) {
   for (int64_t i = 0; i < count; i++) score[i] *= scale;
 }
 
+// Zeroes the dropped weights and divides the others by 1 - dropout.
 void drop(const AttentionToken& token, int64_t head, int64_t count, float* weight) {
   const auto step = static_cast<uint32_t>(1 + token.layer * token.query_heads + head) * kGolden;
   const auto seed = static_cast<uint64_t>(token.seed);
@@ -87,27 +89,27 @@ void drop(const AttentionToken& token, int64_t head, int64_t count, float* weigh
   for (int64_t i = 0; i < count; i++) weight[i] = noise.word(token.first + i) < threshold ? 0.0f : weight[i] * kept;
 }
 
-CDGEN_CLONES void score_all(const PagedStore& store, const AttentionToken& token, int64_t begin, int64_t end, float* page,
-                            float* weight) {
+CDGEN_CLONES void score_all(const PagedStore& store, const AttentionToken& token, int64_t begin, int64_t end,
+                            float* page, float* weight) {
   const int64_t group = token.query_heads / store.heads, count = token.last + 1 - token.first;
   for_each_block(store, token, [&](const Block& block, int64_t at) __attribute__((always_inline)) {
     for (int64_t head = begin; head < end; head++) {
-      const float* keys = block_of(store, store.keys, block, head, page);
+      const float* keys = block_data(store, store.keys, block, head, page);
       for (int64_t q = head * group; q < (head + 1) * group; q++) {
         const float* query = token.query + q * store.dim;
         float* score = weight + (q - begin * group) * count + at;
-        // the head after the next lies so far ahead in the page; a dimension that the compiler knows is unrolled
+        // Prefetch two heads ahead. A constant dimension lets the compiler unroll the loops.
         const int64_t ahead = 2 * store.page_size * store.dim;
         if (store.dim == 64)
-          scores_of(query, keys, block.count, 64, token.scale, ahead, score);
+          attention_scores(query, keys, block.count, 64, token.scale, ahead, score);
         else
-          scores_of(query, keys, block.count, store.dim, token.scale, ahead, score);
+          attention_scores(query, keys, block.count, store.dim, token.scale, ahead, score);
       }
     }
   });
 }
 
-CDGEN_CLONES void softmax_all(int64_t rows, int64_t count, float* weight) {
+CDGEN_CLONES void softmax_rows(int64_t rows, int64_t count, float* weight) {
   for (int64_t row = 0; row < rows; row++) softmax(weight + row * count, count);
 }
 
@@ -116,10 +118,10 @@ CDGEN_CLONES void mix_all(const PagedStore& store, const AttentionToken& token, 
   const int64_t group = token.query_heads / store.heads, count = token.last + 1 - token.first;
   for_each_block(store, token, [&](const Block& block, int64_t at) __attribute__((always_inline)) {
     for (int64_t head = begin; head < end; head++) {
-      const float* values = block_of(store, store.values, block, head, page);
+      const float* values = block_data(store, store.values, block, head, page);
       for (int64_t q = head * group; q < (head + 1) * group; q++)
-        add_values(weight + (q - begin * group) * count + at, values, block.count, store.dim, 2 * store.page_size * store.dim,
-                   out + q * store.dim);
+        add_values(weight + (q - begin * group) * count + at, values, block.count, store.dim,
+                   2 * store.page_size * store.dim, out + q * store.dim);
     }
   });
 }
@@ -134,7 +136,7 @@ void attend(const PagedStore& store, const AttentionToken& token, int64_t begin,
   scratch.page.resize(store.page_size * store.dim);
   float *weight = scratch.weight.data(), *page = scratch.page.data();
   score_all(store, token, begin, end, page, weight);
-  softmax_all(rows, count, weight);
+  softmax_rows(rows, count, weight);
   if (token.dropout > 0)
     for (int64_t row = 0; row < rows; row++) drop(token, begin * group + row, count, weight + row * count);
   for (int64_t i = begin * group * store.dim; i < end * group * store.dim; i++) out[i] = 0;

@@ -1,4 +1,4 @@
-// Attention of one token over a paged cache of keys and values.
+// Attention of one token over a paged key-value cache.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -14,9 +14,9 @@ struct PagedStore {
 };
 
 struct AttentionToken {
-  const float* query;  // [heads of queries, dim]
-  const int32_t* pages;  // of its text
-  int64_t first, last;  // keys seen, both ends
+  const float* query;    // [query_heads, dim]
+  const int32_t* pages;  // the sequence's row of the page table
+  int64_t first, last;   // the visible keys, both ends inclusive
   float scale;
   double dropout;
   int64_t seed, sequence, position, layer, query_heads;
@@ -26,7 +26,8 @@ struct AttentionScratch {
   std::vector<float> weight, page;
 };
 
-// Writes the result of the query heads that share the cache's heads begin to end, floats [query_heads, dim].
+// Computes the query heads that share key-value heads begin .. end-1 and writes them to their rows of `out`, float32
+// [query_heads, dim].
 void attend(const PagedStore& store, const AttentionToken& token, int64_t begin, int64_t end, AttentionScratch& scratch,
             float* out);
 

@@ -1,5 +1,5 @@
-// Between the products of linear_cross_entropy: a chunk's logits become their gradient in place, each row read from memory
-// once and written once, whatever is done to it meanwhile in the processor's cache.
+// The step between the matrix products of linear_cross_entropy: replaces a chunk's logits by their gradient, in place.
+// Each row is read from memory once and written once; the passes in between find it in the processor's cache.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -18,9 +18,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kPiece = 512;  // added up in float32, the pieces in float64
+constexpr int64_t kPiece = 512;  // numbers to sum in float32; these sums are then added in float64
 
-CDGEN_CLONES double exponentials_of_row(float* row, int64_t n, float best) {
+CDGEN_CLONES double row_exponentials(float* row, int64_t n, float best) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kPiece)
     total += exponentials(row + begin, std::min(kPiece, n - begin), best);
@@ -31,8 +31,9 @@ CDGEN_CLONES void scale(float* row, int64_t n, float factor) {
   for (int64_t i = 0; i < n; i++) row[i] *= factor;
 }
 
-// Softmax minus one-hot over a row's logits; gives the row's loss. NaN and infinity make the sum NaN, and with it the row.
-float gradient_of_row(float* row, int64_t n, int64_t target, bool gradient, std::vector<float>& maxima) {
+// Returns the row's loss and, if `gradient`, overwrites its logits with softmax minus one-hot. A NaN or +inf among the
+// logits makes the loss and the whole gradient NaN.
+float row_gradient(float* row, int64_t n, int64_t target, bool gradient, std::vector<float>& maxima) {
   if (target < 0 || target >= n) {
     if (gradient) std::fill(row, row + n, std::numeric_limits<float>::quiet_NaN());
     return std::numeric_limits<float>::quiet_NaN();
@@ -40,19 +41,19 @@ float gradient_of_row(float* row, int64_t n, int64_t target, bool gradient, std:
   block_maxima({row, ScalarType::Float}, n, 0, static_cast<int64_t>(maxima.size()), maxima.data());
   const float best = *std::max_element(maxima.begin(), maxima.end());
   const double margin = static_cast<double>(best) - row[target];
-  const double total = exponentials_of_row(row, n, best);
+  const double total = row_exponentials(row, n, best);
   if (gradient) {
-    const double of_target = row[target];
+    const double target_exponential = row[target];
     scale(row, n, static_cast<float>(1 / total));
-    row[target] = static_cast<float>((of_target - total) / total);
+    row[target] = static_cast<float>((target_exponential - total) / total);
   }
   return static_cast<float>(std::log(total) + margin);
 }
 
 Tensor softmax_gradient(Tensor logits, const Tensor& target, int64_t ignore_index, bool gradient) {
-  STD_TORCH_CHECK(logits.dim() == 2 && logits.scalar_type() == ScalarType::Float &&
-                      (logits.size(1) == 1 || logits.stride(1) == 1),
-                  "logits must be float32 [N, V] with unit stride along V");
+  STD_TORCH_CHECK(
+      logits.dim() == 2 && logits.scalar_type() == ScalarType::Float && (logits.size(1) == 1 || logits.stride(1) == 1),
+      "logits must be float32 [N, V] with unit stride along V");
   const int64_t rows = logits.size(0), vocab_size = logits.size(1), row_stride = logits.stride(0);
   STD_TORCH_CHECK(target.is_contiguous() && target.scalar_type() == ScalarType::Long && target.numel() == rows,
                   "target must be contiguous int64 [N]");
@@ -65,7 +66,7 @@ Tensor softmax_gradient(Tensor logits, const Tensor& target, int64_t ignore_inde
     for (int64_t r = begin; r < end; r++) {
       float* row = data + r * row_stride;
       if (targets[r] != ignore_index) {
-        losses[r] = gradient_of_row(row, vocab_size, targets[r], gradient, maxima);
+        losses[r] = row_gradient(row, vocab_size, targets[r], gradient, maxima);
         continue;
       }
       losses[r] = 0;

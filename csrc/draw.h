@@ -1,4 +1,4 @@
-// From scored candidates to a token: what acts on the short list, whoever made it.
+// Draws a token from a list of scored candidates, regardless of how the list was made.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -13,24 +13,25 @@ namespace cdgen {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// Why a row has no token; the numbers are those of kernels/reference.py.
-enum Fault : int64_t { kNanGood = -1, kNothingPossible = -2, kNanBad = -3, kHeadOverflow = -4 };
+// Why a row has no token. The values are those of kernels/cdgen_kernels/codes.py.
+enum Fault : int64_t { kNanGood = -1, kNothingPossible = -2, kNanBad = -3, kCandidatesOverflow = -4 };
 
 struct RowParameters {
   float margin;
   double good_weight, contrast_strength, temperature, top_p;
   int64_t top_k, seed, sequence, position;
 
-  // Temperature 0 takes head and scores at temperature 1.
+  // At temperature 0, candidates and scores are those of temperature 1.
   double divisor() const { return temperature == 0 ? 1.0 : temperature; }
 };
 
-// Candidates in the order of their ids; a score of -inf is impossible. Kept between rows for its memory.
+// Candidates in ascending order of their ids; one with score -inf is never drawn. An instance serves many rows, so that
+// its memory is allocated once.
 struct Candidates {
   std::vector<int32_t> token;
   std::vector<double> score;
-  std::vector<int8_t> rank;  // of the contrast: +1 infinitely good, 0 finite, -1 infinitely bad
-  std::vector<int64_t> order;
+  std::vector<int8_t> rank;    // +1: contrast of +inf, 0: finite, -1: contrast of -inf
+  std::vector<int64_t> order;  // scratch of keep_top
 
   void clear() {
     token.clear();
@@ -44,8 +45,8 @@ struct Candidates {
     rank.push_back(0);
   }
 
-  // Turns candidate i's score from GOOD's scaled logit into its contrast with BAD's. Infinite contrasts outrank every
-  // finite score, and among equals the finite rest decides, so the two parts are kept apart.
+  // Turns candidate i's score from GOOD's scaled logit into its contrast with BAD's. Any infinite contrast outranks all
+  // finite scores, and the finite part decides among equal ranks, so the two parts are stored separately.
   void contrast(size_t i, double bad, const RowParameters& p) {
     score[i] *= p.good_weight;
     if (p.contrast_strength == 0) return;
@@ -56,6 +57,7 @@ struct Candidates {
   }
 };
 
+// Excludes all candidates below the best rank.
 inline void keep_best_rank(Candidates& c) {
   int best = std::numeric_limits<int8_t>::min(), worst = std::numeric_limits<int8_t>::max();
   for (size_t i = 0; i < c.rank.size(); i++) {
@@ -68,7 +70,7 @@ inline void keep_best_rank(Candidates& c) {
     if (c.rank[i] != best) c.score[i] = -kInf;
 }
 
-// All but the top_k best scores, then all but the nucleus of mass top_p of those, become impossible.
+// Top-k, then top-p: excludes all but the top_k best scores, then all but the nucleus of mass top_p among those.
 inline void keep_top(Candidates& c, const RowParameters& p) {
   const int64_t n = static_cast<int64_t>(c.token.size());
   const bool by_count = p.top_k > 0 && p.top_k < n;
@@ -83,7 +85,7 @@ inline void keep_top(Candidates& c, const RowParameters& p) {
     order.resize(p.top_k);
   }
   if (p.top_p >= 1) return;
-  const auto worse = [&](int64_t a, int64_t b) { return better(b, a); };  // the heap's top is the best
+  const auto worse = [&](int64_t a, int64_t b) { return better(b, a); };  // puts the best at the top of the heap
   std::make_heap(order.begin(), order.end(), worse);
   const double best = c.score[order.front()];
   double total = 0, before = 0;
@@ -103,7 +105,8 @@ inline double log_sum_exp(const std::vector<double>& x) {
   return best + std::log(sum);
 }
 
-// Index of argmax(score + Gumbel), the lower id on ties. Most candidates lose by a bound that needs no logarithm.
+// Returns the index of argmax(score + Gumbel noise); ties go to the lower id. Most candidates are ruled out by a bound
+// on their noise that needs no logarithm.
 inline int64_t argmax_noisy(const Candidates& c, const RowParameters& p) {
   Noise noise(p.seed, p.sequence, p.position);
   double best = -kInf;
@@ -118,12 +121,13 @@ inline int64_t argmax_noisy(const Candidates& c, const RowParameters& p) {
   return winner;
 }
 
-// Index of the drawn candidate; `logprob`, where asked for, under the distribution drawn from. Needs a possible one.
+// Returns the index of the drawn candidate. If `logprob` is not null, it receives the log-probability under the
+// distribution drawn from. At least one score must be above -inf.
 inline int64_t draw(Candidates& c, const RowParameters& p, float* logprob) {
   keep_best_rank(c);
   keep_top(c, p);
-  const int64_t winner = p.temperature > 0 ? argmax_noisy(c, p)
-                                           : std::max_element(c.score.begin(), c.score.end()) - c.score.begin();
+  const int64_t winner =
+      p.temperature > 0 ? argmax_noisy(c, p) : std::max_element(c.score.begin(), c.score.end()) - c.score.begin();
   if (logprob != nullptr) *logprob = static_cast<float>(c.score[winner] - log_sum_exp(c.score));
   return winner;
 }

@@ -1,4 +1,4 @@
-// The ops of kernels/layers.py, and gather_logits of kernels/ops.py, for CPU tensors.
+// The layer ops of cdgen_kernels (layers.py), and gather_logits (ops.py), for CPU tensors.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -7,6 +7,8 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "attention.h"
 #include "vector.h"
@@ -17,29 +19,40 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A tensor whose last dimension has unit stride.
+// The elements of a tensor whose last dimension has unit stride. Byte is `const char` for inputs, `char` for outputs.
+template <typename Byte>
 struct Array {
-  char* data;
+  Byte* data;
   ScalarType dtype;
   int64_t item_bytes;
 
   explicit Array(const Tensor& t)
-      : data(static_cast<char*>(const_cast<void*>(t.const_data_ptr()))),
-        dtype(t.scalar_type()),
-        item_bytes(static_cast<int64_t>(t.element_size())) {
+      : data(pointer(t)), dtype(t.scalar_type()), item_bytes(static_cast<int64_t>(t.element_size())) {
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
                     "expected float32, float16 or bfloat16");
     const int64_t last = t.dim() - 1;
     STD_TORCH_CHECK(t.size(last) <= 1 || t.stride(last) == 1, "the last dimension must be contiguous");
   }
 
-  char* at(int64_t item) const { return data + item * item_bytes; }
+  Byte* at(int64_t item) const { return data + item * item_bytes; }
+
+ private:
+  static Byte* pointer(const Tensor& t) {
+    if constexpr (std::is_const_v<Byte>)
+      return static_cast<Byte*>(t.const_data_ptr());
+    else
+      return static_cast<Byte*>(t.mutable_data_ptr());
+  }
 };
+
+using Input = Array<const char>;
+using Output = Array<char>;
 
 template <typename T>
 const T* numbers(const Tensor& t) {
-  STD_TORCH_CHECK(t.is_contiguous() && t.scalar_type() == (sizeof(T) == 4 ? ScalarType::Int : ScalarType::Long),
-                  "expected contiguous int64, or int32 for rows and page tables");
+  STD_TORCH_CHECK(
+      t.is_contiguous() && t.scalar_type() == (sizeof(T) == 4 ? ScalarType::Int : ScalarType::Long),
+      "integer arguments must be contiguous: int32 page tables, cache rows, tokens and counts, int64 otherwise");
   return static_cast<const T*>(t.const_data_ptr());
 }
 
@@ -63,11 +76,11 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const std::optional<Ten
                                         double eps) {
   const int64_t rows = x.size(0), dim = x.size(1);
   STD_TORCH_CHECK(x.is_contiguous() && (!residual || residual->is_contiguous()), "x and residual must be contiguous");
-  const Array in(x), scale(weight);
+  const Input in(x), scale(weight);
   auto normed = torch::stable::new_empty(x, {rows, dim});
   auto total = torch::stable::new_empty(x, {residual ? rows : 0, residual ? dim : 0});
   if (!residual) total = torch::stable::new_empty(x, {0});
-  const Array out(normed);
+  const Output out(normed);
   const auto* added = residual ? static_cast<const char*>(residual->const_data_ptr()) : nullptr;
   auto* sums = residual ? static_cast<char*>(total.mutable_data_ptr()) : nullptr;
   std::vector<float> buffer(dim);
@@ -82,7 +95,7 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const std::optional<Ten
   return {normed, total};
 }
 
-CDGEN_CLONES void turn(const float* x, const float* cos, const float* sin, int64_t half, float* out) {
+CDGEN_CLONES void rotate(const float* x, const float* cos, const float* sin, int64_t half, float* out) {
   for (int64_t i = 0; i < half; i++) {
     const float real = x[i], imaginary = x[i + half];
     out[i] = real * cos[i] - imaginary * sin[i];
@@ -95,70 +108,75 @@ CDGEN_CLONES void convert(ScalarType from, const void* x, int64_t n, float* buff
 }
 
 Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin,
-                      const Tensor& position, const Tensor& slot, Tensor keys, Tensor values) {
+                      const Tensor& position, const Tensor& slot_mapping, Tensor keys, Tensor values) {
   const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), kv_heads = k.size(1), half = dim / 2;
-  const int64_t page_size = keys.size(2), places = keys.size(0) * page_size, positions = cos.size(0);
+  const int64_t page_size = keys.size(2), cache_size = keys.size(0) * page_size, position_count = cos.size(0);
   STD_TORCH_CHECK(keys.is_contiguous() && values.is_contiguous(), "the cache must be contiguous");
-  const Array queries(q), new_keys(k), new_values(v), key_store(keys), value_store(values);
-  const auto *cosines = static_cast<const float*>(cos.const_data_ptr()), *sines = static_cast<const float*>(sin.const_data_ptr());
-  const auto *at = numbers<int64_t>(position), *slots = numbers<int64_t>(slot);
-  auto turned = torch::stable::new_empty(q, {tokens, heads, dim});
-  const Array out(turned);
+  const Input queries(q), new_keys(k), new_values(v);
+  const Output key_store(keys), value_store(values);
+  const auto *cosines = static_cast<const float*>(cos.const_data_ptr()),
+             *sines = static_cast<const float*>(sin.const_data_ptr());
+  const auto *positions = numbers<int64_t>(position), *cache_positions = numbers<int64_t>(slot_mapping);
+  auto rotated = torch::stable::new_empty(q, {tokens, heads, dim});
+  const Output out(rotated);
   for (int64_t n = 0; n < tokens; n++) {
-    STD_TORCH_CHECK(0 <= at[n] && at[n] < positions, "a position is out of range");
-    STD_TORCH_CHECK(slots[n] < places, "a slot is out of range");
+    STD_TORCH_CHECK(0 <= positions[n] && positions[n] < position_count, "a position is out of range");
+    STD_TORCH_CHECK(cache_positions[n] < cache_size, "an entry of slot_mapping is out of range");
   }
   torch::stable::parallel_for(0, tokens, 8, [&](int64_t begin, int64_t end) {
     std::vector<float> a(dim), b(dim);
     for (int64_t n = begin; n < end; n++) {
-      const float *c = cosines + at[n] * half, *s = sines + at[n] * half;
+      const float *c = cosines + positions[n] * half, *s = sines + positions[n] * half;
       for (int64_t h = 0; h < heads; h++) {
         const void* from = queries.at(n * q.stride(0) + h * q.stride(1));
-        turn(as_floats(queries.dtype, from, dim, a.data()), c, s, half, b.data());
+        rotate(as_floats(queries.dtype, from, dim, a.data()), c, s, half, b.data());
         convert(ScalarType::Float, b.data(), dim, b.data(), out.dtype, out.at((n * heads + h) * dim));
       }
-      if (slots[n] < 0) continue;
+      if (cache_positions[n] < 0) continue;
       for (int64_t h = 0; h < kv_heads; h++) {
-        const int64_t to = ((slots[n] / page_size * kv_heads + h) * page_size + slots[n] % page_size) * dim;
-        turn(as_floats(new_keys.dtype, new_keys.at(n * k.stride(0) + h * k.stride(1)), dim, a.data()), c, s, half, b.data());
+        const int64_t to =
+            ((cache_positions[n] / page_size * kv_heads + h) * page_size + cache_positions[n] % page_size) * dim;
+        rotate(as_floats(new_keys.dtype, new_keys.at(n * k.stride(0) + h * k.stride(1)), dim, a.data()), c, s, half,
+               b.data());
         convert(ScalarType::Float, b.data(), dim, b.data(), key_store.dtype, key_store.at(to));
         convert(new_values.dtype, new_values.at(n * v.stride(0) + h * v.stride(1)), dim, a.data(), value_store.dtype,
                 value_store.at(to));
       }
     }
   });
-  return turned;
+  return rotated;
 }
 
 Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& page_table,
-                       const Tensor& row, const Tensor& position, double scale, int64_t window, double dropout,
+                       const Tensor& cache_row, const Tensor& position, double scale, int64_t window, double dropout,
                        const Tensor& seed, const Tensor& sequence, int64_t layer) {
   const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), columns = page_table.size(1);
   STD_TORCH_CHECK(keys.is_contiguous() && values.is_contiguous(), "the cache must be contiguous");
-  const Array queries(q), key_store(keys), value_store(values);
-  const PagedStore store = {key_store.data, value_store.data, key_store.dtype, key_store.item_bytes,
-                            keys.size(1),   keys.size(2),     dim};
-  const auto *table = numbers<int32_t>(page_table), *rows = numbers<int32_t>(row);
-  const auto *at = numbers<int64_t>(position), *sequences = numbers<int64_t>(sequence);
+  const Input queries(q), key_store(keys), value_store(values);
+  const PagedStore store = {
+      key_store.data, value_store.data, key_store.dtype, key_store.item_bytes, keys.size(1), keys.size(2), dim};
+  const auto *table = numbers<int32_t>(page_table), *cache_rows = numbers<int32_t>(cache_row);
+  const auto *positions = numbers<int64_t>(position), *sequences = numbers<int64_t>(sequence);
   const int64_t key = dropout > 0 ? *numbers<int64_t>(seed) : 0;
   auto result = torch::stable::new_empty(q, {tokens, heads, dim});
-  const Array out(result);
+  const Output out(result);
 
-  // Texts differ in length, so the work is cut where the keys to read are equal in number, not the tokens. Few tokens
-  // are cut by head as well.
+  // Sequences differ in length, so threads share the work by the number of keys to read, not by the number of tokens.
+  // If there are few tokens, their heads are divided among the threads as well.
   const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
   const int64_t cuts = tokens >= 2 * threads ? 1 : std::min(store.heads, 2 * threads);
   std::vector<int64_t> work(tokens * cuts + 1);
   for (int64_t n = 0; n < tokens; n++) {
-    if (rows[n] >= 0) {
-      STD_TORCH_CHECK(rows[n] < page_table.size(0) && 0 <= at[n] && at[n] < columns * store.page_size,
-                      "a row or position is outside the page table");
-      const int32_t* pages = table + rows[n] * columns;
-      const int64_t first = window > 0 ? std::max<int64_t>(0, at[n] - window + 1) : 0;
-      for (int64_t page = first / store.page_size; page <= at[n] / store.page_size; page++)
-        STD_TORCH_CHECK(0 <= pages[page] && pages[page] < keys.size(0), "a text has no page where it has keys");
+    if (cache_rows[n] >= 0) {
+      STD_TORCH_CHECK(
+          cache_rows[n] < page_table.size(0) && 0 <= positions[n] && positions[n] < columns * store.page_size,
+          "a cache_row or position is outside the page table");
+      const int32_t* pages = table + cache_rows[n] * columns;
+      const int64_t first = window > 0 ? std::max<int64_t>(0, positions[n] - window + 1) : 0;
+      for (int64_t page = first / store.page_size; page <= positions[n] / store.page_size; page++)
+        STD_TORCH_CHECK(0 <= pages[page] && pages[page] < keys.size(0), "a sequence has no page for some of its keys");
     }
-    const int64_t seen = rows[n] < 0 ? 0 : window > 0 ? std::min(window, at[n] + 1) : at[n] + 1;
+    const int64_t seen = cache_rows[n] < 0 ? 0 : window > 0 ? std::min(window, positions[n] + 1) : positions[n] + 1;
     for (int64_t cut = 0; cut < cuts; cut++) work[n * cuts + cut + 1] = work[n * cuts + cut] + seen + 1;
   }
   const auto item_at = [&](int64_t part) {
@@ -172,16 +190,17 @@ Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values
       const int64_t begin = store.heads * cut / cuts, end = store.heads * (cut + 1) / cuts, group = heads / store.heads;
       char* to = out.at((n * heads + begin * group) * dim);
       const int64_t count = (end - begin) * group * dim;
-      if (rows[n] < 0) {
+      if (cache_rows[n] < 0) {
         std::memset(to, 0, count * out.item_bytes);
         continue;
       }
       for (int64_t h = begin * group; h < end * group; h++)
         convert(queries.dtype, queries.at(n * q.stride(0) + h * q.stride(1)), dim, query.data() + h * dim,
                 ScalarType::Float, query.data() + h * dim);
-      const int64_t first = window > 0 ? std::max<int64_t>(0, at[n] - window + 1) : 0;
-      const AttentionToken token = {query.data(), table + rows[n] * columns, first, at[n],  static_cast<float>(scale),
-                                    dropout,      key,  sequences[n],        at[n], layer, heads};
+      const int32_t* pages = table + cache_rows[n] * columns;
+      const int64_t first = window > 0 ? std::max<int64_t>(0, positions[n] - window + 1) : 0, last = positions[n];
+      const AttentionToken token = {query.data(), pages, first, last, static_cast<float>(scale), dropout, key,
+                                    sequences[n], last,  layer, heads};
       attend(store, token, begin, end, scratch, mixed.data());
       convert(ScalarType::Float, mixed.data() + begin * group * dim, count, nullptr, out.dtype, to);
     }
@@ -189,15 +208,15 @@ Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values
   return result;
 }
 
-CDGEN_CLONES void scores_of(ScalarType dtype, const float* hidden, const char* weight, int64_t row_bytes, int64_t dim,
-                            const int32_t* token, int64_t count, float* buffer, float* out) {
+CDGEN_CLONES void candidate_logits(ScalarType dtype, const float* hidden, const char* weight, int64_t row_bytes,
+                                   int64_t dim, const int32_t* token, int64_t count, float* buffer, float* out) {
   for (int64_t i = 0; i < count; i++)
     out[i] = dot(hidden, as_floats(dtype, weight + token[i] * row_bytes, dim, buffer), dim);
 }
 
 Tensor gather_logits(const Tensor& hidden, const Tensor& weight, const Tensor& token, const Tensor& count) {
   const int64_t rows = token.size(0), capacity = token.size(1), dim = hidden.size(1);
-  const Array states(hidden), weights(weight);
+  const Input states(hidden), weights(weight);
   const auto *tokens = numbers<int32_t>(token), *counts = numbers<int32_t>(count);
   auto scores = torch::stable::new_empty(hidden, {rows, capacity}, ScalarType::Float);
   auto* out = static_cast<float*>(scores.mutable_data_ptr());
@@ -206,10 +225,11 @@ Tensor gather_logits(const Tensor& hidden, const Tensor& weight, const Tensor& t
     for (int64_t r = begin; r < end; r++) {
       const int64_t listed = std::clamp<int64_t>(counts[r], 0, capacity);
       for (int64_t i = 0; i < listed; i++)
-        STD_TORCH_CHECK(0 <= tokens[r * capacity + i] && tokens[r * capacity + i] < weight.size(0), "a token is out of range");
+        STD_TORCH_CHECK(0 <= tokens[r * capacity + i] && tokens[r * capacity + i] < weight.size(0),
+                        "a candidate is out of range");
       convert(states.dtype, states.at(r * hidden.stride(0)), dim, state.data(), ScalarType::Float, state.data());
-      scores_of(states.dtype, state.data(), weights.data, weight.stride(0) * weights.item_bytes, dim, tokens + r * capacity,
-                listed, buffer.data(), out + r * capacity);
+      candidate_logits(states.dtype, state.data(), weights.data, weight.stride(0) * weights.item_bytes, dim,
+                       tokens + r * capacity, listed, buffer.data(), out + r * capacity);
       std::fill(out + r * capacity + listed, out + (r + 1) * capacity, -std::numeric_limits<float>::infinity());
     }
   });

@@ -1,4 +1,4 @@
-// A row of logits of any of the three dtypes, read one float at a time.
+// A row of float32, float16 or bfloat16 logits, read as floats one at a time.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Half.h>

@@ -13,7 +13,7 @@ class Noise {
         sequence_(static_cast<uint64_t>(sequence)),
         position_(static_cast<uint32_t>(position)) {}
 
-  // The 32-bit word of a token. Four tokens share a Philox block, so ask in the order of the ids.
+  // Returns the 32-bit word of a token. Four tokens share a Philox block, so calls in the order of ids are fastest.
   uint32_t word(int64_t token) {
     if (token >> 2 != block_) {
       block_ = token >> 2;
@@ -22,11 +22,11 @@ class Noise {
     return words_[token & 3];
   }
 
-  // -log(-log1p(-v)) with v = (word + 1/2) / 2^32. Large Gumbel values decide winners; they come from small v, where
-  // all 32 bits count.
+  // Returns -log(-log1p(-v)) with v = (word + 1/2) / 2^32. The winner is decided by large Gumbel values, and these come
+  // from small v, for which all 32 bits of the word count.
   static double gumbel(uint32_t word) { return -std::log(-std::log1p(-(word + 0.5) * 0x1p-32)); }
 
-  // No less than gumbel(word), without a logarithm: -log1p(-v) >= v >= the power of two below v.
+  // Returns an upper bound of gumbel(word) without a logarithm: -log1p(-v) >= v >= the power of two below v.
   static double gumbel_bound(uint32_t word) {
     const int log2_of_v = 63 - __builtin_clzll(2 * uint64_t{word} + 1) - 33;
     return -log2_of_v * 0.69314718055994531;
@@ -34,7 +34,8 @@ class Noise {
 
  private:
   std::array<uint32_t, 4> philox(uint32_t block) const {
-    uint32_t c0 = block, c1 = position_, c2 = static_cast<uint32_t>(sequence_), c3 = static_cast<uint32_t>(sequence_ >> 32);
+    uint32_t c0 = block, c1 = position_, c2 = static_cast<uint32_t>(sequence_),
+             c3 = static_cast<uint32_t>(sequence_ >> 32);
     uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
     for (int round = 0; round < 10; round++) {
       const uint64_t p0 = uint64_t{0xD2511F53} * c0, p1 = uint64_t{0xCD9E8D57} * c2;

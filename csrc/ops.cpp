@@ -1,4 +1,5 @@
-// The ops of kernels/ops.py for CPU tensors, on libtorch's stable ABI. Loading the library registers them.
+// The sampling ops of cdgen_kernels (ops.py) for CPU tensors, on libtorch's stable ABI. Loading the library registers
+// them.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -28,7 +29,8 @@ struct Logits {
         dtype(t.scalar_type()),
         rows(t.size(0)),
         row_bytes(t.stride(0) * static_cast<int64_t>(t.element_size())) {
-    STD_TORCH_CHECK(t.dim() == 2 && (t.size(1) <= 1 || t.stride(1) == 1), "logits must be [B, V] with unit stride along V");
+    STD_TORCH_CHECK(t.dim() == 2 && (t.size(1) <= 1 || t.stride(1) == 1),
+                    "logits must be [B, V] with unit stride along V");
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
                     "logits must be float32, float16 or bfloat16");
   }
@@ -40,7 +42,7 @@ template <typename T>
 const T* per_row(const Tensor& t, int64_t rows) {
   const auto dtype = std::is_same_v<T, float> ? ScalarType::Float : sizeof(T) == 4 ? ScalarType::Int : ScalarType::Long;
   STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == rows && (rows <= 1 || t.stride(0) == 1) && t.scalar_type() == dtype,
-                  "per-row arguments must be contiguous tensors [B] of the dtypes that make_rows gives");
+                  "per-row arguments must be contiguous tensors [B] of the dtypes that make_sampling_tensors returns");
   return static_cast<const T*>(t.const_data_ptr());
 }
 
@@ -68,8 +70,9 @@ struct Banned {
   }
 };
 
-// Runs finish(row, scratch) for every row, with the block maxima of its logits and its bans in the scratch. Few rows
-// are cut into pieces, so that all threads read; many rows are read and finished one by one, while in the cache.
+// Calls finish(row, scratch) for every row, with the row's block maxima and banned tokens in the scratch. If there are
+// fewer rows than threads, all threads read parts of the same row; otherwise each thread finishes a row while it is
+// still in the processor's cache.
 template <typename Finish>
 void for_each_row(const Logits& good, int64_t vocab_size, const Banned& banned, Finish finish) {
   const int64_t blocks = block_count(vocab_size);
@@ -103,8 +106,8 @@ Tensor empty_like(const Tensor& t, std::initializer_list<int64_t> size, ScalarTy
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> select_candidates(const Tensor& good_logits, const Tensor& margin,
-                                                const std::optional<Tensor>& banned_ids, int64_t vocab_size,
-                                                int64_t capacity) {
+                                                             const std::optional<Tensor>& banned_ids,
+                                                             int64_t vocab_size, int64_t capacity) {
   const Logits good(good_logits);
   const Banned banned(banned_ids, good.rows);
   const float* margins = per_row<float>(margin, good.rows);
@@ -122,10 +125,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_candidates(const Tensor& good_
     const float best = maxima[r] = allowed_maximum(good.row(r), vocab_size, scratch);
     int64_t n = std::isnan(best) ? kNanGood : best == -kInf ? kNothingPossible : 0;
     if (n == 0) {
-      for_each_candidate(good.row(r), vocab_size, candidate_threshold(best, margins[r]), scratch, [&](int32_t id, float value) {
-        if (n < capacity) ids[n] = id, values[n] = value;
-        n++;
-      });
+      for_each_candidate(good.row(r), vocab_size, candidate_threshold(best, margins[r]), scratch,
+                         [&](int32_t id, float value) {
+                           if (n < capacity) ids[n] = id, values[n] = value;
+                           n++;
+                         });
     }
     counts[r] = static_cast<int32_t>(n);
     const int64_t listed = std::clamp<int64_t>(n, 0, capacity);
@@ -147,11 +151,13 @@ std::optional<Logits> optional_logits(const std::optional<Tensor>& t) {
   return t ? std::optional<Logits>(Logits(*t)) : std::nullopt;
 }
 
-std::tuple<Tensor, Tensor> contrastive_sample(
-    const Tensor& good_logits, const std::optional<Tensor>& bad_logits, const Tensor& margin, const Tensor& good_weight,
-    const Tensor& contrast_strength, const Tensor& temperature, const Tensor& top_p, const Tensor& top_k,
-    const Tensor& seed, const Tensor& sequence, const Tensor& position, const std::optional<Tensor>& banned_ids,
-    int64_t vocab_size, int64_t outside, double value, bool logprobs) {
+std::tuple<Tensor, Tensor> contrastive_sample(const Tensor& good_logits, const std::optional<Tensor>& bad_logits,
+                                              const Tensor& margin, const Tensor& good_weight,
+                                              const Tensor& contrast_strength, const Tensor& temperature,
+                                              const Tensor& top_p, const Tensor& top_k, const Tensor& seed,
+                                              const Tensor& sequence, const Tensor& position,
+                                              const std::optional<Tensor>& banned_ids, int64_t vocab_size,
+                                              int64_t outside, double value, bool logprobs) {
   const Logits good(good_logits);
   const std::optional<Logits> bad = optional_logits(bad_logits);
   const Banned banned(banned_ids, good.rows);
@@ -159,7 +165,8 @@ std::tuple<Tensor, Tensor> contrastive_sample(
                                   position, good.rows);
   auto token = empty_like(good_logits, {good.rows}, ScalarType::Long);
   auto* tokens = static_cast<int64_t*>(token.mutable_data_ptr());
-  auto logprob = empty_like(good_logits, {3, logprobs ? good.rows : 0}, ScalarType::Float);  // drawn from, GOOD, BAD
+  // Log-probabilities under the distribution drawn from, under GOOD and under BAD.
+  auto logprob = empty_like(good_logits, {3, logprobs ? good.rows : 0}, ScalarType::Float);
   auto* out = static_cast<float*>(logprob.mutable_data_ptr());
   for_each_row(good, vocab_size, banned, [&](int64_t r, Scratch& scratch) {
     std::optional<LogitRow> bad_row;
@@ -176,16 +183,18 @@ std::tuple<Tensor, Tensor> contrastive_sample(
   return {token, logprob};
 }
 
-std::tuple<Tensor, Tensor> sample_candidates(
-    const Tensor& token, const Tensor& logit, const Tensor& count, const Tensor& maximum,
-    const std::optional<Tensor>& bad_logits, const Tensor& margin, const Tensor& good_weight,
-    const Tensor& contrast_strength, const Tensor& temperature, const Tensor& top_p, const Tensor& top_k,
-    const Tensor& seed, const Tensor& sequence, const Tensor& position, int64_t vocab_size, bool gathered, bool logprobs) {
+std::tuple<Tensor, Tensor> sample_candidates(const Tensor& token, const Tensor& logit, const Tensor& count,
+                                             const Tensor& maximum, const std::optional<Tensor>& bad_logits,
+                                             const Tensor& margin, const Tensor& good_weight,
+                                             const Tensor& contrast_strength, const Tensor& temperature,
+                                             const Tensor& top_p, const Tensor& top_k, const Tensor& seed,
+                                             const Tensor& sequence, const Tensor& position, int64_t vocab_size,
+                                             bool gathered, bool logprobs) {
   const int64_t rows = token.size(0), capacity = token.size(1);
   STD_TORCH_CHECK(token.is_contiguous() && logit.is_contiguous(), "candidates must be contiguous");
   const std::optional<Logits> bad = optional_logits(bad_logits);
-  const Parameters p = parameters(margin, good_weight, contrast_strength, temperature, top_p, top_k, seed, sequence,
-                                  position, rows);
+  const Parameters p =
+      parameters(margin, good_weight, contrast_strength, temperature, top_p, top_k, seed, sequence, position, rows);
   const auto* tokens = static_cast<const int32_t*>(token.const_data_ptr());
   const auto* logits = static_cast<const float*>(logit.const_data_ptr());
   const auto* counts = per_row<int32_t>(count, rows);
@@ -198,17 +207,17 @@ std::tuple<Tensor, Tensor> sample_candidates(
     Candidates c;
     for (int64_t r = begin; r < end; r++) {
       const RowParameters row = p.row(r);
-      drawn_tokens[r] = counts[r] > capacity ? kHeadOverflow : counts[r];
+      drawn_tokens[r] = counts[r] > capacity ? kCandidatesOverflow : counts[r];
       if (counts[r] <= 0 || counts[r] > capacity) continue;
       const bool contrast = bad && row.contrast_strength != 0;
       bool sound = true;
       c.clear();
       for (int64_t i = r * capacity; i < r * capacity + counts[r]; i++) {
         c.add(tokens[i], std::isinf(maxima[r]) ? 0.0 : logits[i] / row.divisor());
-        const int64_t place = gathered ? i - r * capacity : tokens[i];
-        const double of_bad = contrast ? bad->row(r)[place] / row.divisor() : 0.0;
-        sound &= !std::isnan(of_bad);
-        c.contrast(c.token.size() - 1, of_bad, row);
+        const int64_t column = gathered ? i - r * capacity : tokens[i];
+        const double bad_logit = contrast ? bad->row(r)[column] / row.divisor() : 0.0;
+        sound &= !std::isnan(bad_logit);
+        c.contrast(c.token.size() - 1, bad_logit, row);
       }
       drawn_tokens[r] = sound ? c.token[draw(c, row, logprobs ? drawn_logprobs + r : nullptr)] : kNanBad;
     }

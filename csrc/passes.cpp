@@ -1,19 +1,20 @@
 #include "passes.h"
 
-#include "vector.h"
-
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 
-// The loops below are plain integer code that compilers vectorise without being allowed to reorder floating point.
+#include "vector.h"
+
+// The loops below use integers only, so that compilers can vectorise them without permission to reorder floating-point
+// operations.
 namespace cdgen {
 namespace {
 
 using torch::headeronly::ScalarType;
 
-// Floats compare as their bit patterns do once the negative ones have their magnitude bits flipped; doing so twice
-// undoes it. NaN patterns lie beyond those of the infinities, so a block's extreme keys also tell whether it has one.
+// Maps the bits of a float to an integer key with the same order, by flipping the magnitude bits of negative numbers.
+// The map is its own inverse. Keys of NaNs lie outside the range of the infinities' keys.
 template <typename Int>
 constexpr Int key(Int bits) {
   return static_cast<Int>(bits ^ ((bits >> (8 * sizeof(Int) - 1)) & std::numeric_limits<Int>::max()));
@@ -43,9 +44,9 @@ constexpr typename Type::Int lowest_key() {
   return key<Int>(static_cast<Int>(Type::kInfinity | std::numeric_limits<Int>::min()));
 }
 
-// The maximum of n logits from their raw bits, three plain reductions: as signed numbers any positive float is above
-// all negative ones; where all are negative the greatest float is the lowest number; and as unsigned numbers negative
-// NaNs are above everything else.
+// Returns the maximum of n logits, or NaN if one of them is NaN, from three reductions of their raw bits. Read as
+// signed integers, positive floats are above negative ones, and among negative floats the greatest is the lowest
+// integer. Read as unsigned integers, negative NaNs are above everything else.
 template <typename Type>
 CDGEN_INLINE float extreme(const typename Type::Int* bits, int64_t n) {
   using Int = typename Type::Int;
@@ -67,8 +68,9 @@ CDGEN_INLINE void maxima_of(const void* row, int64_t vocab_size, int64_t first, 
   const auto* bits = static_cast<const typename Type::Int*>(row);
   for (int64_t block = first; block < last; block++) {
     const int64_t begin = block * kBlock;
-    maxima[block] = begin + kBlock <= vocab_size ? extreme<Type>(bits + begin, kBlock)  // a length the compiler knows
-                                                 : extreme<Type>(bits + begin, vocab_size - begin);
+    maxima[block] = begin + kBlock <= vocab_size
+                        ? extreme<Type>(bits + begin, kBlock)  // the constant length lets the compiler unroll
+                        : extreme<Type>(bits + begin, vocab_size - begin);
   }
 }
 
@@ -107,10 +109,10 @@ CDGEN_CLONES int hits_f32(const void* row, int64_t v, int64_t block, int32_t lea
   return hits_of<Float32>(row, v, block, least, ids);
 }
 CDGEN_CLONES int hits_16(const void* row, int64_t v, int64_t block, int32_t least, int32_t* ids) {
-  return hits_of<Float16>(row, v, block, least, ids);  // keys of bfloat16 are made and compared alike
+  return hits_of<Float16>(row, v, block, least, ids);  // bfloat16 keys are computed and compared the same way
 }
 
-// Rounding a float32 threshold up to the next logit of the dtype, by searching the ordered keys.
+// Returns the key of the least value of the dtype that reaches a float32 threshold, by bisection over the keys.
 template <typename Type>
 int32_t least_key(float threshold) {
   int64_t low = lowest_key<Type>(), high = Type::kInfinity;
@@ -127,8 +129,10 @@ int32_t least_key(float threshold) {
 }  // namespace
 
 void block_maxima(const LogitRow& row, int64_t vocab_size, int64_t first, int64_t last, float* maxima) {
-  const auto of_dtype = row.dtype == ScalarType::Float ? maxima_f32 : row.dtype == ScalarType::Half ? maxima_f16 : maxima_bf16;
-  of_dtype(row.data, vocab_size, first, last, maxima);
+  const auto maxima_of_dtype = row.dtype == ScalarType::Float  ? maxima_f32
+                               : row.dtype == ScalarType::Half ? maxima_f16
+                                                               : maxima_bf16;
+  maxima_of_dtype(row.data, vocab_size, first, last, maxima);
 }
 
 int32_t threshold_key(ScalarType dtype, float threshold) {

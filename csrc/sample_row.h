@@ -1,4 +1,4 @@
-// One row, from logits to a token: the second look visits only the blocks whose maximum reaches the threshold.
+// Samples a token from one row of logits, given the block maxima of the first pass (passes.h).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -12,11 +12,12 @@
 
 namespace cdgen {
 
-enum Outside : int64_t { kMask = 0, kConstant = 1, kShiftedGood = 2 };  // as in kernels/reference.py
+// The score of tokens outside the candidates. The values are those of kernels/cdgen_kernels/codes.py.
+enum Outside : int64_t { kMask = 0, kConstant = 1, kShiftedGood = 2 };
 
 struct Scratch {
-  std::vector<float> maxima;     // of each block of GOOD's row
-  std::vector<int64_t> banned;   // sorted ids, those outside the vocabulary left out
+  std::vector<float> maxima;    // maximum of each block of GOOD's row
+  std::vector<int64_t> banned;  // sorted ids within the vocabulary
   Candidates candidates;
 
   bool is_banned(int64_t token) const {
@@ -31,7 +32,8 @@ struct Scratch {
   }
 };
 
-// log softmax of a row at a temperature, in which entries at +inf share all the mass; NaN where there is none to share.
+// Log softmax of a row at a temperature, without the tokens banned by `bans`. Logits of +inf share all the mass. A row
+// with a NaN, or with nothing above -inf, is undefined and its results are NaN.
 class LogSoftmax {
  public:
   LogSoftmax(const LogitRow& row, int64_t vocab_size, double temperature, const Scratch* bans = nullptr)
@@ -49,7 +51,8 @@ class LogSoftmax {
       if (!allowed(i)) continue;
       sum += at_infinity_ ? row[i] == kInf : std::exp((row[i] - best) / temperature);
     }
-    log_sum_ = has_nan ? std::numeric_limits<double>::quiet_NaN() : (at_infinity_ ? 0 : best / temperature) + std::log(sum);
+    log_sum_ =
+        has_nan ? std::numeric_limits<double>::quiet_NaN() : (at_infinity_ ? 0 : best / temperature) + std::log(sum);
   }
 
   bool undefined() const { return std::isnan(log_sum_); }
@@ -64,7 +67,7 @@ class LogSoftmax {
   bool at_infinity_;
 };
 
-// Looks again at the blocks that hold banned tokens, then gives the row's maximum; NaN where a block has one.
+// Recomputes the maxima of blocks with banned tokens. Returns the row's maximum, or NaN if a block's maximum is NaN.
 inline float allowed_maximum(const LogitRow& good, int64_t vocab_size, Scratch& s) {
   float best = -std::numeric_limits<float>::infinity();
   for (float maximum : s.maxima) {
@@ -81,12 +84,14 @@ inline float allowed_maximum(const LogitRow& good, int64_t vocab_size, Scratch& 
   return *std::max_element(s.maxima.begin(), s.maxima.end());
 }
 
-// One float32 subtraction, as everywhere, so that every implementation has the very same head.
+// A single float32 subtraction, as in every implementation, so that all of them select the same candidates.
 inline float candidate_threshold(float best, float margin) { return std::isinf(best) ? best : best - margin; }
 
+// Calls visit(id, logit) for every candidate, in ascending order of the ids.
 template <typename Visit>
-inline void for_each_candidate(const LogitRow& good, int64_t vocab_size, float threshold, const Scratch& s, Visit visit) {
-  const float lowest = std::numeric_limits<float>::lowest();  // a logit of -inf is in no head
+inline void for_each_candidate(const LogitRow& good, int64_t vocab_size, float threshold, const Scratch& s,
+                               Visit visit) {
+  const float lowest = std::numeric_limits<float>::lowest();  // a token with logit -inf is never a candidate
   const int32_t least = threshold_key(good.dtype, std::max(threshold, lowest));
   int32_t ids[kBlock];
   for (int64_t block = 0; block < static_cast<int64_t>(s.maxima.size()); block++) {
@@ -97,32 +102,34 @@ inline void for_each_candidate(const LogitRow& good, int64_t vocab_size, float t
   }
 }
 
-// GOOD's row and what the second look needs to know of it.
+// GOOD's row with the maximum and the candidate threshold that the first pass found.
 struct GoodRow {
   LogitRow logits;
   int64_t vocab_size;
   float best, threshold;
 
-  bool relative() const { return std::isinf(best); }  // tokens at +inf are equals, and alone
+  // With a maximum of +inf only the tokens at +inf are possible, and all of them score 0.
+  bool infinite() const { return std::isinf(best); }
   bool possible(int64_t i, const Scratch& s) const {
-    return logits[i] > -kInf && (!relative() || logits[i] == best) && !s.is_banned(i);
+    return logits[i] > -kInf && (!infinite() || logits[i] == best) && !s.is_banned(i);
   }
 };
 
-// The scoring functions below fill the scratch's candidates; false where BAD holds a NaN among what they read.
-inline bool score_head(const GoodRow& good, const LogitRow* bad, const RowParameters& p, Scratch& s) {
+// The scoring functions below fill the scratch's candidates. They return false if a logit of BAD that they need is NaN,
+// or if they need BAD's normaliser and it is undefined.
+inline bool score_candidates(const GoodRow& good, const LogitRow* bad, const RowParameters& p, Scratch& s) {
   const double temperature = p.divisor();
   const bool contrast = bad != nullptr && p.contrast_strength != 0;
   Candidates& c = s.candidates;
   for_each_candidate(good.logits, good.vocab_size, good.threshold, s, [&](int32_t i, float logit) {
-    if (contrast) bad->prefetch(i);  // scattered reads: ask for all of them before the first is waited for
-    c.add(i, good.relative() ? 0.0 : logit / temperature);
+    if (contrast) bad->prefetch(i);  // the reads are scattered: request them all before waiting for the first
+    c.add(i, good.infinite() ? 0.0 : logit / temperature);
   });
   bool sound = true;
   for (size_t i = 0; i < c.token.size(); i++) {
-    const double of_bad = contrast ? (*bad)[c.token[i]] / temperature : 0.0;
-    sound &= !std::isnan(of_bad);
-    c.contrast(i, of_bad, p);
+    const double bad_logit = contrast ? (*bad)[c.token[i]] / temperature : 0.0;
+    sound &= !std::isnan(bad_logit);
+    c.contrast(i, bad_logit, p);
   }
   return sound;
 }
@@ -147,20 +154,21 @@ inline bool score_with_constant(const GoodRow& good, const LogitRow* bad, const 
   return true;
 }
 
-// GOOD's tail behind the scored head, shifted so that its best token meets the head's worst score.
+// Adds the tokens outside the candidates, with GOOD's logits shifted so that the best of them has the candidates' worst
+// score.
 inline void add_shifted_tail(const GoodRow& good, const RowParameters& p, Scratch& s) {
   float best_outside = -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < good.vocab_size; i++)
     if (good.logits[i] < good.threshold && good.possible(i, s)) best_outside = std::max(best_outside, good.logits[i]);
   if (best_outside == -kInf) return;
-  Candidates head;
-  std::swap(head, s.candidates);
-  const double shift = *std::min_element(head.score.begin(), head.score.end()) - best_outside / p.divisor();
+  Candidates inside;
+  std::swap(inside, s.candidates);
+  const double shift = *std::min_element(inside.score.begin(), inside.score.end()) - best_outside / p.divisor();
   size_t next = 0;
-  for (int64_t i = 0; i < good.vocab_size; i++) {  // merged in the order of the ids
-    if (next < head.token.size() && head.token[next] == i) {
-      s.candidates.add(head.token[next], head.score[next]);
-      s.candidates.rank.back() = head.rank[next++];
+  for (int64_t i = 0; i < good.vocab_size; i++) {  // merge in ascending order of the ids
+    if (next < inside.token.size() && inside.token[next] == i) {
+      s.candidates.add(inside.token[next], inside.score[next]);
+      s.candidates.rank.back() = inside.rank[next++];
     } else if (good.possible(i, s)) {
       s.candidates.add(static_cast<int32_t>(i), good.logits[i] / p.divisor() + shift);
     }
@@ -172,7 +180,7 @@ struct Drawn {
   float logprob, good_logprob, bad_logprob;
 };
 
-// `maxima` and `banned` of the scratch are set. `bad` is null where there is no BAD: a uniform one.
+// Expects the scratch's `maxima` and `banned` to be set. If `bad` is null, BAD is the uniform distribution.
 inline Drawn sample_row(const LogitRow& logits, const LogitRow* bad, int64_t vocab_size, const RowParameters& p,
                         Outside outside, double constant, bool logprobs, Scratch& s) {
   const float best = allowed_maximum(logits, vocab_size, s);
@@ -180,7 +188,8 @@ inline Drawn sample_row(const LogitRow& logits, const LogitRow* bad, int64_t voc
   if (best == -kInf) return {kNothingPossible, 0, 0, 0};
   const GoodRow good{logits, vocab_size, best, candidate_threshold(best, p.margin)};
   s.candidates.clear();
-  const bool sound = outside == kConstant ? score_with_constant(good, bad, p, constant, s) : score_head(good, bad, p, s);
+  const bool sound =
+      outside == kConstant ? score_with_constant(good, bad, p, constant, s) : score_candidates(good, bad, p, s);
   if (!sound) return {kNanBad, 0, 0, 0};
   if (outside == kShiftedGood) add_shifted_tail(good, p, s);
 

@@ -1,5 +1,6 @@
-// Eight floats at a time, in plain C++: the compiler makes of it what the build at hand can run, and every build sums in
-// the same order. Inlined by force, since a clone of a function for another CPU takes in nothing that is not.
+// Vectors of eight floats in portable C++: the compiler emits the widest instructions of each target, and all targets
+// sum in the same order. Helpers are CDGEN_INLINE, since ordinary functions are not inlined into the clones that
+// CDGEN_CLONES makes of a function for each CPU.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -9,11 +10,11 @@
 
 #include "logits.h"
 
-// The loader picks the widest build that the CPU can run.
+// Compiles a function once per listed target; the loader picks the best one that the CPU supports.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #if __GNUC__ >= 12
 #define CDGEN_WIDEST "arch=x86-64-v4"
-#else  // which knows AVX-512 by the name of an Intel CPU only
+#else  // older GCC has no x86-64-v4
 #define CDGEN_WIDEST "arch=skylake-avx512"
 #endif
 #define CDGEN_CLONES __attribute__((target_clones(CDGEN_WIDEST, "avx2", "default")))
@@ -25,7 +26,7 @@
 namespace cdgen {
 
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // nothing here is called across object files
+#pragma GCC diagnostic ignored "-Wpsabi"  // no function here is called across object files
 #endif
 
 constexpr int64_t kLanes = 8;
@@ -41,7 +42,7 @@ CDGEN_INLINE float sum(Lanes x) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// a . b over n numbers
+// Returns a . b over n numbers.
 CDGEN_INLINE float dot(const float* a, const float* b, int64_t n) {
   Lanes total = {};
   int64_t i = 0;
@@ -51,7 +52,7 @@ CDGEN_INLINE float dot(const float* a, const float* b, int64_t n) {
   return sum(total) + rest;
 }
 
-// out[j] = a . (b + j * n) for j < 4, as `dot` gives them: four sums at once hide one another's latency
+// Sets out[j] = a . (b + j * n) for j < 4, bit-identical to `dot`. Four independent sums hide the latency of additions.
 CDGEN_INLINE void dot4(const float* a, const float* b, int64_t n, float* out) {
   Lanes t0 = {}, t1 = {}, t2 = {}, t3 = {};
   int64_t i = 0;
@@ -70,7 +71,7 @@ CDGEN_INLINE void dot4(const float* a, const float* b, int64_t n, float* out) {
   }
 }
 
-// n numbers of a dtype as floats: `buffer`, filled, or the numbers themselves where they are floats.
+// Returns n numbers of a dtype as floats: `from` itself if they are float32, else `buffer`, filled with them.
 CDGEN_INLINE const float* as_floats(torch::headeronly::ScalarType dtype, const void* from, int64_t n, float* buffer) {
   using torch::headeronly::ScalarType;
   if (dtype == ScalarType::Float) return static_cast<const float*>(from);
@@ -81,7 +82,7 @@ CDGEN_INLINE const float* as_floats(torch::headeronly::ScalarType dtype, const v
     return buffer;
   }
   for (int64_t i = 0; i < n; i++) {
-    // the exponent is moved by a product, which makes subnormal numbers right as well; infinity and NaN are put back
+    // A multiplication rebiases the exponent, also of subnormal numbers; infinity and NaN get theirs by a bitwise or.
     const uint32_t magnitude = static_cast<uint32_t>(bits[i] & 0x7fff) << 13;
     const uint32_t special = (bits[i] & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
     const uint32_t sign = static_cast<uint32_t>(bits[i] & 0x8000) << 16;
@@ -95,14 +96,15 @@ CDGEN_INLINE const float* as_floats(torch::headeronly::ScalarType dtype, const v
   return buffer;
 }
 
+// Returns the bits of a float rounded to float16, ties to even.
 CDGEN_INLINE uint16_t half_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t sign = bits >> 16 & 0x8000;
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
-  if (bits >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to more than 65504
-  if (bits < 0x38800000) {  // subnormal: the sum with 2^-1 leaves its last bits at steps of 2^-24, rounded to even
+  if (bits >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to infinity
+  if (bits < 0x38800000) {  // subnormal: adding 1/2 rounds to a multiple of 2^-24, ties to even
     float magnitude;
     std::memcpy(&magnitude, &bits, sizeof magnitude);
     magnitude += 0.5f;
@@ -131,13 +133,14 @@ CDGEN_INLINE void from_floats(torch::headeronly::ScalarType dtype, const float* 
   for (int64_t i = 0; i < n; i++) out[i] = half_bits(from[i]);
 }
 
-// exp(x) for x <= 0, to 2 units in the last place; 0 below -87.
+// Returns exp(x) for x <= 0 with an error of at most 2 units in the last place; 0 below -87.
 CDGEN_INLINE float exp_of_negative(float x) {
   const float clamped = x < -87.0f ? -87.0f : x;
-  const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number in the low bits
+  const float shifted = clamped * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer in the low bits
   const float whole = shifted - 12582912.0f;
   const float r = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
-  float p = 1.9875691500e-4f;  // Cephes' expf
+  // The polynomial of Cephes' expf.
+  float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
@@ -153,7 +156,7 @@ CDGEN_INLINE float exp_of_negative(float x) {
   return x < -87.0f ? 0.0f : result;
 }
 
-// Writes exp(x - best) over each of n numbers, of which none is above `best`; gives their sum.
+// Replaces n numbers, none above `best`, by exp(x - best) in place. Returns the sum of the results.
 CDGEN_INLINE float exponentials(float* x, int64_t n, float best) {
   for (int64_t i = 0; i < n; i++) x[i] = exp_of_negative(x[i] - best);
   Lanes total = {};

@@ -1,47 +1,55 @@
-"""Tiny models with a tiny tokenizer, made on the spot, and the one real model where its package is installed."""
+"""Fixtures that many tests share: tiny models with a tiny tokenizer, a real model, and the command line."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.helpers.tiny_models import SENTENCES, TEST_DEVICE, VOCABULARY, make_llama, make_tokenizer
 
-pytest_plugins = [
-    "tests.helpers.engines",
-    "tests.helpers.fake_cuda",
-    "tests.helpers.gpu_engines",
-]  # fixtures that several files share
+pytest_plugins = ["tests.helpers.engines", "tests.helpers.fake_cuda", "tests.helpers.gpu_engines"]
 
-# The suite tests the CPU: on a machine with a GPU, models would otherwise be loaded there and run by other code.
+# The suite tests the CPU. On a machine with a GPU, models would otherwise be loaded there and run by other code.
 # CDGEN_TEST_DEVICE=cuda is for the tests in tests/gpu.
 if TEST_DEVICE != "cuda":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
-torch.set_num_threads(1)  # models this small are slower with more, and the figures do not depend on the machine
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests must not use the network
+torch.set_num_threads(1)  # faster for models this small, and the same on every machine
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
+def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
 
 
 @pytest.fixture(scope="session")
-def good():
+def good() -> LlamaForCausalLM:
     return make_llama(0)
 
 
 @pytest.fixture(scope="session")
-def bad():
+def bad() -> LlamaForCausalLM:
     return make_llama(1, layers=1, width=32)
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory, good, bad, tokenizer):
-    """Saved models by name: good, bad, other (another vocabulary), wide (padded output layer), bare (no tokenizer)."""
+def folders(
+    tmp_path_factory: pytest.TempPathFactory,
+    good: LlamaForCausalLM,
+    bad: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> dict[str, Path]:
+    """Save models and return their folders by name.
+
+    They are good, bad, other (another vocabulary), wide (padded output layer) and bare (no tokenizer).
+    """
     root = tmp_path_factory.mktemp("models")
     other = make_tokenizer([sentence.upper() for sentence in SENTENCES])
     saved = {
@@ -59,8 +67,8 @@ def folders(tmp_path_factory, good, bad, tokenizer):
 
 
 @pytest.fixture(scope="session")
-def smollm2():
-    """The folder of SmolLM2-135M-Instruct, converted on first use into the user's cache."""
+def smollm2() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct, which the first use converts into the user's cache folder."""
     from cdgen.errors import InputError
     from cdgen.models.smollm2 import smollm2_folder
 
@@ -103,17 +111,17 @@ for line in sys.stdin:
 
 
 class CommandLine:
-    """Runs `cdgen` in processes of its own, forked from one that has done the slow imports."""
+    """Runs `cdgen` in separate processes, forked from one that has done the slow imports."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self._output, self._running = folder / "output.txt", False
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, *argv, limit=0, **environment):
-        """Start a run, with files of at most `limit` bytes; returns its process id."""
-        if self._running:  # a test that failed did not wait for its run
+    def start(self, *argv: Any, limit: int = 0, **environment: str) -> int:
+        """Start a command whose files may have at most `limit` bytes (0: any size); return its process id."""
+        if self._running:  # a test that failed did not wait for its command
             self.wait()
         self._running = True
         request = [list(map(str, argv)), str(self._output), limit, environment]
@@ -121,32 +129,35 @@ class CommandLine:
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
 
-    def wait(self):
-        """(exit code, what the run printed); the code is -9 after kill -9."""
+    def wait(self) -> tuple[int, str]:
+        """Return (exit code, printed text) of the command; the code is -9 after kill -9."""
         code = int(self._server.stdout.readline())
         self._running = False
         return code, self._output.read_text()
 
-    def __call__(self, *argv, **options):
+    def __call__(self, *argv: Any, **options: Any) -> tuple[int, str]:
+        """Run a command; return (exit code, printed text)."""
         self.start(*argv, **options)
         return self.wait()
 
-    def close(self):
+    def close(self) -> None:
+        """End the server process."""
         self._server.stdin.close()
         self._server.wait(timeout=30)
         self._server.stdout.close()
 
 
 @pytest.fixture(scope="session")
-def cdgen_command(tmp_path_factory):
+def cdgen_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """Return the command line as a function."""
     command = CommandLine(tmp_path_factory.mktemp("command"))
     yield command
     command.close()
 
 
 @pytest.fixture(scope="session")
-def seeds_file(tmp_path_factory):
-    """Fifty short prompts, a line each."""
+def seeds_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write fifty short prompts, one per line; return the path."""
     path = tmp_path_factory.mktemp("seeds") / "seeds.txt"
     words = SENTENCES[1].split()
     path.write_text("".join(f"{' '.join(words[i % 7 : i % 7 + 2 + i % 4])} {i}\n" for i in range(50)))

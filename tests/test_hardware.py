@@ -1,6 +1,7 @@
-"""Free memory of a device, and TF32 while a context lasts."""
+"""Free memory of a device, and TF32 within a context."""
 
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -11,26 +12,27 @@ from cdgen.hardware import free_memory, free_memory_text, tf32_products
 CPU, GPU = torch.device("cpu"), SimpleNamespace(type="cuda")
 
 
-def precisions():
-    """What the two interfaces of torch say: of CUDA, of the CPU, and of all."""
+def precisions() -> tuple[str, str, str]:
+    """Return the precision of CUDA, of the CPU, and of both, through the two interfaces of torch."""
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     return *(backend.fp32_precision for backend in backends), torch.get_float32_matmul_precision()
 
 
-def reset():
+def reset() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
     torch.backends.mkldnn.matmul.fp32_precision = "none"
 
 
 @pytest.fixture(autouse=True)
-def as_in_a_new_process():
+def as_in_a_new_process() -> Iterator[None]:
+    """Set torch's precisions to their defaults before and after the test."""
     reset()
     yield
     reset()
 
 
-def test_tf32_lasts_as_long_as_the_context():
+def test_tf32_lasts_as_long_as_the_context() -> None:
     with pytest.raises(ZeroDivisionError), tf32_products(GPU):
         assert precisions() == ("tf32", "none", "high")
         assert torch.backends.cuda.matmul.allow_tf32  # the older getters work too
@@ -41,7 +43,7 @@ def test_tf32_lasts_as_long_as_the_context():
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_a_precision_that_the_user_set_stands(precision):
+def test_a_precision_that_the_user_set_stands(precision) -> None:
     torch.set_float32_matmul_precision(precision)
     before = precisions()
     with tf32_products(GPU):
@@ -51,18 +53,18 @@ def test_a_precision_that_the_user_set_stands(precision):
 
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
 @pytest.mark.parametrize("backend", [torch.backends, torch.backends.cuda.matmul], ids=["all", "matmul"])
-def test_the_newer_setting_of_the_user_stands(backend, precision):
+def test_the_newer_setting_of_the_user_stands(backend, precision) -> None:
     backend.fp32_precision = precision
     with tf32_products(GPU):
         assert torch.backends.cuda.matmul.fp32_precision == precision
     assert torch.backends.cuda.matmul.fp32_precision == backend.fp32_precision == precision
 
 
-def test_contexts_of_several_threads_overlap():
-    """One thread leaves while the other still needs the setting."""
+def test_contexts_of_several_threads_overlap() -> None:
+    """One thread leaves its context while the other still needs the setting."""
     inside, leave = threading.Event(), threading.Event()
 
-    def other():
+    def other() -> None:
         with tf32_products(GPU):
             inside.set()
             leave.wait(30)
@@ -77,7 +79,7 @@ def test_contexts_of_several_threads_overlap():
     assert precisions() == ("none", "none", "highest")
 
 
-def test_memory_that_torch_keeps_for_reuse_is_free(monkeypatch):
+def test_memory_that_torch_keeps_for_reuse_is_free(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * 10**9, 80 * 10**9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 40 * 10**9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 33 * 10**9)

@@ -1,4 +1,4 @@
-"""The direction of imports, and habits of the code that a script can measure."""
+"""The direction of imports between the packages."""
 
 import ast
 from collections.abc import Iterator
@@ -34,9 +34,18 @@ def modules() -> dict[str, ast.Module]:
 MODULES = modules()
 
 
-def imports(name: str) -> Iterator[str]:
-    """The modules of the two packages that a module imports, wherever in the module it does so."""
+def is_for_type_checkers(node: ast.AST) -> bool:
+    """Whether this is `if TYPE_CHECKING:`, whose body does not run."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(name: str, when_run: bool = False) -> Iterator[str]:
+    """The modules of the two packages that a module imports anywhere, or `when_run`, not for type checkers alone."""
+    blocks = [node for node in ast.walk(MODULES[name]) if is_for_type_checkers(node)] if when_run else []
+    left_out = {inner for block in blocks for inner in ast.walk(block)}
     for node in ast.walk(MODULES[name]):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
@@ -80,7 +89,7 @@ def test_there_is_no_import_cycle() -> None:
             assert state[name], f"import cycle: {' -> '.join((*path, name))}"
             return
         state[name] = False
-        for imported in imports(name):
+        for imported in imports(name, when_run=True):
             if imported != name:
                 visit(imported, (*path, name))
         state[name] = True

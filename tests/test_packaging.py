@@ -1,19 +1,24 @@
-"""Folders and imports: who may import whom, what a wheel holds, and whose name `kernels` is."""
+"""Packaging: what the kernels may import, and what a source distribution, a wheel and an editable install hold."""
 
 import ast
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
+OFFLINE = ("--no-build-isolation", "--no-deps", "--no-index")
 
 
-def run(*command, cwd=ROOT, **environment):
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
+    """Run a command that must succeed and return its output."""
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, check=False
     )
@@ -21,7 +26,8 @@ def run(*command, cwd=ROOT, **environment):
     return done.stdout
 
 
-def imports_of(folder):
+def imports_of(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield (file name, top-level package) for every import below a folder."""
     for path in sorted((ROOT / folder).glob("**/*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -30,21 +36,21 @@ def imports_of(folder):
                 yield path.name, name.split(".")[0]
 
 
-def test_kernels_need_neither_cdgen_nor_transformers():
+def test_kernels_need_neither_cdgen_nor_transformers() -> None:
     allowed = {"cdgen_kernels", "torch", "triton", *sys.stdlib_module_names}
     assert [(file, name) for file, name in imports_of("kernels") if name not in allowed] == []
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_kernels_run_without_transformers(tmp_path):
-    """In a process that cannot import transformers, or cdgen."""
+def test_kernels_run_without_transformers(tmp_path: Path) -> None:
+    """The ops work in a process that can import neither transformers nor cdgen."""
     for name in ("transformers", "cdgen"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not here')")
     code = """
 import torch
-from cdgen_kernels.ops import make_sampling_tensors, sample
+from cdgen_kernels import contrastive_sample, make_sampling_tensors
 good = torch.eye(3) * 50
-assert sample(good, torch.zeros(3, 3), make_sampling_tensors(3)).token.tolist() == [0, 1, 2]
+assert contrastive_sample(good, torch.zeros(3, 3), make_sampling_tensors(3)).token.tolist() == [0, 1, 2]
 import sys
 assert "transformers" not in sys.modules
 """
@@ -52,8 +58,8 @@ assert "transformers" not in sys.modules
     run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=path)
 
 
-def test_our_folder_does_not_shadow_the_package_named_kernels(tmp_path):
-    """transformers looks for a package of that name; from the repo's root it must find that one, or none."""
+def test_our_folder_does_not_shadow_the_package_named_kernels(tmp_path: Path) -> None:
+    """transformers looks for PyPI's package `kernels`; from the repository's root it must find that one or none."""
     package = tmp_path / "kernels"
     package.mkdir()
     (package / "__init__.py").write_text("here = 'the other one'")
@@ -61,46 +67,46 @@ def test_our_folder_does_not_shadow_the_package_named_kernels(tmp_path):
     run(sys.executable, "-c", code, PYTHONPATH=os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(tmp_path)]))
 
 
-@pytest.mark.parametrize("mode", ["wheel", "editable"])
-def test_the_packages_install(mode, tmp_path):
-    """A wheel holds both packages, the data and no test; an editable install finds them in place."""
-    source = tmp_path / "source"
-    leave = shutil.ignore_patterns(".*", "*.so", "*.egg-info", "__pycache__", "build", "dist", "demo-corpus")
-    shutil.copytree(ROOT, source, ignore=leave)
-    pip = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
-    no_network = ("--no-build-isolation", "--no-deps", "--no-index")
-    if mode == "wheel":
-        run(*pip, "wheel", *no_network, "-w", str(tmp_path), str(source), CDGEN_EXT="0")
-        wheel = next(tmp_path.glob("*.whl"))
-        names = set(zipfile.ZipFile(wheel).namelist())
-        assert {
-            "cdgen/cli/app.py",
-            "cdgen_kernels/triton/sample.py",
-            "cdgen/recipes/tiny.toml",
-            "cdgen/py.typed",
-        } <= names
-        assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"cdgen", "cdgen_kernels"}
-        assert {"cdgen/cli/demo_prompts.txt", "cdgen/py.typed", "cdgen_kernels/py.typed"} <= names
-        source = tmp_path / "target"
-        run(*pip, "install", "--no-deps", "--no-index", "--target", str(source), str(wheel))
-        environment = {"PYTHONPATH": str(source)}
-        place = source / "cdgen_kernels"
-    else:
-        target = tmp_path / "target"
-        run(*pip, "install", *no_network, "--target", str(target), "-e", str(source), CDGEN_EXT="0")
-        # pip puts the hook that an editable install is into the target; site reads it
-        environment = {"PYTHONPATH": str(target)}
-        place = source / "kernels" / "cdgen_kernels"
+def copy_of_the_repository(folder: Path) -> Path:
+    ignore = shutil.ignore_patterns(".*", "*.so", "*.egg-info", "__pycache__", "build", "dist", "demo-corpus")
+    return Path(shutil.copytree(ROOT, folder, ignore=ignore))
+
+
+def import_ops(kernels: Path, site: Path, folder: Path) -> None:
+    """Check that a new process, with `site` as a site directory, imports `cdgen_kernels` from the folder `kernels`."""
+    # The environment's packages come behind those under test: without -S its own cdgen would be found first.
     code = f"""
-import site; site.addsitedir({str(tmp_path / "target")!r})
+import sys; sys.path.append({str(Path(torch.__file__).parent.parent)!r})
+import site; site.addsitedir({str(site)!r})
 import cdgen_kernels.ops, cdgen
-assert cdgen_kernels.ops.__file__ == {str(place / "ops.py")!r}, cdgen_kernels.ops.__file__
+assert cdgen_kernels.ops.__file__ == {str(kernels / "ops.py")!r}, cdgen_kernels.ops.__file__
 """
-    run(sys.executable, "-S", "-c", _with_site_packages(code), cwd=tmp_path, **environment)
+    run(sys.executable, "-S", "-c", code, cwd=folder, PYTHONPATH=str(site))
 
 
-def _with_site_packages(code):
-    """The environment's packages behind those under test: without -S, its own cdgen would be found first."""
-    import torch
+def test_a_source_distribution_builds_a_wheel_that_installs(tmp_path: Path) -> None:
+    """The sdist holds all C++ files; the wheel built from it holds both packages, their data and no tests."""
+    source = copy_of_the_repository(tmp_path / "source")
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path), cwd=source, CDGEN_EXT="0")
+    sdist = next(tmp_path.glob("*.tar.gz"))
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"csrc/{path.name}" for path in ROOT.glob("csrc/*.*") if path.suffix in (".cpp", ".h")} <= names
+    assert not any(name.startswith(("tests/", "benchmarks/", "tools/")) for name in names)
 
-    return f"import sys; sys.path.append({str(Path(torch.__file__).parent.parent)!r})\n{code}"
+    run(*PIP, "wheel", *OFFLINE, "-w", str(tmp_path), str(sdist), CDGEN_EXT="0")
+    wheel = next(tmp_path.glob("*.whl"))
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"cdgen", "cdgen_kernels"}
+    assert {"cdgen/cli/app.py", "cdgen/cli/demo_prompts.txt", "cdgen/recipes/tiny.toml", "cdgen/py.typed"} <= names
+    assert {"cdgen_kernels/triton/sample.py", "cdgen_kernels/py.typed"} <= names
+
+    target = tmp_path / "target"
+    run(*PIP, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
+    import_ops(target / "cdgen_kernels", target, tmp_path)
+
+
+def test_an_editable_install_finds_the_packages_in_place(tmp_path: Path) -> None:
+    source, target = copy_of_the_repository(tmp_path / "source"), tmp_path / "target"
+    run(*PIP, "install", *OFFLINE, "--target", str(target), "-e", str(source), CDGEN_EXT="0")
+    import_ops(source / "kernels" / "cdgen_kernels", target, tmp_path)

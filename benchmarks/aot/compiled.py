@@ -1,6 +1,6 @@
-"""What the compilers make of the kernels, for GPUs that need not be there.
+"""Compile the kernels without a GPU, and read registers, spills, shared memory and load widths.
 
-An op is called as on a GPU, its launches are recorded, and each is compiled; the numbers are ptxas's and LLVM's.
+An op is called as on a GPU, its launches are recorded, and each is compiled. The numbers come from ptxas and LLVM.
 """
 
 import linecache
@@ -9,10 +9,11 @@ import re
 import subprocess
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -20,6 +21,8 @@ import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.ops.cases import Case
+from benchmarks.ops.op import Inputs, Op
 from tools.ptx_sim import Device, intercept
 from tools.ptx_sim.compile import compile_kernel, specialise
 
@@ -33,27 +36,29 @@ TARGETS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------- what is launched
+# ---------------------------------------------------------------------------------------------------------- launches
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch as Triton would specialise it, hashable; `types`, `constants` and `options` are sorted pairs."""
+    """One launch as Triton would specialise it. Hashable."""
 
     function: triton.JITFunction
-    types: tuple
-    constants: tuple
-    divisible: tuple
-    options: tuple
+    types: tuple[tuple[str, str], ...]  # sorted (argument, Triton type)
+    constants: tuple[tuple[str, Any], ...]  # sorted (argument, value)
+    divisible: tuple[str, ...]  # arguments that are multiples of 16
+    options: tuple[tuple[str, Any], ...]  # sorted (option, value)
     programs: int
 
 
 class _TorchOps(TorchDispatchMode):
-    """Counts the torch ops that would launch something: all but allocations and views."""
+    """Counts the torch ops that would launch a kernel: all but allocations and views."""
 
     count = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         allocates = function.overloadpacket.__name__ in ("empty", "empty_like", "empty_strided", "new_empty")
         outputs = result if isinstance(result, tuple) else (result,)
@@ -63,15 +68,19 @@ class _TorchOps(TorchDispatchMode):
 
 
 class Recording(NamedTuple):
-    launches: list  # of Launch
-    torch_ops: int  # launched beside them
+    """What one call of an op launches."""
+
+    launches: list[Launch]
+    torch_ops: int  # kernels of torch, launched in addition
 
 
-def record(op, inputs, backend="cuda"):
-    """The :class:`Recording` of one call of the op, which decides as it would on that backend."""
-    launches = []
+def record(op: Op, inputs: Inputs, backend: str = "cuda") -> Recording:
+    """Call the op and record its launches; it decides as it would on that backend."""
+    launches: list[Launch] = []
 
-    def note(function, grid, arguments, options):
+    def note(
+        function: triton.JITFunction, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]
+    ) -> None:
         signature, constants, divisible = specialise(function, arguments)
         pairs = [tuple(sorted(x.items())) for x in (signature, constants, options)]
         launches.append(Launch(function, pairs[0], pairs[1], tuple(divisible), pairs[2], math.prod(grid)))
@@ -85,45 +94,54 @@ def record(op, inputs, backend="cuda"):
     return Recording(launches, torch_ops.count)
 
 
-# ------------------------------------------------------------------------------------------------- what it becomes
+# --------------------------------------------------------------------------------------------------------- resources
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes."""
+    """The resources that a compiled kernel takes."""
 
     registers: int
-    spill: int  # bytes of stores and loads; on AMD the number of vector registers spilt
-    stack: int  # bytes a thread
+    spill: int  # bytes of stores and loads; on AMD the number of spilled vector registers
+    stack: int  # bytes per thread
     shared: int  # bytes
-    loads: dict  # name of the pointer in the source -> {bytes a thread: load instructions}
+    loads: dict[str, dict[int, int]]  # name of the pointer in the source -> {bytes per thread: load instructions}
 
-    def width(self, pointers):
-        """Bytes of the widest load through one of those pointers, or None."""
+    def width(self, pointers: Iterable[str]) -> int | None:
+        """Return the bytes per thread of the widest load through one of those pointers, or None."""
         return max((size for pointer in pointers for size in self.loads.get(pointer, ())), default=None)
 
 
-def parse_ptxas(text):
-    """(registers, spill bytes, stack bytes) from what `ptxas -v` says of one kernel."""
-    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
-    stack, stores, loads = (int(x) for x in frame.groups())
-    return int(re.search(r"Used (\d+) registers", text)[1]), stores + loads, stack
+def _numbers(pattern: str, text: str) -> list[int]:
+    """Return the groups of the first match as integers."""
+    found = re.search(pattern, text, re.MULTILINE)
+    if found is None:
+        raise LookupError(f"the compiler's output has no match for {pattern}")
+    return [int(x) for x in found.groups()]
 
 
-def parse_amdgcn(text):
-    """(registers, spilt vector registers, scratch bytes) from the metadata that ends the assembly of one kernel.
+def parse_ptxas(text: str) -> tuple[int, int, int]:
+    """Return (registers, spill bytes, stack bytes) from the output of `ptxas -v` for one kernel."""
+    stack, stores, loads = _numbers(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
+    (registers,) = _numbers(r"Used (\d+) registers", text)
+    return registers, stores + loads, stack
 
-    Scalar registers that find no place move into lanes of a vector register, not to memory: they are not counted.
+
+def parse_amdgcn(text: str) -> tuple[int, int, int]:
+    """Return (registers, spilled vector registers, scratch bytes) from the metadata at the end of a kernel's assembly.
+
+    Scalar registers spill into lanes of a vector register, not to memory, so they are not counted.
     """
     names = (".vgpr_count", ".vgpr_spill_count", ".private_segment_fixed_size")
-    return tuple(int(re.search(rf"^\s*{re.escape(name)}:\s*(\d+)", text, re.MULTILINE)[1]) for name in names)
+    registers, spill, scratch = (_numbers(rf"^\s*{re.escape(name)}:\s*(\d+)", text)[0] for name in names)
+    return registers, spill, scratch
 
 
 _AMD_BYTES = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
 
 
-def _load_bytes(line):
-    """Bytes a thread that an instruction of PTX or AMD assembly loads from global memory, or None."""
+def _load_bytes(line: str) -> int | None:
+    """Return the bytes per thread that an instruction of PTX or AMD assembly loads from global memory, or None."""
     if found := re.search(r"\bld\.global\S*?(?:\.v(\d))?\.[bufs](\d+)\s", line):
         return int(found[1] or 1) * int(found[2]) // 8
     if found := re.search(r"\bcp\.async\.c[ag]\.shared\.global\S*\s[^,]*,[^,]*,\s*(0x[0-9a-f]+|\d+)", line):
@@ -133,10 +151,12 @@ def _load_bytes(line):
     return None
 
 
-def parse_loads(assembly):
-    """Resources.loads: which pointer an instruction loads through, the line of source says that it came from."""
-    files, place, loads = {}, None, defaultdict(Counter)
-    in_asm = settled = False  # LLVM counts the lines of an inline assembly on from its line of source: the first is it
+def parse_loads(assembly: str) -> dict[str, dict[int, int]]:
+    """Return `Resources.loads`. The name of a pointer is read from the line of source that an instruction refers to."""
+    files: dict[str, str] = {}
+    place: tuple[str, ...] | None = None
+    loads: dict[tuple[str, ...] | None, Counter[int]] = defaultdict(Counter)
+    in_asm = settled = False  # LLVM numbers the lines of inline assembly from its line of source on: the first is right
     for line in assembly.splitlines():
         if found := re.match(r"\s*\.file\s+(\d+)\s+(.*)", line):
             files[found[1]] = "/".join(re.findall(r'"([^"]*)"', found[2]))
@@ -148,31 +168,31 @@ def parse_loads(assembly):
             settled = in_asm
             if size := _load_bytes(line):
                 loads[place][size] += 1
-    by_pointer = defaultdict(Counter)
+    by_pointer: dict[str, Counter[int]] = defaultdict(Counter)
     for place, widths in loads.items():  # PTX names its files at the end
         source = linecache.getline(files[place[0]], int(place[1])) if place else ""
-        found = re.search(r"tl\.load\(\s*(\w+)", source)
+        found = re.search(r"tl\.load\(\s*(?:\w+\.)*(\w+)", source)
         by_pointer[found[1] if found else "?"].update(widths)
     return {pointer: dict(widths) for pointer, widths in by_pointer.items()}
 
 
-def run_ptxas(ptx, arch):
-    """What ptxas says. Triton brings two of them; which one reads this PTX depends on its version."""
+def run_ptxas(ptx: str, arch: int) -> str:
+    """Return the output of `ptxas -v`. Triton ships two of them; which one reads this PTX depends on its version."""
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as source:
         source.write(ptx)
         source.flush()
         for tool in ("ptxas", "ptxas-blackwell"):
-            command = [folder / tool, "-v", "--gpu-name", name, source.name, "-o", "/dev/null"]
+            command = [str(folder / tool), "-v", "--gpu-name", name, source.name, "-o", "/dev/null"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 return done.stderr
     raise RuntimeError(f"ptxas for {name}: {done.stderr}")
 
 
-def resources(launch, target):
-    """The :class:`Resources` of a launch's kernel on one of TARGETS."""
+def resources(launch: Launch, target: str) -> Resources:
+    """Compile the kernel of a launch for one of TARGETS and return its :class:`Resources`."""
     options = {"fp_fusion" if name == "enable_fp_fusion" else name: value for name, value in launch.options}
     types, constants = dict(launch.types), dict(launch.constants)
     where = TARGETS[target]
@@ -187,20 +207,20 @@ def resources(launch, target):
 
 
 class Row(NamedTuple):
-    """A compiled kernel, and the first of the cases that launch it."""
+    """A compiled kernel, and the first case that launches it."""
 
     kernel: str
     case: str
-    streams: tuple  # names of pointers to what the op has most of
+    streams: tuple[str, ...]  # names of the pointers through which the op reads most
     target: str
-    launches: int  # of Triton kernels in one call
-    torch_ops: int  # launched beside them
+    launches: int  # Triton kernels per call
+    torch_ops: int  # kernels of torch per call
     resources: Resources
 
 
-def compile_all(wanted, targets=tuple(TARGETS)):
-    """A :class:`Row` for every different kernel of the cases and every target."""
-    jobs = {}
+def compile_all(wanted: Iterable[Case], targets: Sequence[str] = tuple(TARGETS)) -> list[Row]:
+    """Compile every distinct kernel of the cases for every target."""
+    jobs: dict[tuple[Launch, str], tuple[Case, Recording]] = {}
     backends = sorted({TARGETS[target].backend for target in targets})
     for case in wanted:
         inputs = case.make("cpu")

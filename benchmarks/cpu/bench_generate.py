@@ -1,23 +1,39 @@
-"""A whole step of contrastive decoding on the CPU, both models and the draw, against three ways of others.
+"""One step of contrastive decoding on the CPU, both models and the draw, compared with three other ways to decode.
 
     python -m pytest benchmarks/cpu/bench_generate.py --benchmark-only --benchmark-json=generate.json
 
-128 texts (16 prompts x 8) at several lengths, float32. Each rival is timed beside the engine in one process, turn by
-turn: the paper's loop (transformers' models and DynamicCache, the literal chain, multinomial), transformers' `generate`
-with BAD as a LogitsProcessor, and cdgen's own engine on static batches. Before any time is reported all four must write
-the same greedy texts. Products alone are those of the engine's step, and nothing else.
+128 sequences at several lengths, float32. Each rival is timed in turns with the engine, in one process:
 
-A run of 400 tokens from prompts of 20 is the sum of its steps, which grows evenly with the length: the last case of
-each rival has the ratio of the two trapezoids over the lengths measured, prefill apart. 420 tokens take 18 GB.
+* the paper's loop: transformers' models and DynamicCache, the literal chain, multinomial;
+* transformers' `generate` with BAD as a LogitsProcessor;
+* cdgen's own engine with the static backend.
+
+All four must write the same greedy tokens before any time is reported. "products alone" are the matrix products of the
+engine's step and nothing else.
+
+The time of a run of 400 tokens from prompts of 20 is the sum of its steps, whose time grows steadily with the length.
+The last case of each rival therefore reports the ratio of two integrals over the measured lengths (trapezoidal rule),
+without prefill. The cases with 420 tokens take 18 GB of memory.
 """
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.cpu.harness import RESULTS, compare
-from benchmarks.generation import Generate, OfEngine, PaperLoop, Static, paper_model, params
+from benchmarks.generation import (
+    EngineLoop,
+    GenerateLoop,
+    LoopFactory,
+    PaperLoop,
+    StaticEngineLoop,
+    random_model,
+    sampling_params,
+)
+from cdgen.models.language_model import LanguageModel
 from cdgen.models.llama import LlamaRunner
 
 PAPER = (12, 768, 12, 3072)
@@ -25,73 +41,83 @@ PAIRS = {
     "paper, early": (PAPER, PAPER),
     "paper, 20x": (PAPER, (6, 256, 4, 1024)),
 }
-RIVALS = {"paper's loop": PaperLoop, "generate": Generate, "static batches": Static}
-ROWS, LENGTHS = 128, (20, 220, 420)
-_RUNS = {}  # (pair, rival): {length: (seconds of the engine, of the rival)}
+RIVALS: dict[str, LoopFactory] = {
+    "paper's loop": PaperLoop,
+    "generate": GenerateLoop,
+    "static backend": StaticEngineLoop,
+}
+SEQUENCES, LENGTHS = 128, (20, 220, 420)
+# (pair, rival) -> {length: (ms of the engine's step, ms of the rival's)}
+_STEPS: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
 
 
 @functools.cache
-def pair(name):
+def pair(name: str) -> tuple[LanguageModel, LanguageModel]:
+    """Return GOOD and BAD of a pair: one of PAIRS, or "SmolLM2"."""
     if name == "SmolLM2":
         from benchmarks.smollm2 import BADS
         from cdgen.models.loading import load
         from cdgen.models.smollm2 import smollm2_folder
 
-        good, _ = load(smollm2_folder(print))
-        return good, BADS["layers"](good)
-    return tuple(paper_model(*shape, seed=seed) for seed, shape in enumerate(PAIRS[name]))
+        model, _ = load(smollm2_folder(print))
+        return model, BADS["layers"](model)
+    good, bad = PAIRS[name]
+    return random_model(*good, seed=0), random_model(*bad, seed=1)
 
 
 @functools.cache
-def check(name):
-    """All four write the same texts, token by token the best of the head."""
+def check(name: str) -> None:
+    """Assert that all four write the same greedy tokens."""
     prompts = torch.randint(1000, (4, 20), generator=torch.Generator().manual_seed(0)).tolist()
-    texts = {}
-    for kind in (OfEngine, *RIVALS.values()):
-        variant = kind(*pair(name), params(temperature=0.0))
-        texts[kind] = [variant.compute(prompts), *(variant.step() for _ in range(6))]
-        variant.close()
-    assert all(text == texts[OfEngine] for text in texts.values()), texts
+    tokens = {}
+    for variant, make in {"engine": EngineLoop, **RIVALS}.items():
+        loop = make(*pair(name), sampling_params(temperature=0.0))
+        tokens[variant] = [loop.start(prompts), *(loop.step() for _ in range(6))]
+        loop.close()
+    assert all(found == tokens["engine"] for found in tokens.values()), tokens
 
 
-def products(good, bad):
-    """A function that makes the matrix products of a step, BAD's output layer left out as there."""
-    todo = []
+def products(good: LanguageModel, bad: LanguageModel) -> Callable[[], None]:
+    """Return a function that computes the matrix products of a step. Like the engine, it skips BAD's output layer."""
+    weights: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     for model in (good, bad):
         for layer in LlamaRunner(model.module, 1).layers:
-            todo += [layer.qkv, layer.out, layer.gate_up, layer.down]
-    todo.append((good.module.lm_head.weight, None))
-    inputs = [torch.randn(ROWS, weight.shape[1]) for weight, _ in todo]
+            weights += [layer.qkv, layer.out, layer.gate_up, layer.down]
+    weights.append((good.module.lm_head.weight, None))
+    inputs = [torch.randn(SEQUENCES, weight.shape[1]) for weight, _ in weights]
 
     @torch.inference_mode()
-    def call():
-        for x, (weight, bias) in zip(inputs, todo, strict=True):
+    def call() -> None:
+        for x, (weight, bias) in zip(inputs, weights, strict=True):
             torch.nn.functional.linear(x, weight, bias)
 
     return call
 
 
+def ratio_of_runs(steps: dict[int, tuple[float, float]]) -> float:
+    """Return the rival's time of a run divided by the engine's, from their steps at each length."""
+    lengths = torch.tensor(list(steps))
+    own, rival = (torch.trapezoid(torch.tensor(times), lengths) for times in zip(*steps.values(), strict=True))
+    return round(float(rival / own), 2)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("rival", RIVALS)
 @pytest.mark.parametrize("name", [*PAIRS, "SmolLM2"])
-def test_step(benchmark, name, rival, length):
+def test_step(benchmark: BenchmarkFixture, name: str, rival: str, length: int) -> None:
     check(name)
     good, bad = pair(name)
-    variants = [kind(good, bad, params()) for kind in (OfEngine, RIVALS[rival])]
-    for variant in variants:
-        variant.place(ROWS, length)
-    benchmark.group = f"a step of {name}, {ROWS} texts of {length} tokens"
+    engine, other = (make(good, bad, sampling_params()) for make in (EngineLoop, RIVALS[rival]))
+    for loop in (engine, other):
+        loop.start_at(SEQUENCES, length)
+    benchmark.group = f"one step of {name}, {SEQUENCES} sequences of {length} tokens"
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    ours, theirs = (variant.step for variant in variants)
-    compare(benchmark, ("cdgen", ours), {rival: theirs, "products alone": products(good, bad)}, rounds=5)
+    compare(benchmark, ("cdgen", engine.step), {rival: other.step, "products alone": products(good, bad)}, rounds=5)
     figures = RESULTS[-1][1]
     figures["share outside products"] = round(1 - figures["products alone / cdgen"], 3)
-    measured = _RUNS.setdefault((name, rival), {})
-    measured[length] = figures["cdgen, ms"], figures[f"{rival}, ms"]
-    if len(measured) == len(LENGTHS):
-        ours, theirs = (
-            torch.trapezoid(torch.tensor(y), torch.tensor(LENGTHS)) for y in zip(*measured.values(), strict=True)
-        )
-        figures["a run of 400 tokens, ratio"] = round(float(theirs / ours), 2)
-    for variant in variants:
-        variant.close()
+    steps = _STEPS.setdefault((name, rival), {})
+    steps[length] = figures["cdgen, ms"], figures[f"{rival}, ms"]
+    if len(steps) == len(LENGTHS):
+        figures["a run of 400 tokens, ratio"] = ratio_of_runs(steps)
+    for loop in (engine, other):
+        loop.close()

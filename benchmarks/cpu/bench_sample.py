@@ -1,47 +1,64 @@
-"""One step of contrastive sampling on the CPU: the fused op against PyTorch, and against a plain read of GOOD's logits.
+"""One step of contrastive sampling on the CPU: the fused op, PyTorch, and a plain read of GOOD's logits.
 
     python -m pytest benchmarks/cpu/bench_sample.py --benchmark-only --benchmark-json=sample.json
 
-Rows of logits are SmolLM2's on English text (V = 49,152; BAD is its first 15 layers) or Zipf-like with a stated head
-size. Each case first checks that the fused op draws the float64 reference's tokens and that each rival's tokens lie
-in the head, then times all variants interleaved, caches flushed before every call. A table of ratios ends the run.
+The logits are those of SmolLM2 on English text (V = 49,152; BAD is GOOD with attention dropout), or Zipf-like with a
+given number of candidates. Each case first checks that the fused op draws the tokens of the float64 reference, and that
+every rival draws candidates. Then all variants are timed in turns, with caches flushed before every call. A table of
+ratios is printed at the end of the run.
 """
 
 import functools
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.cpu.harness import compare, plain_reader
+from benchmarks.cpu.harness import Call, compare, plain_reader
 from benchmarks.rivals import literal_chain, strongest_torch
 from benchmarks.smollm2 import logits_on_text
 from cdgen.errors import InputError
-from cdgen_kernels import codes, reference
-from cdgen_kernels.ops import contrastive_sample, implementation, make_sampling_tensors, select_candidates
+from cdgen_kernels import codes, contrastive_sample, implementation, make_sampling_tensors, reference, select_candidates
 
 BATCHES = [1, 16, 128]
 ALPHA = 0.1
 
 
-def zipf_like(batch, vocab_size, dtype, head_size=8):
-    """Logits that fall as those of a language model do, with exactly `head_size` tokens in the alpha-head."""
+def zipf_like(
+    batch: int, vocab_size: int, dtype: torch.dtype, candidate_count: int = 8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits of GOOD and BAD [B, V], with exactly `candidate_count` candidates per row.
+
+    GOOD's logits fall with the rank of a token as those of a language model do.
+    """
     generator = torch.Generator().manual_seed(batch + vocab_size)
     ranks = torch.stack([torch.randperm(vocab_size, generator=generator) for _ in range(batch)])
     noise = torch.rand(batch, vocab_size, generator=generator)
-    inside = 16 - 2.0 * ranks / head_size  # down to e^-2 of the best
-    outside = 13 - 1.1 * torch.log1p(ranks - head_size + 0.0).nan_to_num(0) - noise
-    good = torch.where(ranks < head_size, inside, outside)
+    inside = 16 - 2.0 * ranks / candidate_count  # down to e^-2 times the largest probability
+    outside = 13 - 1.1 * torch.log1p(ranks - candidate_count + 0.0).nan_to_num(0) - noise
+    good = torch.where(ranks < candidate_count, inside, outside)
     bad = 0.7 * good + 1.5 * torch.randn(batch, vocab_size, generator=generator)
     return good.to(dtype), bad.to(dtype)
 
 
 @functools.cache
-def smollm2_logits():
-    """(good, bad) float32 [N, 49152] at the positions of an English text, or the reason why not."""
+def smollm2_logits() -> tuple[torch.Tensor, torch.Tensor] | str:
+    """Return float32 logits of GOOD and BAD [N, 49152] on an English text, or the reason why there are none."""
     try:
         return logits_on_text(max(BATCHES))
     except InputError as error:
         return str(error)
+
+
+def make_logits(source: str, batch: int, vocab_size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits of GOOD and BAD [B, V] from a source; skip the test if it is not available."""
+    if source == "zipf":
+        return zipf_like(batch, vocab_size, dtype)
+    logits = smollm2_logits()
+    if isinstance(logits, str):
+        pytest.skip(logits)
+    good, bad = (x[:batch].to(dtype).clone() for x in logits)
+    return good, bad
 
 
 CASES = [("zipf", v, b, d) for v in (32_000, 49_152, 128_256) for b in BATCHES for d in ("float32", "bfloat16")]
@@ -49,29 +66,23 @@ CASES += [("smollm2", 49_152, b, d) for b in BATCHES for d in ("float32", "bfloa
 
 
 @pytest.mark.parametrize(("source", "vocab_size", "batch", "dtype"), CASES)
-def test_sample(benchmark, source, vocab_size, batch, dtype):
-    if source == "zipf":
-        good, bad = zipf_like(batch, vocab_size, getattr(torch, dtype))
-    elif isinstance(smollm2_logits(), str):
-        pytest.skip(smollm2_logits())
-    else:
-        good, bad = (x[:batch].to(getattr(torch, dtype)).clone() for x in smollm2_logits())
-
+def test_sample(benchmark: BenchmarkFixture, source: str, vocab_size: int, batch: int, dtype: str) -> None:
+    good, bad = make_logits(source, batch, vocab_size, getattr(torch, dtype))
     sampling = make_sampling_tensors(batch, alpha=ALPHA, seed=1)
-    sizes = select_candidates(good, sampling).count
-    wanted = reference.contrastive_sample(good, bad, sampling, None, vocab_size, codes.MASK, 0.0, False).token
-    assert contrastive_sample(good, bad, sampling).token.equal(wanted)
+    counts = select_candidates(good, sampling).count
+    expected = reference.contrastive_sample(good, bad, sampling, None, vocab_size, codes.MASK, 0.0, False).token
+    assert contrastive_sample(good, bad, sampling).token.equal(expected)
     compiled = torch.compile(literal_chain, dynamic=False)
     rivals = {"literal chain": literal_chain, "chain, torch.compile": compiled, "strongest torch": strongest_torch}
-    inside = good.float() >= (good.float().amax(1) - sampling.margin - 1e-3).unsqueeze(1)
+    is_candidate = good.float() >= (good.float().amax(1) - sampling.margin - 1e-3).unsqueeze(1)
     for rival in rivals.values():
-        assert inside.gather(1, rival(good, bad).unsqueeze(1)).all()
+        assert is_candidate.gather(1, rival(good, bad).unsqueeze(1)).all()
 
     benchmark.group = f"{source} V={vocab_size} {dtype}"
     benchmark.extra_info["implementation"] = implementation("cpu")[0]
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    benchmark.extra_info["head, mean and max"] = f"{sizes.float().mean():.1f}, {int(sizes.max())}"
-    calls = {name: functools.partial(rival, good, bad) for name, rival in rivals.items()}
-    if plain_reader():
-        calls["plain read"] = functools.partial(plain_reader(), good)
+    benchmark.extra_info["candidates, mean and max"] = f"{counts.float().mean():.1f}, {int(counts.max())}"
+    calls: dict[str, Call] = {name: functools.partial(rival, good, bad) for name, rival in rivals.items()}
+    if (read := plain_reader()) is not None:
+        calls["plain read"] = functools.partial(read, good)
     compare(benchmark, ("fused", functools.partial(contrastive_sample, good, bad, sampling)), calls, rounds=9)

@@ -1,4 +1,4 @@
-"""How everything here is timed: variants interleaved in one process, caches flushed before each call, medians."""
+"""How the CPU benchmarks measure: variants interleaved in one process, caches flushed before each call, medians."""
 
 import ctypes
 import functools
@@ -7,22 +7,31 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
-RESULTS = []  # (case, figures), printed when the run ends
+Call = Callable[[], object]
 
-_FLUSH = torch.zeros(32 << 20)  # 128 MiB, more than any last-level cache of the machines meant
+RESULTS: list[tuple[str, dict[str, Any]]] = []  # (case, figures), printed at the end of the run
+
+_FLUSH = torch.zeros(32 << 20)  # 128 MiB, more than the last-level cache of a usual machine
 
 
-def flush_caches():
+def flush_caches() -> None:
+    """Evict everything else from the CPU's caches."""
     _FLUSH.add_(1)
 
 
 @functools.cache
-def plain_reader():
-    """read(tensor): every byte once, on all of torch's threads; None where there is no C compiler."""
+def plain_reader() -> Callable[[torch.Tensor], int] | None:
+    """Return a function that reads every byte of a tensor once, on all of torch's threads.
+
+    None if there is no C compiler.
+    """
     compiler = shutil.which("cc")
     if compiler is None:
         return None
@@ -35,24 +44,27 @@ def plain_reader():
     return lambda x: function(x.data_ptr(), x.nbytes // 8)
 
 
-def timed(call):
-    """Seconds of one cold call."""
+def timed(call: Call) -> float:
+    """Return the seconds of one call with cold caches."""
     flush_caches()
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def compare(benchmark, subject, rivals, rounds):
-    """Benchmark `subject` with every rival timed once before each of its rounds; medians and ratios as extra_info.
+def compare(benchmark: BenchmarkFixture, subject: tuple[str, Call], rivals: Mapping[str, Call], rounds: int) -> None:
+    """Benchmark `subject`, and time every rival once before each of its rounds.
+
+    Medians and ratios are stored in `benchmark.extra_info` and :data:`RESULTS`.
 
     Args:
-        subject: (name, call). rivals: {name: call}. rounds: how often each is timed, after one warm-up each.
+        subject: (name, call). rivals: {name: call}.
+        rounds: how often each is timed, after one warm-up call of each.
     """
     name, call = subject
-    times = {rival: [] for rival in rivals}
+    times: dict[str, list[float]] = {rival: [] for rival in rivals}
 
-    def setup():
+    def setup() -> None:
         for rival, rival_call in rivals.items():
             times[rival].append(timed(rival_call))
         flush_caches()

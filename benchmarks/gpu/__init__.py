@@ -1,1 +1,1 @@
-"""First contact with a GPU: checks and times everything in the repository that needs one. See docs/gpu.md."""
+"""Checks and times everything in the repository that needs a GPU. docs/gpu.md describes it."""

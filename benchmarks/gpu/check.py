@@ -1,4 +1,4 @@
-"""What a kernel's results are compared with before its time counts."""
+"""Compare the results of a kernel with those of the reference."""
 
 import math
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import torch
 
 from benchmarks.ops.cases import Case
-from benchmarks.ops.op import Op
+from benchmarks.ops.op import Op, Outputs
 
-# A float32 score and the float64 one disagree on a winner where two noisy scores lie within some 1e-5 of each other.
-MISMATCHES = 1e-3  # share of the compared rows, rounded: one row from 501 on
-FACTOR = 2  # times what torch itself loses in the same dtype
-ROUNDING = 1e-6  # share of the greatest value, for outputs in which torch loses nothing
-ROWS = 1024  # compared where results are integers ...
-CALLS = {"cuda": 8, "cpu": 2}  # ... in no more calls than this
+# float32 and float64 scores may have different winners if the best two noisy scores are within about 1e-5.
+MISMATCHES = 1e-3  # allowed share of the compared rows, rounded: one row from 501 rows on
+FACTOR = 2  # allowed error, as a multiple of torch's own error in the same dtype
+ROUNDING = 1e-6  # error allowed in addition, as a share of the largest value
+ROWS = 1024  # rows to compare if results are integers
+CALLS = {"cuda": 8, "cpu": 2}  # most calls to make for them, by device
 
 
 @dataclass
@@ -22,8 +22,9 @@ class Checked:
     """The outcome of a comparison.
 
     Attributes:
-        mismatches: rows whose integers are not all the reference's, of `rows`.
-        errors: {float output: {"own": greatest error, "torch": torch's own, "allowed": bound}}
+        rows: number of compared rows.
+        mismatches: number of rows in which an integer differs from the reference.
+        errors: {float output: {"own": largest error, "torch": torch's largest error, "allowed": bound}}
     """
 
     name: str
@@ -37,11 +38,12 @@ class Checked:
         return few and all(error["own"] <= error["allowed"] for error in self.errors.values())
 
     def as_result(self) -> dict[str, object]:
-        """Fields of a result record."""
+        """Return the fields of a result record."""
         found = {"rows": self.rows, "mismatches": self.mismatches, "errors": self.errors}
         return found | {"status": "ok"} if self.ok else found | {"status": "wrong", "failure": self.difference()}
 
     def difference(self) -> str:
+        """Describe what differs."""
         parts = [f"{self.mismatches} of {self.rows} rows differ"] if self.mismatches else []
         parts += [
             f"{name} off by {error['own']:.1e} (torch {error['torch']:.1e}, allowed {error['allowed']:.1e})"
@@ -51,48 +53,54 @@ class Checked:
         return "; ".join(parts)
 
 
-def runnable(op: Op, device: torch.device) -> Callable:
-    """The op's implementation on a GPU; on the CPU its definition, because Triton kernels do not run there."""
-    return op.fused if device.type == "cuda" else op.plain
+def runnable(op: Op, device: torch.device) -> Callable[..., Outputs]:
+    """Return the op's kernel for a GPU, and its reference for the CPU, on which Triton kernels do not run."""
+    return op.fused if device.type == "cuda" else op.reference
 
 
 def greatest_error(x: torch.Tensor, truth: torch.Tensor) -> float:
-    """Greatest difference between two tensors of one shape; infinity if only one is NaN or infinities differ."""
+    """Return the largest difference between two tensors of equal shape.
+
+    It is infinite if a value is NaN or infinite in one of them only.
+    """
     x, truth = x.double(), truth.double()
     same = (x == truth) | (x.isnan() & truth.isnan())
     difference = torch.where(same, 0.0, (x - truth).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     return difference.amax().item() if x.numel() else 0.0
 
 
-def check(case: Case, device: torch.device, fused: Callable | None = None) -> Checked:
-    """Compare the case's op with its definition; `fused` stands in for the op's own implementation."""
+def check(case: Case, device: torch.device, fused: Callable[..., Outputs] | None = None) -> Checked:
+    """Compare the case's op, or `fused` if it is given, with the reference."""
     fused = fused or runnable(case.op, device)
     checked = Checked(str(case))
     for seed in range(CALLS[device.type]):
         inputs = case.make(device, seed)
-        truth = case.op.plain(*inputs)
-        usual = case.op.torch_floats(truth, *inputs)
-        outputs = fused(*inputs)  # last, since it may work in place
-        whole = [name for name, x in outputs.items() if not x.is_floating_point()]
+        truth = case.op.reference(*inputs)
+        by_torch = case.op.torch_floats(truth, *inputs)
+        outputs = fused(*inputs)  # last, because it may work in place
+        integers = [name for name, x in outputs.items() if not x.is_floating_point()]
         agree = torch.ones(case.batch, dtype=torch.bool, device=device)
-        for name in whole:
+        for name in integers:
             agree &= (outputs[name] == truth[name]).reshape(case.batch, -1).all(1)
         checked.rows += case.batch
         checked.mismatches += case.batch - int(agree.sum())
-        for name in outputs.keys() - whole:
-            values = (outputs[name], truth[name], usual[name])
-            if values[0].dim() and len(values[0]) == case.batch:  # floats of another token are other floats
-                values = tuple(x[agree] for x in values)
-            _merge(checked.errors, name, *values)
-        if not whole or checked.rows >= ROWS:
+        for name in outputs.keys() - integers:
+            own, expected, torchs = outputs[name], truth[name], by_torch[name]
+            if own.dim() and len(own) == case.batch:  # floats of different tokens cannot be compared
+                own, expected, torchs = own[agree], expected[agree], torchs[agree]
+            _merge(checked.errors, name, own, expected, torchs)
+        if not integers or checked.rows >= ROWS:
             break
     return checked
 
 
-def _merge(errors: dict, name: str, own: torch.Tensor, truth: torch.Tensor, usual: torch.Tensor) -> None:
+def _merge(
+    errors: dict[str, dict[str, float]], name: str, own: torch.Tensor, truth: torch.Tensor, by_torch: torch.Tensor
+) -> None:
+    """Keep the errors of one output if they exceed the bound by more than those of earlier calls."""
     finite = truth.double()[truth.isfinite()]
     size = finite.abs().amax().item() if finite.numel() else 0.0
-    now = {"own": greatest_error(own, truth), "torch": greatest_error(usual, truth)}
+    now = {"own": greatest_error(own, truth), "torch": greatest_error(by_torch, truth)}
     now["allowed"] = FACTOR * now["torch"] + ROUNDING * size
     before = errors.setdefault(name, now)
     if now["own"] - now["allowed"] > before["own"] - before["allowed"]:

@@ -1,4 +1,4 @@
-"""The part `check`: every op against the float64 reference, in a process of its own."""
+"""The part `check`: compare every op with the float64 reference."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ import torch
 from benchmarks.gpu import edge_layers, edges, graph, repeats
 from benchmarks.gpu.check import Checked, check
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.noise import check_noise, made_by_reference, made_by_triton
+from benchmarks.gpu.noise import check_noise, reference_noise, triton_noise
 from benchmarks.ops.cases import OPS, Case
 from benchmarks.ops.op import Op
 
@@ -19,37 +19,39 @@ DRY_BATCH = 3
 
 
 class Group(NamedTuple):
-    """Ops that are checked at the same sizes and dtypes. In a dry run there is one small case for each op."""
+    """Ops that are checked at the same sizes and dtypes. In a dry run, each op has one small case."""
 
     ops: list[Op]
     dtypes: tuple[torch.dtype, ...]
-    pairs: tuple[tuple[int, int], ...]  # (batch, size), the size being what the op's inputs have
-    dry: int  # the size in a dry run
+    pairs: tuple[tuple[int, int], ...]  # (batch, size)
+    dry_size: int  # the size in a dry run
 
     def cases(self, dry: bool) -> dict[str, Case]:
-        pairs, dtypes = (((DRY_BATCH, self.dry),), self.dtypes[:1]) if dry else (self.pairs, self.dtypes)
+        """Return the cases by name."""
+        pairs, dtypes = (((DRY_BATCH, self.dry_size),), self.dtypes[:1]) if dry else (self.pairs, self.dtypes)
         found = [Case(op, dtype, *pair) for op in self.ops for dtype in dtypes for pair in pairs]
         return {str(case): case for case in found}
 
 
-def product(batches: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def all_pairs(batches: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple((batch, size) for size in sizes for batch in batches)
 
 
 def named(*names: str) -> list[Op]:
+    """Return the ops of these names."""
     return [BY_NAME[name] for name in names]
 
 
 BATCHES = (1, 3, 64, 128, 512)
-EVERY = product(BATCHES, (32_000, 32_003, 128_256))
+EVERY = all_pairs(BATCHES, (32_000, 32_003, 128_256))
 SOME = ((3, 32_003), (128, 32_000), (1, 128_256), (64, 128_256))
-LAYERS = product((1, 3, 64, 128, 512), (768, 4096))
-HEADS = product((1, 3, 64, 128, 512), (12, 32))
+LAYERS = all_pairs(BATCHES, (768, 4096))
+HEADS = all_pairs(BATCHES, (12, 32))
 KEYS = ((1, 5), (3, 420), (1, 2048), (64, 220), (128, 221), (512, 220))
-FEW_KEYS = ((1, 5), (3, 420), (16, 2048), (64, 220), (128, 221))  # wide heads in float64 take gigabytes
-WGMMA = product((64, 128, 512), (32_000, 32_003))  # batches from which matrix units work on warp groups
+FEW_KEYS = ((1, 5), (3, 420), (16, 2048), (64, 220), (128, 221))  # a float64 reference with wide heads takes gigabytes
+WGMMA = all_pairs((64, 128, 512), (32_000, 32_003))  # batches for which matrix units work on warp groups
 WIDE = ((64, 32_003), (128, 32_003), (512, 32_003), (64, 128_256))
-METHODS = ("head alone (min-p)", "ancestral", "top-k 40, top-p 0.9", "top-p 0.95")
+METHODS = ("min-p", "ancestral", "top-k 40, top-p 0.9", "top-p 0.95")
 
 GROUPS: dict[str, list[Group]] = {
     "select_candidates_linear_bfloat16": [
@@ -80,7 +82,7 @@ GROUPS: dict[str, list[Group]] = {
     ],
     "sample_outside": [
         Group(
-            named("contrastive_sample, contrastive, log-probabilities", "contrastive_sample, outside the head -20"),
+            named("contrastive_sample, contrastive, log-probabilities", "contrastive_sample, outside_head -20"),
             (BF16, FP32),
             ((3, 32_003), (128, 32_000), (1, 128_256)),
             500,
@@ -102,7 +104,7 @@ GROUPS: dict[str, list[Group]] = {
     ],
     "attention": [
         Group(named("paged_attention, 12 heads"), (BF16, FP16, FP32), KEYS, 40),
-        Group(named("paged_attention, 32 heads on 8"), (BF16, FP16, FP32), FEW_KEYS, 40),
+        Group(named("paged_attention, 32 heads, 8 KV heads"), (BF16, FP16, FP32), FEW_KEYS, 40),
     ],
     "attention_variants": [
         Group(named("paged_attention, 12 heads, dropout"), (BF16, FP32), KEYS, 40),
@@ -118,7 +120,7 @@ GROUPS: dict[str, list[Group]] = {
 }  # fmt: skip
 
 
-def run_check(context: Context, name: str, checking: Callable[[], Checked]) -> None:
+def record_check(context: Context, name: str, checking: Callable[[], Checked]) -> None:
     with context.case(name) as found:
         found |= checking().as_result()
 
@@ -126,18 +128,18 @@ def run_check(context: Context, name: str, checking: Callable[[], Checked]) -> N
 def check_groups(context: Context, groups: list[Group]) -> None:
     cases = {name: case for group in groups for name, case in group.cases(context.dry).items()}
     for name, case in context.each(cases):
-        run_check(context, name, partial(check, case, context.device))
+        record_check(context, name, partial(check, case, context.device))
 
 
 def noise_job(context: Context) -> None:
-    tokens, make = (10_003, made_by_reference) if context.dry else (1_000_003, made_by_triton)
+    tokens, make = (10_003, reference_noise) if context.dry else (1_000_003, triton_noise)
     context.plan(["noise"])
-    run_check(context, "noise", partial(check_noise, context.device, tokens, make))
+    record_check(context, "noise", partial(check_noise, context.device, tokens, make))
 
 
 def graph_job(context: Context) -> None:
     for name, checking in context.each(graph.CHECKS):
-        run_check(context, name, partial(checking, context.device))
+        record_check(context, name, partial(checking, context.device))
 
 
 JOBS: dict[str, Callable[[Context], None]] = {

@@ -1,23 +1,27 @@
-"""Times with nothing in the caches: interleaved variants, rotating inputs, CUDA events."""
+"""Measure times with cold caches: interleaved variants, rotating inputs, CUDA events."""
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
+from benchmarks.ops.op import Inputs
+
 RUNS = 25
-INPUTS = 3  # sets of inputs, taken in turns
-LEAD = 1e-3  # seconds of flushing before a call, in which the CPU gets all launches of the call under way
+INPUTS = 3  # sets of inputs, used in turns
+LEAD = 1e-3  # seconds of reads before a call, during which the CPU queues all launches of the call
 
 Call = Callable[..., object]
 Times = dict[str, list[float]]  # name of a variant -> seconds of each run
+EventPair = tuple[torch.cuda.Event, torch.cuda.Event]
 
 
 class ColdTimer:
-    """Times calls on the GPU after reading a buffer larger than the L2 cache, over and over until LEAD has passed.
+    """Time calls on the GPU. Before each, a buffer larger than the L2 cache is read repeatedly for LEAD seconds.
 
-    The buffer is read, not written: dirty lines would have to be written back while the timed kernel runs.
+    The buffer is read and not written, since dirty cache lines would be written back while the timed kernel runs.
     """
 
     def __init__(self) -> None:
@@ -32,22 +36,22 @@ class ColdTimer:
         for _ in range(reads):
             self._buffer.sum()
 
-    def time(self, variants: dict[str, Call], inputs: Sequence[tuple], runs: int = RUNS) -> Times:
-        """Call every variant with each of the inputs in turn."""
-        events: dict[str, list] = {name: [] for name in variants}
+    def time(self, variants: dict[str, Call], inputs: Sequence[Inputs], runs: int = RUNS) -> Times:
+        """Time every variant `runs` times, with the sets of inputs in turns."""
+        events: dict[str, list[EventPair]] = {name: [] for name in variants}
         for run in range(runs):
             for name, call in variants.items():
-                given = inputs[run % len(inputs)]
                 self._flush(self._reads)
-                events[name].append(_timed(lambda call=call, given=given: call(*given)))
+                events[name].append(_timed(partial(call, *inputs[run % len(inputs)])))
             torch.cuda.synchronize()
-        return {name: [a.elapsed_time(b) * 1e-3 for a, b in pairs] for name, pairs in events.items()}
+        return {name: [start.elapsed_time(end) * 1e-3 for start, end in pairs] for name, pairs in events.items()}
 
 
 class WallTimer:
-    """Stands in for ColdTimer on a CPU, in dry runs: a clock and few runs."""
+    """Stand in for ColdTimer on the CPU, in dry runs: a clock and few runs."""
 
-    def time(self, variants: dict[str, Call], inputs: Sequence[tuple], runs: int = 2) -> Times:
+    def time(self, variants: dict[str, Call], inputs: Sequence[Inputs], runs: int = 2) -> Times:
+        """Time every variant at most twice."""
         times: Times = {name: [] for name in variants}
         for run in range(min(runs, 2)):
             for name, call in variants.items():
@@ -64,7 +68,7 @@ def timer_for(device: torch.device) -> Timer:
     return ColdTimer() if device.type == "cuda" else WallTimer()
 
 
-def _timed(call: Call) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+def _timed(call: Call) -> EventPair:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     call()
@@ -73,16 +77,17 @@ def _timed(call: Call) -> tuple[torch.cuda.Event, torch.cuda.Event]:
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
-    """(lower quartile, median, upper quartile)"""
-    return tuple(statistics.quantiles(times, n=4, method="inclusive"))
+    """Return (lower quartile, median, upper quartile)."""
+    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
+    return lower, median, upper
 
 
 def measure_limits(timer: Timer, device: torch.device, size: int, width: int) -> dict[str, float]:
-    """What the device does now, by name.
+    """Measure the rates of the device.
 
     Returns:
-        bytes/s of a copy of `size` bytes (read and write counted) and of a plain read of them; FLOP/s of products of
-        [width, width] matrices of random numbers in three dtypes, and in float32 with TF32.
+        By name: bytes/s of a copy of `size` bytes (counting both read and write) and of a plain read of them; FLOP/s
+        of products of random [width, width] matrices in three dtypes, and in float32 with TF32.
     """
     source, target = (torch.randn(size // 4, device=device) for _ in range(2))
     times = timer.time({"copy": target.copy_, "read": lambda x: x.sum()}, [(source,)])

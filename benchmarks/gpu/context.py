@@ -1,4 +1,4 @@
-"""The context of a job: its device, its time limit and the results file."""
+"""The context of a job: its device, its time limit, and the results file."""
 
 import contextlib
 import gc
@@ -16,10 +16,11 @@ import torch
 from benchmarks.gpu import records
 
 BROKEN = 3  # exit status of a job whose CUDA context can no longer be used
-MARGIN = 3  # seconds before the limit at which a job stops starting cases and a stuck one prints where it is
+MARGIN = 3  # seconds before the limit at which a job starts no more cases, and a stuck one prints its traceback
 
 
 def in_one_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
@@ -28,7 +29,9 @@ class Context:
     """The device and the time limit of a job, and the file for its results.
 
     Attributes:
+        seconds: time limit, counted from `started`.
         device: "cuda", or "cpu" in a dry run, which uses tiny shapes.
+        started: time.monotonic() at the start of the job.
     """
 
     part: str
@@ -36,26 +39,28 @@ class Context:
     out: Path
     seconds: float
     device: torch.device
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def dry(self) -> bool:
+        """Whether this is a dry run."""
         return self.device.type == "cpu"
 
     @property
     def left(self) -> float:
-        """Seconds before the job is killed."""
-        return self.seconds - (time.monotonic() - self.began)
+        """Seconds until the job is killed."""
+        return self.seconds - (time.monotonic() - self.started)
 
     def record(self, kind: str, **fields: Any) -> None:
+        """Append a record to the results file."""
         records.append(self.out, {"part": self.part, "job": self.job, "kind": kind} | fields)
 
     def plan(self, names: Iterable[str]) -> None:
-        """Announce results, so that those which never come are reported by name."""
+        """Announce results, so that missing ones can be reported by name."""
         self.record("planned", names=list(names))
 
     def each(self, cases: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Announce named cases and yield them until the time is nearly up."""
+        """Announce named cases and yield them, until the time limit is near."""
         self.plan(cases)
         for name, case in cases.items():
             if self.left < MARGIN:
@@ -64,12 +69,13 @@ class Context:
 
     @contextlib.contextmanager
     def case(self, name: str) -> Iterator[records.Record]:
-        """Run one case. The body fills the yielded record: `status` (default "ok"), `line` for the summary, figures.
+        """Run one case, in a `with` block that fills the yielded record.
 
-        An exception makes the case "failed" and the job goes on, unless CUDA can no longer be used.
+        Fields of the record: `status` (default "ok"), `line` for the summary, and figures. After an exception the
+        status is "failed" and the job continues, unless CUDA can no longer be used.
         """
         found: records.Record = {"status": "ok"}
-        began, fatal = time.monotonic(), False
+        start, fatal = time.monotonic(), False
         try:
             yield found
         except Exception as error:
@@ -77,7 +83,7 @@ class Context:
             found |= {"status": "failed", "failure": in_one_line(error), "traceback": trace}
             del error
             fatal = self._is_broken()
-        self.record("result", name=name, took=round(time.monotonic() - began, 3), **found)
+        self.record("result", name=name, took=round(time.monotonic() - start, 3), **found)
         if fatal:
             self._exit(BROKEN)
         if not self.dry:
@@ -94,7 +100,7 @@ class Context:
             return True
 
     def _exit(self, status: int) -> None:
-        """End at once: with a broken CUDA context even an orderly exit may hang."""
+        """Exit immediately: with a broken CUDA context, a normal exit may hang."""
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Layer ops and the loss called in unusual ways: ragged and idle rows, windows, other caches, ignored targets."""
+"""Edge cases of the layer ops and the loss: ragged and idle rows, windows, other caches, ignored targets."""
 
 from functools import partial
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.gpu.edges import as_they_are, edge
+from benchmarks.gpu.edges import edge_op
 from benchmarks.ops import layers as layer_ops
 from benchmarks.ops import linear as linear_ops
-from benchmarks.ops.op import Inputs, Op, Outputs
+from benchmarks.ops.op import Inputs, Op, Outputs, exact_floats
 from cdgen_kernels import reference
 
 
@@ -18,60 +18,60 @@ def masked_attention(
     keys: torch.Tensor,
     values: torch.Tensor,
     table: torch.Tensor,
-    row: torch.Tensor,
+    cache_row: torch.Tensor,
     position: torch.Tensor,
     length: int,
     window: int,
 ) -> torch.Tensor:
-    """torch's attention of ragged texts, in the dtype of the cache; the result in that of q."""
-    pages = table[row.clamp(min=0).long()].long()
+    """Compute torch's attention of ragged sequences in the dtype of the cache; return it in the dtype of q."""
+    pages = table[cache_row.clamp(min=0).long()].long()
     keys, values = (x[pages].transpose(1, 2).flatten(2, 3)[:, :, :length] for x in (keys, values))
     key = torch.arange(length, device=q.device)
     seen = (key <= position[:, None]) & (key > position[:, None] - (window or length))
     wide = q.unsqueeze(2).to(keys.dtype)
     grouped = q.shape[1] != keys.shape[1]
     out = functional.scaled_dot_product_attention(wide, keys, values, seen[:, None, None], enable_gqa=grouped)
-    return out.squeeze(2).masked_fill((row < 0)[:, None, None], 0).to(q.dtype)
+    return out.squeeze(2).masked_fill((cache_row < 0)[:, None, None], 0).to(q.dtype)
 
 
-def _attention(name: str, heads: int, kv_heads: int, dim: int, window: int = 0, **given: Any) -> Op:
-    how = dict(window=window)
-    return edge(
+def _attention(name: str, heads: int, kv_heads: int, dim: int, window: int = 0, **options: Any) -> Op:
+    """Return an entry of `paged_attention`; `options` are those of :func:`layer_ops.cache_inputs`."""
+    return edge_op(
         f"paged_attention, {name}",
-        partial(layer_ops.cache_inputs, heads=heads, kv_heads=kv_heads, dim=dim, **given),
-        partial(layer_ops.attention_fused, **how),
-        partial(layer_ops.attention_plain, **how),
-        torch_floats=lambda outputs, *inputs: {"out": masked_attention(*inputs, **how)},
+        partial(layer_ops.cache_inputs, heads=heads, kv_heads=kv_heads, dim=dim, **options),
+        partial(layer_ops.attention_fused, window=window),
+        partial(layer_ops.attention_reference, window=window),
+        torch_floats=lambda outputs, *inputs: {"out": masked_attention(*inputs, window=window)},
     )
 
 
 ATTENTION_EDGES = [
     _attention("ragged, window 100", 12, 12, 64, window=100, ragged=True),
     _attention("ragged, 12 heads", 12, 12, 64, ragged=True),
-    _attention("ragged, 32 heads on 8, window 100", 32, 8, 128, window=100, ragged=True),
-    _attention("ragged, 32 heads on 8", 32, 8, 128, ragged=True),
-    _attention("6 heads on 3", 6, 3, 64, ragged=True),
-    _attention("32 heads on 8 of 64", 32, 8, 64, ragged=True),
+    _attention("ragged, 32 heads, 8 KV heads, window 100", 32, 8, 128, window=100, ragged=True),
+    _attention("ragged, 32 heads, 8 KV heads", 32, 8, 128, ragged=True),
+    _attention("6 heads, 3 KV heads", 6, 3, 64, ragged=True),
+    _attention("32 heads, 8 KV heads of 64", 32, 8, 64, ragged=True),
     _attention("float32 cache, 12 heads", 12, 12, 64, ragged=True, cache_dtype=torch.float32),
-    _attention("float32 cache, 32 heads on 8", 32, 8, 128, ragged=True, cache_dtype=torch.float32),
+    _attention("float32 cache, 32 heads, 8 KV heads", 32, 8, 128, ragged=True, cache_dtype=torch.float32),
 ]
 
 
-def grouped_turn_inputs(batch: int, heads: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """As turn_inputs with a quarter as many key-value heads and every third token idle."""
+def grouped_rope_inputs(batch: int, heads: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
+    """Return :func:`layer_ops.rope_inputs` with a quarter as many KV heads, and every third token idle."""
     generator = torch.Generator(device).manual_seed(seed)
     kv_heads = max(heads // 4, 1)
     sizes = (heads, kv_heads, kv_heads)
-    product = layer_ops.random(generator, dtype, batch, sum(sizes), layer_ops.DIM)
-    *_, cos, sin, position, slots, _, _ = layer_ops.turn_inputs(batch, 1, dtype, device, seed)
-    slots[::3] = -1
+    product = layer_ops.random_tensor(generator, dtype, batch, sum(sizes), layer_ops.HEAD_DIM)
+    *_, cos, sin, position, slot_mapping, _, _ = layer_ops.rope_inputs(batch, 1, dtype, device, seed)
+    slot_mapping[::3] = -1
     cache = torch.zeros(
-        2, -(-batch // layer_ops.PAGE), kv_heads, layer_ops.PAGE, layer_ops.DIM, dtype=dtype, device=device
+        2, -(-batch // layer_ops.PAGE), kv_heads, layer_ops.PAGE, layer_ops.HEAD_DIM, dtype=dtype, device=device
     )
-    return *product.split(sizes, 1), cos, sin, position, slots, *cache
+    return *product.split(sizes, 1), cos, sin, position, slot_mapping, *cache
 
 
-def norm_alone_plain(x: torch.Tensor, weight: torch.Tensor) -> Outputs:
+def norm_alone_reference(x: torch.Tensor, weight: torch.Tensor) -> Outputs:
     return {"normed": reference.add_rms_norm(x.double(), None, weight.double(), layer_ops.EPS)[0]}
 
 
@@ -81,18 +81,18 @@ def norm_alone_fused(x: torch.Tensor, weight: torch.Tensor) -> Outputs:
     return {"normed": triton_layers.add_rms_norm(x, None, weight, layer_ops.EPS)[0]}
 
 
-ROPE_EDGE = edge(
+ROPE_EDGE = edge_op(
     "rope_and_store, grouped, idle tokens",
-    grouped_turn_inputs,
-    layer_ops.turn_fused,
-    layer_ops.turn_plain,
-    torch_floats=as_they_are,
+    grouped_rope_inputs,
+    layer_ops.rope_fused,
+    layer_ops.rope_reference,
+    torch_floats=exact_floats,
 )
-NORM_EDGE = edge(
+NORM_EDGE = edge_op(
     "add_rms_norm, no residual",
-    lambda *how: layer_ops.norm_inputs(*how)[::2],
+    lambda *arguments: layer_ops.norm_inputs(*arguments)[::2],
     norm_alone_fused,
-    norm_alone_plain,
+    norm_alone_reference,
     torch_floats=lambda outputs, x, weight: {
         "normed": functional.rms_norm(x, weight.shape, weight, layer_ops.EPS),
     },
@@ -102,26 +102,26 @@ NORM_EDGE = edge(
 
 
 def ignored_targets(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """Every third target is ignored; that of row 1 is out of range."""
-    logits, target = linear_ops.chunk_inputs(batch, vocab_size, dtype, device, seed)
+    """Return logits and targets: every third target is ignored, and that of row 1 is out of range."""
+    logits, target = linear_ops.softmax_gradient_inputs(batch, vocab_size, dtype, device, seed)
     target[::3] = -100
     target[1] = vocab_size
     return logits, target
 
 
 def ignored_torch(outputs: Outputs, logits: torch.Tensor, target: torch.Tensor) -> Outputs:
-    usual = linear_ops.chunk_eager(logits, target.clamp(0, logits.shape[1] - 1))
+    whole = linear_ops.softmax_gradient_eager(logits, target.clamp(0, logits.shape[1] - 1))
     ignored = target == -100
     wrong = target == logits.shape[1]
-    loss = usual["loss"].masked_fill(ignored, 0).masked_fill(wrong, torch.nan)
-    gradient = usual["gradient"].masked_fill(ignored[:, None], 0).masked_fill(wrong[:, None], torch.nan)
+    loss = whole["loss"].masked_fill(ignored, 0).masked_fill(wrong, torch.nan)
+    gradient = whole["gradient"].masked_fill(ignored[:, None], 0).masked_fill(wrong[:, None], torch.nan)
     return {"loss": loss, "gradient": gradient}
 
 
-IGNORED_EDGE = edge(
+IGNORED_EDGE = edge_op(
     "softmax_gradient, ignored targets",
     ignored_targets,
-    linear_ops.chunk_fused,
-    linear_ops.chunk_plain,
+    linear_ops.softmax_gradient_fused,
+    linear_ops.softmax_gradient_reference,
     torch_floats=ignored_torch,
 )

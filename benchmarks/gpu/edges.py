@@ -1,4 +1,4 @@
-"""Sampling ops called in unusual ways: bans, faults, overflowing lists, exact products. Checked, not timed."""
+"""Edge cases of the sampling ops: bans, faults, overflowing lists, exact products. They are checked, not timed."""
 
 import math
 from collections.abc import Callable
@@ -9,42 +9,48 @@ import torch
 
 from benchmarks.ops import linear as linear_ops
 from benchmarks.ops import sampling as sampling_ops
-from benchmarks.ops.op import Inputs, Op, Outputs
-from cdgen_kernels import codes, reference
-from cdgen_kernels.sampling_tensors import SamplingTensors, make_sampling_tensors
+from benchmarks.ops.op import Inputs, Op, Outputs, exact_floats
+from cdgen_kernels import SamplingTensors, codes, make_sampling_tensors, reference
 
-LONG = 1e-3  # alpha that leaves some 1000 tokens of zipf_like logits in the head, more than any list holds
-
-
-def edge(name: str, make: Callable, fused: Callable, plain: Callable, **other: Any) -> Op:
-    return Op(name, make, fused, plain, plain, streams=(), bytes=lambda *inputs: 0, compiled=False, **other)
+LONG = 1e-3  # alpha that leaves about 1000 candidates of zipf_like logits, more than any list holds
 
 
-def as_they_are(outputs: Outputs, *inputs: Any) -> Outputs:
-    """`torch_floats` of an op that does no arithmetic: nothing may be lost."""
-    return outputs
+def edge_op(
+    name: str,
+    make: Callable[..., Inputs],
+    fused: Callable[..., Outputs],
+    reference: Callable[..., Outputs],
+    **fields: Any,
+) -> Op:
+    """Return an entry that is only checked; `fields` are further fields of :class:`Op`."""
+    return Op(name, make, fused, reference, reference, streams=(), bytes=lambda *inputs: 0, compiled=False, **fields)
 
 
-# ------------------------------------------------------------------------------------------- logits: sample and head
+# --------------------------------------------------------------------------- logits: sampling and candidate selection
 
 
-def logits(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int, **how: Any) -> Inputs:
-    """(GOOD's logits [B, V], BAD's, rows, no bans)"""
-    return *sampling_ops.sampling_inputs(**how)(batch, vocab_size, dtype, device, seed), None
+def logits(
+    batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int, **parameters: Any
+) -> Inputs:
+    """Return (GOOD's logits [B, V], BAD's logits [B, V], sampling, None for no bans)."""
+    return *sampling_ops.sampling_inputs(**parameters)(batch, vocab_size, dtype, device, seed), None
 
 
 def banned_logits(
-    batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int, **how: Any
+    batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int, **parameters: Any
 ) -> Inputs:
-    """The five best tokens of each row are banned, and some others."""
-    good, bad, sampling, _ = logits(batch, vocab_size, dtype, device, seed, **how)
+    """Return :func:`logits` and bans of the five best tokens of each row and of some others."""
+    good, bad, sampling, _ = logits(batch, vocab_size, dtype, device, seed, **parameters)
     generator = torch.Generator(device).manual_seed(seed)
     others = torch.randint(-1, vocab_size, (batch, 6), generator=generator, device=device)
     return good, bad, sampling, torch.cat([good.float().topk(5).indices, others], 1)
 
 
 def faulty_logits(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """In row 0 GOOD has NaN, in row 1 all but banned tokens are impossible, in row 2 BAD has NaN in the head."""
+    """Return :func:`banned_logits` with faults.
+
+    In row 0, GOOD has NaN. In row 1, only banned tokens are possible. In row 2, BAD has NaN at a candidate.
+    """
     good, bad, sampling, banned = banned_logits(batch, vocab_size, dtype, device, seed)
     good[0, vocab_size // 3] = torch.nan
     if batch > 2:
@@ -56,35 +62,42 @@ def faulty_logits(batch: int, vocab_size: int, dtype: torch.dtype, device: torch
     return good, bad, sampling, banned
 
 
-def sample_candidates(
-    call: Callable, good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors, banned: torch.Tensor | None
+def sample_reference_candidates(
+    call: Callable[..., Outputs],
+    good: torch.Tensor,
+    bad: torch.Tensor,
+    sampling: SamplingTensors,
+    banned: torch.Tensor | None,
 ) -> Outputs:
-    """`call` on the reference's candidates."""
+    """Call an implementation of `sample_candidates` with the reference's candidates."""
     return call(
         reference.select_candidates(good, sampling.margin, banned, good.shape[1], sampling_ops.CAPACITY), bad, sampling
     )
 
 
-_CALLED = {
-    "contrastive_sample": tuple(map(sampling_ops.sampling, (sampling_ops.triton_sample, reference.contrastive_sample))),
-    "select_candidates": (sampling_ops.head_fused, sampling_ops.head_plain),
+_CALLS: dict[str, tuple[Callable[..., Outputs], Callable[..., Outputs]]] = {  # (fused, reference)
+    "contrastive_sample": (
+        sampling_ops.sampling_call(sampling_ops.triton_contrastive_sample),
+        sampling_ops.sampling_call(reference.contrastive_sample),
+    ),
+    "select_candidates": (sampling_ops.select_candidates_fused, sampling_ops.select_candidates_reference),
     "sample_candidates": (
-        partial(sample_candidates, sampling_ops.sample_candidates_fused),
-        partial(sample_candidates, sampling_ops.sample_candidates_plain),
+        partial(sample_reference_candidates, sampling_ops.sample_candidates_fused),
+        partial(sample_reference_candidates, sampling_ops.sample_candidates_reference),
     ),
 }
-_GIVEN = {
+_INPUTS: dict[str, Callable[..., Inputs]] = {
     "banned tokens": banned_logits,
     "faulty rows": faulty_logits,
-    "a head longer than the list": partial(logits, alpha=LONG),
+    "more candidates than the list holds": partial(logits, alpha=LONG),
     "banned tokens, top-k 40, top-p 0.9": partial(banned_logits, alpha=0, top_k=40, top_p=0.9),
     "greedy": partial(logits, temperature=0.0),
 }
 LOGIT_EDGES = [
-    edge(f"{name}, {given}", make, *called, torch_floats=as_they_are)
-    for name, called in _CALLED.items()
-    for given, make in _GIVEN.items()
-    if name == "contrastive_sample" or given in ("banned tokens", "faulty rows", "a head longer than the list")
+    edge_op(f"{name}, {inputs}", make, *calls, torch_floats=exact_floats)
+    for name, calls in _CALLS.items()
+    for inputs, make in _INPUTS.items()
+    if name == "contrastive_sample" or inputs in ("banned tokens", "faulty rows", "more candidates than the list holds")
 ]
 
 # -------------------------------------------------------------------------------------------- hidden states: linear_*
@@ -99,7 +112,7 @@ def whole_numbers(
     width: int = linear_ops.WIDTH,
     margin: float = 2.5,
 ) -> Inputs:
-    """(hidden [B, D], weight [V, D], rows, banned): products of -1, 0 and 1, whose sums are exact in any order."""
+    """Return (hidden [B, D], weight [V, D], sampling, banned) made of -1, 0 and 1: sums are exact in any order."""
     generator = torch.Generator(device).manual_seed(seed)
     hidden, weight = (
         torch.randint(-1, 2, (size, width), generator=generator, device=device).to(dtype)
@@ -110,14 +123,15 @@ def whole_numbers(
 
 
 def faulty_hidden(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    hidden, *rest = whole_numbers(batch, vocab_size, dtype, device, seed)
+    """Return :func:`whole_numbers` with NaN in row 0."""
+    hidden, *others = whole_numbers(batch, vocab_size, dtype, device, seed)
     hidden[0, 5] = torch.nan
-    return hidden, *rest
+    return hidden, *others
 
 
 def odd_counts(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """Row 0 has a fault code in the place of a count; row 1 counts more tokens than its list holds."""
-    hidden, weight, token, count = linear_ops.gathered_inputs(batch, vocab_size, dtype, device, seed)
+    """Return candidates whose count is a fault code in row 0, and larger than the list in row 1."""
+    hidden, weight, token, count = linear_ops.gather_logits_inputs(batch, vocab_size, dtype, device, seed)
     count[0] = codes.NAN_GOOD
     if batch > 1:
         count[1] = token.shape[1] + 5
@@ -125,29 +139,34 @@ def odd_counts(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.de
     return hidden, weight, token, count
 
 
-def _select_candidates_linear(name: str, make: Callable) -> Op:
-    called = linear_ops.select_candidates_linear_fused, linear_ops.select_candidates_linear_plain
-    return edge(f"select_candidates_linear, {name}", make, *called, torch_floats=as_they_are)
+def _select_candidates_linear(name: str, make: Callable[..., Inputs]) -> Op:
+    return edge_op(
+        f"select_candidates_linear, {name}",
+        make,
+        linear_ops.select_candidates_linear_fused,
+        linear_ops.select_candidates_linear_reference,
+        torch_floats=exact_floats,
+    )
 
 
 LINEAR_EDGES = [
     _select_candidates_linear("whole numbers", whole_numbers),
     _select_candidates_linear("whole numbers, width 4096", partial(whole_numbers, width=4096)),
     _select_candidates_linear("whole numbers, width 200", partial(whole_numbers, width=200)),
-    _select_candidates_linear("a head longer than the list", partial(whole_numbers, margin=40.0)),
+    _select_candidates_linear("more candidates than the list holds", partial(whole_numbers, margin=40.0)),
     _select_candidates_linear("NaN in a row", faulty_hidden),
-    edge(
+    edge_op(
         "gather_logits, odd counts",
         odd_counts,
-        linear_ops.gathered_fused,
-        linear_ops.gathered_plain,
-        torch_floats=lambda outputs, *inputs: {"score": gathered_torch(*inputs)},
+        linear_ops.gather_logits_fused,
+        linear_ops.gather_logits_reference,
+        torch_floats=lambda outputs, *inputs: {"score": gather_logits_torch(*inputs)},
     ),
 ]
 
 
-def gathered_torch(
+def gather_logits_torch(
     hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tensor, count: torch.Tensor
 ) -> torch.Tensor:
     listed = torch.arange(token.shape[1], device=token.device) < count.unsqueeze(1)
-    return torch.where(listed, linear_ops.gathered_eager(hidden, weight, token, count), -torch.inf)
+    return torch.where(listed, linear_ops.gather_logits_eager(hidden, weight, token, count), -torch.inf)

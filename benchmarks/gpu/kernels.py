@@ -1,4 +1,4 @@
-"""The part `kernels`: every op on cold caches beside what one would use instead, and the limits of the card."""
+"""The part `kernels`: time every op with cold caches and compare it with its rivals and the limits of the card."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,7 @@ from benchmarks.gpu.timing import Bench
 from benchmarks.ops.cases import OPS, Case
 
 BY_NAME = {op.name: op for op in OPS}
-Table = dict[str, tuple[tuple[int, int], ...]]  # name of an op -> its (batch, size) pairs, the most telling first
+Table = dict[str, tuple[tuple[int, int], ...]]  # name of an op -> its (batch, size) pairs, the most informative first
 
 LOGITS = ((128, 32_000), (64, 128_256), (512, 32_000), (128, 128_256))
 SAMPLING: Table = {
@@ -26,22 +26,23 @@ SAMPLING: Table = {
 LAYERS: Table = {
     "paged_attention, 12 heads": ((128, 220), (512, 220), (1024, 220)),
     "paged_attention, 12 heads, dropout": ((512, 220), (128, 220)),
-    "paged_attention, 32 heads on 8": ((64, 330), (64, 2048)),
+    "paged_attention, 32 heads, 8 KV heads": ((64, 330), (64, 2048)),
     "add_rms_norm": ((128, 768), (512, 768), (64, 4096)),
     "rope_and_store": ((128, 12), (512, 12), (64, 32)),
     "softmax_gradient": ((768, 32_000), (4096, 32_000)),
 }
-# Keys are the first words of ops; others have DRY_SIZE.
+# Keys are the first words of the ops' names. All other ops have DRY_SIZE.
 DRY_SIZES = {"paged_attention": 40, "add_rms_norm": 64, "rope_and_store": 2}
 DRY_BATCH, DRY_SIZE = 3, 300
 
 
 def dry_pair(name: str) -> tuple[int, int]:
-    """(batch, size) of an op in a dry run."""
+    """Return (batch, size) of an op in a dry run."""
     return DRY_BATCH, DRY_SIZES.get(name.split(",")[0], DRY_SIZE)
 
 
 def cases(table: Table, dry: bool) -> dict[str, Case]:
+    """Return the cases of a table by name."""
     found = [
         Case(BY_NAME[name], torch.bfloat16, *pair)
         for name, pairs in table.items()
@@ -51,7 +52,11 @@ def cases(table: Table, dry: bool) -> dict[str, Case]:
 
 
 def time_all(context: Context, table: Table, compiled: bool = False) -> None:
-    """`compiled`: beside the eager form under torch.compile. A dry run traces it but compiles nothing."""
+    """Time every case of a table.
+
+    Args:
+        compiled: compare with the eager code under torch.compile only. A dry run traces it and compiles nothing.
+    """
     bench = Bench(context)
     context.record("note", line=bench.describe())
     for name, case in context.each(cases(table, context.dry)):

@@ -1,4 +1,4 @@
-"""The first record of a run: the card, the versions, the commit and the command line."""
+"""The first record of a run: the card, the versions, the commit, and the command line."""
 
 import importlib.metadata
 import json
@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from typing import NamedTuple
 
 from benchmarks.gpu.processes import ROOT
 from benchmarks.gpu.records import Record
@@ -23,56 +24,60 @@ if found["available"]:
     torch.ones(9, device="cuda").sum().item()
 print(json.dumps(found))
 """
-MATTERING = ("CDGEN_", "TRITON_", "CUDA_", "NVIDIA_", "PYTORCH_", "TORCH")  # variables that are recorded
-PATIENCE = 90  # seconds for the first CUDA context of a cold machine
+RECORDED_VARIABLES = ("CDGEN_", "TRITON_", "CUDA_", "NVIDIA_", "PYTORCH_", "TORCH")  # prefixes
+PROBE_TIMEOUT = 90  # seconds; the first CUDA context of a cold machine takes long
 
 
-def _run(command: list[str], timeout: float = 20, **options: object) -> tuple[str | None, str]:
-    """(what a command prints, or None if it fails or is not there; the last line of its complaint)"""
+class _Output(NamedTuple):
+    """The output of a command."""
+
+    stdout: str | None  # None if the command failed or does not exist
+    error: str  # the last line of stderr
+
+
+def _run(command: list[str], timeout: float = 20, env: dict[str, str] | None = None) -> _Output:
+    """Run a command and return its output."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=env)
     except (OSError, subprocess.SubprocessError) as error:
-        return None, str(error)
-    complaint = next(iter(done.stderr.strip().splitlines()[::-1]), "")
-    return (None if done.returncode else done.stdout.strip()), complaint
-
-
-def _printed(command: list[str]) -> str | None:
-    return _run(command)[0]
+        return _Output(None, str(error))
+    last_line = next(iter(done.stderr.strip().splitlines()[::-1]), "")
+    return _Output(None if done.returncode else done.stdout.strip(), last_line)
 
 
 def _version(package: str) -> str | None:
+    """Return the version of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def smi(card: str) -> dict[str, str] | None:
-    """What nvidia-smi says now of the card with this UUID, or of the first one if it is empty."""
-    printed = _printed(["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", f"--id={card or 0}"])
+def query_card(uuid: str) -> dict[str, str] | None:
+    """Return what nvidia-smi reports about the card with this UUID, or about the first card if `uuid` is empty."""
+    printed = _run(["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", f"--id={uuid or 0}"]).stdout
     if not printed:
         return None
     return dict(zip(QUERY.split(","), map(str.strip, printed.split(",")), strict=False))
 
 
 def machine(variables: dict[str, str]) -> Record:
-    """The machine record. torch is asked in a process of its own, since the parent imports neither torch nor Triton."""
-    printed, complaint = _run([sys.executable, "-c", PROBE], PATIENCE, env=variables)
-    found = json.loads(printed) if printed else None
+    """Return the machine record. A new process asks torch, since this one imports neither torch nor Triton."""
+    probe = _run([sys.executable, "-c", PROBE], PROBE_TIMEOUT, env=variables)
+    found = json.loads(probe.stdout) if probe.stdout else None
     uuid = (found or {}).get("uuid", "")
-    commit = _printed(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
+    commit = _run(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).stdout
     return {
         "part": "",
         "job": "",
         "kind": "machine",
-        "nvidia-smi": smi(uuid and f"GPU-{uuid.removeprefix('GPU-')}"),
+        "nvidia-smi": query_card(uuid and f"GPU-{uuid.removeprefix('GPU-')}"),
         "torch": found,
-        "probe": complaint,
+        "probe": probe.error,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": commit or "unknown",
-        "changed": bool(_printed(["git", "-C", str(ROOT), "status", "--porcelain"])) if commit else None,
-        "environment": {name: value for name, value in variables.items() if name.startswith(MATTERING)},
+        "changed": bool(_run(["git", "-C", str(ROOT), "status", "--porcelain"]).stdout) if commit else None,
+        "environment": {name: value for name, value in variables.items() if name.startswith(RECORDED_VARIABLES)},
         "command": shlex.join(sys.orig_argv),
     }

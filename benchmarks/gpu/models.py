@@ -1,4 +1,4 @@
-"""Pairs of models with random weights, made on the device: no file travels."""
+"""Models with random weights, created on the device, so that no files are needed."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from benchmarks.generation import random_llama
 
 
 class Shape(NamedTuple):
-    """A Llama's sizes."""
+    """The sizes of a Llama."""
 
     layers: int
     width: int
@@ -28,6 +28,6 @@ DRY = Shape(2, 64, 4, 128, 500, 2)
 
 
 def make(shape: Shape, seed: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """A model ready to decode. A dry run gets a tiny one, whatever the shape."""
+    """Create a model. On the CPU, in a dry run, it is tiny, whatever the shape."""
     shape = DRY if device.type == "cpu" else shape
     return random_llama(**shape._asdict(), seed=seed, device=device, dtype=dtype)

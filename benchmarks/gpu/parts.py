@@ -1,6 +1,7 @@
-"""The parts of the run and their jobs, in order of risk, with the time that each may take on an H100."""
+"""The parts of the run and their jobs, in the order in which they run, with times that they may take on an H100."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,31 +13,31 @@ class Job:
 
     part: str
     name: str
-    module: str  # holds the job's function in its table JOBS
+    module: str  # its table JOBS has the job's function
     expected: float
     limit: float
-    repeats: bool = False  # at the sizes of a dry run it does what another job does, so that a dry run leaves it out
+    skipped_in_dry_run: bool = False  # at the sizes of a dry run it would repeat another job
 
     @property
     def compiles(self) -> bool:
-        """Whether it times what torch.compile makes, which takes long and which --no-compile leaves out."""
+        """Whether the job uses torch.compile, which takes long; --no-compile skips it."""
         return self.name.endswith("compiled")
 
 
-def _part(part: str, module: str, **jobs: tuple) -> tuple[Job, ...]:
-    """`jobs`: the fields of :class:`Job` from `expected` on, by name."""
+def _part(part: str, module: str, **jobs: tuple[Any, ...]) -> tuple[Job, ...]:
+    """Return the jobs of a part, given the fields of :class:`Job` from `expected` on for each name."""
     return tuple(Job(part, name, f"benchmarks.gpu.{module}", *fields) for name, fields in jobs.items())
 
 
 _CHECK = (20, 120)
 
-PARALLEL = ("check", "end_to_end")  # parts that compile or compare with a CPU, so that jobs may run side by side
+PARALLEL = ("check", "end_to_end")  # their jobs mostly compile or compute on the CPU and may run at the same time
 
 PARTS: dict[str, tuple[Job, ...]] = {
     "check": _part(
         "check",
         "check_jobs",
-        noise=_CHECK,  # then the longest first, as several run at once
+        noise=_CHECK,  # all others: the longest first, since several run at once
         repeats=_CHECK,
         select_candidates_linear_bfloat16=_CHECK,
         select_candidates_linear_float16=(*_CHECK, True),
@@ -68,7 +69,7 @@ PARTS: dict[str, tuple[Job, ...]] = {
     "generate": _part(
         "generate",
         "generate",
-        paper_128=(12, 60),  # compiles what the others of the paper's pair find
+        paper_128=(12, 60),  # compiles the kernels that the following jobs find in the cache
         paper_512=(12, 35, True),
         paper_1024=(12, 40, True),
         llama3_64=(15, 60, True),

@@ -1,8 +1,10 @@
-"""Compile the kernels of a run for a GPU that is not at hand: python -m benchmarks.gpu.precompile [CAPABILITY]
+"""Compile the kernels of a run on a machine without a GPU.
 
-A machine with a GPU then finds them in Triton's cache instead of spending its first minutes in compilers; docs/gpu.md
-says how. The launchers are called as they would be called there, with tensors on the CPU, and stop where the kernel
-would start. What they leave in their results is arbitrary, and nothing here reads it.
+    python -m benchmarks.gpu.precompile [CAPABILITY]
+
+A machine with a GPU can then take them from Triton's cache instead of spending its first minutes in compilers; see
+docs/gpu.md. The launchers are called as in a run, but with tensors on the CPU and without starting the kernels. Their
+results are arbitrary and are not read.
 """
 
 import argparse
@@ -23,20 +25,20 @@ from benchmarks.generation import random_llama
 from benchmarks.gpu import check_jobs, graph, kernels, noise, repeats
 from benchmarks.gpu.generate import SETTINGS
 from benchmarks.gpu.models import Shape
+from benchmarks.ops.linear import output_layer
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen_kernels import registry as dispatch
-from cdgen_kernels.ops import make_sampling_tensors
+from cdgen_kernels import make_sampling_tensors, registry
 
 CPU = torch.device("cpu")
-TOKENS = (1, 8, 32, 64, 512)  # batch sizes: each tile of rows, with and without programs that share keys
+TOKENS = (1, 8, 32, 64, 512)  # batch sizes: every tile height, with and without programs that share keys
 DROPOUT, VOCAB_SIZE = 0.3, 32_000
 SMALL = (Shape(1, 256, 4, 512, 1003, 2), Shape(1, 128, 4, 256, 1003, 2))  # the models of tests/gpu
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
 
 class Driver:
-    """Stands in for Triton's driver of a GPU."""
+    """Stand in for Triton's driver of a GPU."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -53,7 +55,7 @@ class Driver:
 
 @contextmanager
 def compiling_only(capability: int) -> Iterator[set[str]]:
-    """Launches compile and return. Yields the growing set of hashes of the compiled kernels."""
+    """Make launches compile and return. Yield the hashes of the compiled kernels, a set that grows."""
     compiled: set[str] = set()
     run = triton.JITFunction.run
 
@@ -70,30 +72,35 @@ def compiling_only(capability: int) -> Iterator[set[str]]:
 
 
 def use_triton_on_cpu_tensors() -> torch.library.Library:
-    """Ops of CPU tensors call the Triton launchers as long as the result lives."""
+    """Make ops of CPU tensors call the Triton launchers, until the returned object is deleted."""
     library = torch.library.Library("cdgen", "IMPL", "CPU")
-    with mock.patch.dict(dispatch._DECISIONS, {"cpu": ("triton", "")}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it overrides what is registered, which is what is wanted
-        for name in dispatch.SCHEMAS:
-            library.impl(name, dispatch._kernel(name, "cpu"), allow_override=True)
+    with mock.patch.dict(registry._DECISIONS, {"cpu": ("triton", "")}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that registered implementations are replaced
+        for name in registry.OPS:
+            library.impl(name, registry.kernel(name, "cpu"), allow_override=True)
     return library
 
 
 def compile_ops() -> None:
-    """What the parts `check`, `kernels` and `sweep` launch with the default settings."""
+    """Compile the kernels that the parts `check`, `kernels` and `sweep` launch with the default settings."""
     found = [case for groups in check_jobs.GROUPS.values() for group in groups for case in group.cases(False).values()]
     found += [case for table in (kernels.SAMPLING, kernels.LAYERS) for case in kernels.cases(table, False).values()]
     for case in dict.fromkeys(found):
-        if case.op.name != "linear_cross_entropy":  # on the CPU it has another implementation
+        if case.op.name != "linear_cross_entropy":  # for CPU tensors it does not launch Triton kernels
             case.op.fused(*case.make(CPU))
-    noise.made_by_triton(tuple(torch.zeros(3, 1, dtype=torch.long)), 2000)
+    seed, sequence, position = torch.zeros(3, 1, dtype=torch.long)
+    noise.triton_noise((seed, sequence, position), 2000)
     for batch, width in repeats.SHAPES:
-        repeats.maxima_of_triton(*repeats.layer(batch, 300, torch.bfloat16, CPU, 0, width))
+        repeats.triton_maxima(*output_layer(batch, 300, torch.bfloat16, CPU, 0, width))
     graph.decode_step(128, 32_000, 220, CPU)[0]()
 
 
 def compile_engine(good: Shape, bad: Shape | None, dtype: torch.dtype) -> None:
-    """Prefills and steps of a pair of models. One layer is like all others, and larger vocabularies like VOCAB_SIZE."""
+    """Compile the kernels of prefills and steps of a pair of models.
+
+    Models of one layer are enough, since all layers use the same kernels. Vocabularies above VOCAB_SIZE use the same
+    kernels as VOCAB_SIZE.
+    """
 
     def make(shape: Shape, seed: int) -> PreTrainedModel:
         small = shape._replace(layers=1, vocab_size=min(shape.vocab_size, VOCAB_SIZE))
@@ -102,19 +109,23 @@ def compile_engine(good: Shape, bad: Shape | None, dtype: torch.dtype) -> None:
     lm = ContrastiveLM(make(good, 0), **({"bad": make(bad, 1)} if bad else {"dropout": DROPOUT}))
     for params in (SamplingParams(), SamplingParams(contrast_strength=0.0)):
         for tokens in TOKENS:
-            texts = PagedBackend(lm.pair, params, tokens, 64)
-            ids, row = torch.zeros(tokens, dtype=torch.long), torch.arange(tokens, dtype=torch.int32)
+            backend = PagedBackend(lm.pair, params, tokens, 64)
+            ids, cache_row = torch.zeros(tokens, dtype=torch.long), torch.arange(tokens, dtype=torch.int32)
             sampling = make_sampling_tensors(tokens)
-            outputs = texts._run(ids, ids, row, sampling.sequence)
-            texts._run(ids, ids, row, sampling.sequence, last=ids[:1])
+            outputs = backend._run(ids, ids, cache_row, sampling.sequence)
+            backend._run(ids, ids, cache_row, sampling.sequence, last=ids[:1])
             for banned in (None, torch.full((tokens, 3), -1)):
-                texts.sample(outputs, sampling, banned=banned, sync=False)
-                texts.sample(outputs, sampling, banned=banned, logprobs=True)
+                backend.sample(outputs, sampling, banned=banned, sync=False)
+                backend.sample(outputs, sampling, banned=banned, logprobs=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.gpu.precompile", description=__doc__.splitlines()[0])
-    parser.add_argument("capability", type=int, nargs="?", default=90, help="of the GPU (default: 90, Hopper)")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.gpu.precompile", description="Compile the kernels of a run on a machine without a GPU."
+    )
+    parser.add_argument(
+        "capability", type=int, nargs="?", default=90, help="compute capability of the GPU (default: 90, Hopper)"
+    )
     capability = parser.parse_args().capability
     start = time.monotonic()
     with compiling_only(capability) as compiled:

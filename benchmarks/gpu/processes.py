@@ -1,4 +1,4 @@
-"""Runs jobs as processes, so that a crash, a hang or a broken CUDA context ends one job and nothing else."""
+"""Run jobs as processes, so that a crash, a hang or a broken CUDA context ends one job and no other."""
 
 import ctypes
 import os
@@ -18,14 +18,14 @@ from benchmarks.gpu.parts import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.05  # seconds
-PATIENCE = 10  # seconds that a killed process has to disappear
-TAIL = 2000  # characters of a failed job's output that are kept
+KILL_TIMEOUT = 10  # seconds to wait for a killed process
+OUTPUT_TAIL = 2000  # characters of a failed job's output that are kept
 PR_SET_PDEATHSIG = 1  # see prctl(2)
-CHANGING = ("CDGEN_IMPL", "TRITON_INTERPRET")  # variables with which other code would be measured
+NOT_INHERITED = ("CDGEN_IMPL", "TRITON_INTERPRET")  # variables that would change which code is measured
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, however that happens: it would go on holding the GPU."""
+    """Have the operating system kill this process when its parent dies, so that it does not keep the GPU busy."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has died already
         os._exit(1)
@@ -35,12 +35,12 @@ def end_with_parent(parent: int) -> None:
 def environment() -> Iterator[tuple[dict[str, str], Path]]:
     """Environment variables for the jobs and a temporary folder to run them in.
 
-    Children can import both packages from a checkout that is not installed, and write nothing into it.
+    Jobs can import both packages from a checkout that is not installed, and write nothing to it.
     """
     with tempfile.TemporaryDirectory(prefix="cdgen-gpu-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         path = [str(ROOT / "kernels"), str(ROOT), os.environ.get("PYTHONPATH", "")]
-        inherited = {name: value for name, value in os.environ.items() if name not in CHANGING}
+        inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         yield (
             inherited
             | {
@@ -59,8 +59,8 @@ class Runner:
 
     Args:
         out: the results file.
-        seconds: budget from now on. A job that it cannot hold is dropped, by name.
-        options: command line options that every job gets.
+        seconds: time budget from now on. A job that does not fit is recorded as dropped.
+        options: command line options of every job.
         variables: environment variables of the jobs. folder: their working folder.
     """
 
@@ -75,6 +75,7 @@ class Runner:
         self._running: list[_Process] = []
 
     def run(self, jobs: Iterable[Job], at_once: int = 1) -> None:
+        """Run the jobs, up to `at_once` at the same time."""
         waiting = deque(jobs)
         try:
             while waiting or self._running:
@@ -82,21 +83,22 @@ class Runner:
                     self._start(waiting.popleft())
                 time.sleep(POLL)
                 self._running = [process for process in self._running if not self._has_ended(process)]
-        finally:  # after an interrupt too
+        finally:  # also after an interrupt
             for process in self._running:
                 process.kill()
 
     def note(self, job: Job, kind: str, **fields: object) -> None:
+        """Record what happened to a job."""
         try:
             records.append(self.out, {"part": job.part, "job": job.name, "kind": kind} | fields)
-        except OSError as error:  # a full disk must not end the run: what is printed is still worth having
+        except OSError as error:  # a full disk must not end the run: its printed lines are still useful
             print(f"{self.out}: cannot be written: {error.strerror}", flush=True)
 
     def _start(self, job: Job) -> None:
         left = self._end - time.monotonic()
         if left < job.expected:
             self.note(job, "dropped", left=round(left, 1), expected=job.expected)
-            print(f"{job.part} {job.name}: dropped, {max(left, 0):.0f} s are left", flush=True)
+            print(f"{job.part} {job.name}: dropped, only {max(left, 0):.0f} s left", flush=True)
             return
         limit = min(job.limit, left)
         self.note(job, "started", limit=limit)
@@ -106,19 +108,19 @@ class Runner:
         status = process.popen.poll()
         if status is None and time.monotonic() < process.deadline:
             return False
-        job, seconds = process.job, round(time.monotonic() - process.began, 1)
+        job, seconds = process.job, round(time.monotonic() - process.started, 1)
         if status is None:
             gone = process.kill()
             self.note(job, "timed_out", limit=process.limit, gone=gone, output=process.output())
         else:
-            process.kill()  # whatever it has left behind in its group
+            process.kill()  # other processes of its group may still run
             self.note(job, "ended", exit=status, seconds=seconds, **({"output": process.output()} if status else {}))
         done, missing = process.progress()
         if missing:
             self.note(job, "not_run", names=missing)
-        how = "timed out" if status is None else "ended" if status == 0 else f"FAILED with exit status {status}"
+        outcome = "timed out" if status is None else "ended" if status == 0 else f"FAILED with exit status {status}"
         rest = f", {len(missing)} not run" if missing else ""
-        print(f"{job.part} {job.name}: {how} after {seconds} s, {done} results{rest}", flush=True)
+        print(f"{job.part} {job.name}: {outcome} after {seconds} s, {done} results{rest}", flush=True)
         return True
 
 
@@ -128,11 +130,11 @@ class _Process:
     def __init__(self, job: Job, limit: float, runner: Runner) -> None:
         self.job, self.limit, self._out = job, limit, runner.out
         self._from = runner.out.stat().st_size
-        self._log = tempfile.TemporaryFile(dir=runner.folder)  # noqa: SIM115, it is open as long as the job
-        self.began = time.monotonic()  # the same clock in all processes of a machine
-        self.deadline = self.began + limit
+        self._log = tempfile.TemporaryFile(dir=runner.folder)  # noqa: SIM115, open until the job ends
+        self.started = time.monotonic()  # all processes of a machine share this clock
+        self.deadline = self.started + limit
         command = [sys.executable, "-m", "benchmarks.gpu.job", job.module, job.name, "--part", job.part]
-        command += ["--out", str(runner.out), "--seconds", str(limit), "--began", str(self.began), *runner.options]
+        command += ["--out", str(runner.out), "--seconds", str(limit), "--started", str(self.started), *runner.options]
         command += ["--parent", str(os.getpid())]
         self.popen = subprocess.Popen(
             command,
@@ -145,24 +147,25 @@ class _Process:
         )
 
     def kill(self) -> bool:
-        """End the whole group. Returns whether the process has gone; one that hangs in the driver may stay."""
+        """Kill the whole process group. Return whether the process is gone; one that hangs in the driver may stay."""
         with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         try:
-            self.popen.wait(PATIENCE)
+            self.popen.wait(KILL_TIMEOUT)
         except subprocess.TimeoutExpired:
             return False
         return True
 
     def output(self) -> str:
-        """The end of what the job printed."""
+        """Return the end of what the job printed."""
         size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - TAIL))
+        self._log.seek(max(0, size - OUTPUT_TAIL))
         return self._log.read().decode(errors="replace")
 
     def progress(self) -> tuple[int, list[str]]:
-        """(how many results it recorded, names that it planned and has no result of)."""
-        planned, done = [], set()
+        """Return the number of results, and the names of planned results that are missing."""
+        planned: list[str] = []
+        done: set[str] = set()
         for record in records.read(self._out, self._from):
             if (record.get("part"), record.get("job")) == (self.job.part, self.job.name):
                 planned += record["names"] if record["kind"] == "planned" else []

@@ -1,4 +1,4 @@
-"""A pytest plugin that writes one record per test as soon as it has ended, so that a crash loses none before it."""
+"""A pytest plugin that records each test as soon as it ends, so that a crash loses no earlier result."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from benchmarks.gpu import records
 from benchmarks.gpu.processes import end_with_parent
 
-# Environment variables: the results file, "part job", and "i n" to run every n-th test from number i on.
+# Names of environment variables: the results file, "part job", and "i n" to run every n-th test from number i.
 OUT, JOB, SHARD = "CDGEN_GPU_RESULTS", "CDGEN_GPU_JOB", "CDGEN_GPU_SHARD"
 _STATUS = {"passed": "ok", "failed": "failed", "skipped": "skipped"}
 
@@ -33,7 +33,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A test has up to three reports. That of the call counts, and any other that did not pass."""
+    """Record a report of a test. Of its up to three reports, those of setup and teardown count only if they failed."""
     if report.when != "call" and report.passed:
         return
     found = {"status": _STATUS[report.outcome], "took": round(report.duration, 3)}

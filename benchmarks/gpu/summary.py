@@ -1,25 +1,25 @@
-"""The table that ends a run. It is short, since a reader of a remote machine may see only the end of the output."""
+"""The table at the end of a run. It is short, since only the end of a remote machine's output may be visible."""
 
 from collections import Counter
 from collections.abc import Iterable
 
 from benchmarks.gpu.records import Record
 
-WIDTH = 118  # characters of a figure's line
-FAILURE_WIDTH = 150  # characters of a failure's line
-FIGURES = 62  # lines of figures at most
-FAILURES = 25  # lines of failures at most
+WIDTH = 118  # most characters per line of figures
+FAILURE_WIDTH = 150  # most characters per line of failures
+FIGURES = 62  # most lines of figures
+FAILURES = 25  # most lines of failures
 
 
 def has_failed(found: Iterable[Record]) -> bool:
-    """Whether anything was wrong, failed, crashed, timed out or was left undone by its job, or nothing was found."""
+    """Return whether anything was wrong, failed, crashed, timed out or was not run, or there are no results."""
     found = list(found)
     failed = any(_failure(record) is not None or record["kind"] == "not_run" for record in found)
     return failed or not any(record["kind"] == "result" for record in found)
 
 
 def _failure(record: Record) -> str | None:
-    """What went wrong, in one line, or None."""
+    """Return what went wrong, in one line, or None."""
     kind = record["kind"]
     if kind == "result" and record["status"] in ("wrong", "failed"):
         return f"{record['status']}: {record['name']}: {record.get('failure', '')}"
@@ -51,7 +51,7 @@ def _counts(records: list[Record]) -> str:
 
 
 def summary(found: list[Record]) -> str:
-    """The table, of the records of one run."""
+    """Return the table for the records of one run."""
     figures, failures, lines = 0, [], ["", "part          results"]
     for part in dict.fromkeys(record["part"] for record in found if record["part"]):
         own = [record for record in found if record["part"] == part]
@@ -68,7 +68,7 @@ def summary(found: list[Record]) -> str:
     if hidden:
         lines.append(f"... and {hidden} more lines, in the results file")
     if dropped:
-        lines.append("INCOMPLETE, dropped for want of time: " + ", ".join(dropped))
+        lines.append("INCOMPLETE, dropped for lack of time: " + ", ".join(dropped))
     lines += failures[:FAILURES]
     if len(failures) > FAILURES:
         lines.append(f"... and {len(failures) - FAILURES} more failures")

@@ -1,4 +1,4 @@
-"""The part `training`: steps of the paper's GOOD on random tokens, and the loss of the output layer."""
+"""The part `training`: train the paper's GOOD on random tokens, and time the loss of the output layer."""
 
 import statistics
 import time
@@ -12,24 +12,25 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.generation import synchronize
 from benchmarks.gpu.check import check
-from benchmarks.gpu.cold import quartiles
+from benchmarks.gpu.cold import Call, quartiles
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.generate import Memory
-from benchmarks.gpu.timing import Bench, able
+from benchmarks.gpu.timing import Bench, runnable_variants
 from benchmarks.ops import linear as linear_ops
 from benchmarks.ops.cases import OPS, Case
+from benchmarks.ops.op import Inputs, Outputs
 from cdgen.training.config import PRESETS
 from cdgen.training.model import SummedLoss, operations_per_token, parameter_groups, peak_operations, use_liger
 
 PRESET, VOCAB_SIZE, BLOCK = "paper", 32_000, 1024
-BATCH, STEPS, WARM_UP = 64, 6, 2  # blocks per step; timed steps; steps before them
+BATCH, STEPS, WARM_UP = 64, 6, 2  # blocks per step, timed steps, untimed steps before them
 DRY_PRESET, DRY_VOCAB_SIZE, DRY_BLOCK = "tiny", 500, 16
 CHUNK_ROWS = (768, 2048, 4096)
 ROWS = 8192  # tokens of the timed loss
 
 
-class Loop:
-    """What cdgen.training.trainer does in a step, in bfloat16, without files."""
+class TrainingLoop:
+    """The steps of cdgen.training.trainer, in bfloat16, without files."""
 
     def __init__(self, context: Context, micro: int) -> None:
         preset, self.vocab_size, self.block = PRESET, VOCAB_SIZE, BLOCK
@@ -52,11 +53,11 @@ class Loop:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Number of tokens per step."""
         return self.batch * self.block
 
     def step(self) -> float:
-        """Returns the mean loss."""
+        """Make one step and return the mean loss."""
         predicted, total = self.batch * (self.block - 1), torch.zeros((), device=self.device)
         for part in self.blocks.split(self.micro):
             loss = self.model(part) / predicted
@@ -69,12 +70,13 @@ class Loop:
 
 
 def steps_job(context: Context, micro: int) -> None:
+    """Time steps with micro batches of `micro` blocks."""
     name = f"micro batch {micro}"
     context.plan([name])
     with context.case(name) as found:
-        limits, memory = Bench(context).limits, Memory(context.device)  # the timer's buffer is freed
+        limits, memory = Bench(context).limits, Memory(context.device)  # the timer and its buffer are freed here
         memory.reset()
-        loop = Loop(context, micro)
+        loop = TrainingLoop(context, micro)
         losses, times = [], []
         for _ in range(WARM_UP + (1 if context.dry else STEPS)):
             synchronize(context.device)
@@ -92,41 +94,42 @@ def steps_job(context: Context, micro: int) -> None:
             "FLOP/s": operations,
             "peak bytes": memory.peak(),
         }
-        found |= {"of data sheet": peak and operations / peak, "of matmul": operations / measured}
-        if not losses[-1] < losses[0]:  # the same blocks again and again
+        found |= {"share of data sheet": peak and operations / peak, "share of matmul": operations / measured}
+        if not losses[-1] < losses[0]:  # every step uses the same blocks
             found |= {"status": "wrong", "failure": f"the loss does not fall: {losses}"}
         sheet = f", MFU {operations / peak:.1%} of the data sheet" if peak else ""
         found["line"] = f"{name}: {rate:,.0f} tokens/s{sheet}, {operations / measured:.1%} of measured products"
 
 
-def peak_of(call: Callable, inputs: tuple, memory: Memory) -> int | None:
-    """Bytes that a call adds at its highest."""
+def added_bytes(call: Call, inputs: Inputs, memory: Memory) -> int | None:
+    """Return how many bytes a call adds at its peak; None on the CPU."""
     before = memory.allocated()
     memory.reset()
     call(*inputs)
-    return None if before is None else memory.peak() - before
+    peak = memory.peak()
+    return None if before is None or peak is None else peak - before
 
 
 def loss_job(context: Context) -> None:
-    """linear_cross_entropy in chunks of several sizes, checked, beside torch's and Liger's."""
+    """Check and time linear_cross_entropy with chunks of several sizes, and the losses of torch and Liger."""
     op = next(op for op in OPS if op.name == "linear_cross_entropy")
     case = Case(op, torch.bfloat16, *((8, 300) if context.dry else (ROWS, VOCAB_SIZE)))
-    chunks = {f"chunk_rows {rows}": partial(linear_ops.training_fused, chunk_rows=rows) for rows in CHUNK_ROWS}
+    chunks = {f"chunk_rows {rows}": partial(linear_ops.cross_entropy_fused, chunk_rows=rows) for rows in CHUNK_ROWS}
     context.plan([*chunks, str(case)])
-    right = {}
+    correct = {}
     for name, call in chunks.items():
         with context.case(name) as found:
             found |= check(case, context.device, call).as_result()
         if found["status"] == "ok":
-            right[name] = call
+            correct[name] = call
     with context.case(str(case)) as found:
         bench, inputs = Bench(context), case.make(context.device)
-        rivals = {"F.cross_entropy": op.eager, "F.cross_entropy, 16-bit logits": narrow_loss, **op.rivals}
-        running, absent = able({"fused": op.fused, **right, **rivals}, inputs, context.device)
+        rivals = {"F.cross_entropy": op.eager, "F.cross_entropy, 16-bit logits": loss_on_16_bit_logits, **op.rivals}
+        running, absent = runnable_variants({"fused": op.fused, **correct, **rivals}, inputs, context.device)
         times = bench.timer.time(running, [inputs], runs=10)
         found |= bench.figures(case, times, inputs) | {"absent": absent}
         memory = Memory(context.device)
-        found["peak bytes"] = {name: peak_of(call, inputs, memory) for name, call in running.items()}
+        found["peak bytes"] = {name: added_bytes(call, inputs, memory) for name, call in running.items()}
     if found["status"] != "ok":
         return
     for name, seconds in times.items():
@@ -135,8 +138,8 @@ def loss_job(context: Context) -> None:
         context.record("note", line=f"loss, {name}: {quartiles(seconds)[1] * 1e3:.2f} ms{shown}")
 
 
-def narrow_loss(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The least that one would write: logits stay in the dtype of the states."""
+def loss_on_16_bit_logits(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> Outputs:
+    """Compute the loss in the simplest way, with logits in the dtype of the hidden states."""
     return linear_ops.gradients(functional.cross_entropy(hidden @ weight.T, target), hidden, weight)
 
 

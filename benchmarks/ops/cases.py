@@ -1,4 +1,4 @@
-"""What is compiled ahead of time and timed on a GPU: the ops, each at several sizes and dtypes."""
+"""The table of ops that are compiled ahead of time and timed on a GPU, each at several sizes and dtypes."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ OPS = SAMPLING_OPS + LINEAR_OPS + LAYER_OPS
 
 @dataclass(frozen=True)
 class Case:
+    """An op at one dtype, batch and size."""
+
     op: Op
     dtype: torch.dtype
     batch: int
@@ -27,7 +29,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every case, the most telling first."""
+    """Return every case, the most informative first."""
     return [
         Case(op, dtype, op.batches[i], op.sizes[j])
         for i in range(2)

@@ -1,4 +1,4 @@
-"""An op as the ahead-of-time table and the GPU benchmark see it, and the numbers that all ops are fed."""
+"""The description of an op that the ahead-of-time table and the GPU run share, and the logits that all ops are fed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,31 +15,48 @@ USUAL = (torch.bfloat16, torch.float32)
 ALL = (torch.bfloat16, torch.float16, torch.float32)
 
 
+def _no_flops(*inputs: Any) -> int:
+    return 0
+
+
+def _no_floats(outputs: Outputs, *inputs: Any) -> Outputs:
+    return {}
+
+
+def exact_floats(outputs: Outputs, *inputs: Any) -> Outputs:
+    """Serve as `torch_floats` of an op whose float outputs must equal the reference's exactly."""
+    return outputs
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
-    """One op, called in one way. `inputs` below are what `make` gives, and outputs are {name: tensor [B, ...]}."""
+    """One op, called in one way.
+
+    Below, `inputs` are the results of `make`, and outputs are a dict {name: tensor [B, ...]}.
+    """
 
     name: str
-    make: Callable  # (batch, size, dtype, device, seed) -> inputs, a tuple
-    fused: Callable  # (*inputs) -> outputs of the op's Triton launcher
-    plain: Callable  # (*inputs) -> outputs by the definition in cdgen_kernels.reference
-    eager: Callable  # (*inputs) -> whatever; what one would write in PyTorch
-    streams: tuple  # names, in the kernels' source, of pointers to what there is most of
-    bytes: Callable  # (*inputs) -> bytes that have to be read and written, small things left out
-    flops: Callable = lambda *inputs: 0  # (*inputs) -> multiplications and additions of matrix products
-    torch_floats: Callable = lambda outputs, *inputs: {}  # float outputs as torch computes them from such inputs
-    rivals: dict = field(default_factory=dict)  # name -> (*inputs) -> whatever
-    dtypes: tuple = USUAL
-    batches: tuple = (128, 1)
-    sizes: tuple = (128_256, 32_000)  # of the vocabulary, or what else an op has; the paper's last
-    counted: tuple = (2, 32_000)  # batch and size of the run that counts instructions
-    compiled: bool = True  # False: another entry has its kernels
+    make: Callable[..., Inputs]  # (batch, size, dtype, device, seed) -> inputs, a tuple
+    fused: Callable[..., Outputs]  # (*inputs) -> outputs of the op's Triton launcher
+    reference: Callable[..., Outputs]  # (*inputs) -> outputs by the definition in cdgen_kernels.reference
+    eager: Callable[..., Any]  # (*inputs) -> anything; the usual PyTorch code for it
+    streams: tuple[str, ...]  # names, in the kernels' source, of the pointers through which most bytes are read
+    bytes: Callable[..., int]  # (*inputs) -> bytes that must be read and written, without small tensors
+    flops: Callable[..., int] = _no_flops  # (*inputs) -> multiplications and additions of matrix products
+    torch_floats: Callable[..., Outputs] = _no_floats  # (outputs, *inputs) -> float outputs as torch computes them
+    rivals: dict[str, Callable[..., Any]] = field(default_factory=dict)  # name -> (*inputs) -> anything
+    dtypes: tuple[torch.dtype, ...] = USUAL
+    batches: tuple[int, ...] = (128, 1)
+    sizes: tuple[int, ...] = (128_256, 32_000)  # vocabulary sizes, or another size of the op; the paper's is last
+    counted: tuple[int, int] = (2, 32_000)  # batch and size of the call whose instructions are counted
+    compiled: bool = True  # False: its kernels are those of another entry
 
 
 def zipf_like(batch: int, vocab_size: int, device: torch.device, generator: torch.Generator) -> torch.Tensor:
-    """float32 [B, V]; every row is the same ranking, begun at another place, with noise of its own.
+    """Return float32 logits [B, V] whose probabilities fall roughly like 1 / rank.
 
-    The token of rank r has -log1p(r), so that alpha = 0.1 leaves a head of about 10.
+    The token of rank r has logit -log1p(r) plus noise, so that alpha = 0.1 leaves about 10 candidates. All rows share
+    one ranking, each shifted by a random number of tokens and with noise of its own.
     """
     ranks = torch.randperm(vocab_size, device=device, generator=generator)
     first = torch.randint(vocab_size, (batch, 1), device=device, generator=generator)

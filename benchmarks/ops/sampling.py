@@ -1,4 +1,4 @@
-"""`sample`, `head` and `sample_candidates` as entries for the table and the benchmark."""
+"""Table entries of `contrastive_sample`, `select_candidates` and `sample_candidates`."""
 
 import math
 from collections.abc import Callable
@@ -6,17 +6,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.ops.op import ALL, ALPHA, BFLOAT16, Inputs, Op, Outputs, zipf_like
+from benchmarks.ops.op import ALL, ALPHA, BFLOAT16, Inputs, Op, Outputs, exact_floats, zipf_like
 from benchmarks.rivals import literal_chain, strongest_torch
-from cdgen_kernels import codes, reference
-from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors, make_sampling_tensors
+from cdgen_kernels import Candidates, Samples, SamplingTensors, codes, make_sampling_tensors, reference
 
-CAPACITY = 256  # of the candidate lists
+CAPACITY = 256  # length of the candidate lists
 TOP_P = 0.95
 
 
-def sampling_inputs(has_bad: bool = True, **parameters: Any) -> Callable:
-    """make() of (GOOD's logits [B, V], BAD's or None, rows); the seed is also the seed of the noise."""
+def sampling_inputs(has_bad: bool = True, **parameters: Any) -> Callable[..., Inputs]:
+    """Return `make` of an op with inputs (GOOD's logits [B, V], BAD's or None, sampling).
+
+    The seed is also the seed of the noise.
+    """
 
     def make(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
         generator = torch.Generator(device).manual_seed(seed)
@@ -31,15 +33,17 @@ def sampling_inputs(has_bad: bool = True, **parameters: Any) -> Callable:
     return make
 
 
-def triton_sample(*arguments: Any) -> Samples:
-    from cdgen_kernels.triton import sample as triton_sample  # not at import: the definition alone needs no Triton
+def triton_contrastive_sample(*arguments: Any) -> Samples:
+    from cdgen_kernels.triton import sample as triton_sample  # imported here: the reference works without Triton
 
     return triton_sample.contrastive_sample(*arguments)
 
 
-def sampling(
-    implementation: Callable, outside: int = codes.MASK, value: float = 0.0, logprobs: bool = False
-) -> Callable:
+def sampling_call(
+    implementation: Callable[..., Samples], outside: int = codes.MASK, value: float = 0.0, logprobs: bool = False
+) -> Callable[..., Outputs]:
+    """Return a function (*inputs) -> outputs that calls an implementation of `contrastive_sample`."""
+
     def call(
         good: torch.Tensor, bad: torch.Tensor | None, sampling: SamplingTensors, banned: torch.Tensor | None = None
     ) -> Outputs:
@@ -49,11 +53,11 @@ def sampling(
     return call
 
 
-def good_once(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> int:
+def good_bytes(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> int:
     return good.nbytes
 
 
-def both_once(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> int:
+def good_and_bad_bytes(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> int:
     return good.nbytes + bad.nbytes
 
 
@@ -62,7 +66,7 @@ def contrastive_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingT
 
 
 def contrastive_strongest(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    with good.device:  # where it makes its tensors
+    with good.device:  # it creates tensors on the default device
         return strongest_torch(good, bad, ALPHA)
 
 
@@ -89,10 +93,10 @@ def top_p_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors
 
 
 def paper_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    """The paper's program: every token outside the head scores -20."""
+    """Sample as the paper's program does: tokens outside the head score -20."""
     good, bad = torch.log_softmax(good.float(), -1), torch.log_softmax(bad.float(), -1)
-    head = good >= math.log(ALPHA) + good.amax(-1, keepdim=True)
-    return torch.multinomial(torch.softmax(torch.where(head, good - bad, -20.0), -1), 1)
+    is_candidate = good >= math.log(ALPHA) + good.amax(-1, keepdim=True)
+    return torch.multinomial(torch.softmax(torch.where(is_candidate, good - bad, -20.0), -1), 1)
 
 
 def logprobs_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
@@ -101,15 +105,19 @@ def logprobs_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTens
 
 
 def sampled_floats(outputs: Outputs, good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
-    """The three log-probabilities of given tokens, float32 throughout."""
+    """Return the three log-probabilities of given tokens, computed in float32."""
     token = outputs["token"].unsqueeze(1)
     good, bad = good.float(), bad.float()
-    head = good >= good.amax(-1, keepdim=True) - sampling.margin.unsqueeze(1)
-    distributions = {"logprob": torch.where(head, good - bad, -torch.inf), "good_logprob": good, "bad_logprob": bad}
+    is_candidate = good >= good.amax(-1, keepdim=True) - sampling.margin.unsqueeze(1)
+    distributions = {
+        "logprob": torch.where(is_candidate, good - bad, -torch.inf),
+        "good_logprob": good,
+        "bad_logprob": bad,
+    }
     return {name: torch.log_softmax(x, -1).gather(1, token).squeeze(1) for name, x in distributions.items()}
 
 
-# FlashInfer samples from one distribution and knows no contrast. Its kernels take float32.
+# FlashInfer samples from one distribution, without contrast. Its kernels take float32.
 
 
 def flashinfer_ancestral(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
@@ -136,24 +144,36 @@ def flashinfer_top_p(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTe
     return flashinfer.sampling.top_p_sampling_from_probs(torch.softmax(good.float(), -1), TOP_P)
 
 
-def sample_op(name: str, eager: Callable, inputs: dict[str, Any], how: dict[str, Any], **other: Any) -> Op:
-    """`how` goes to the op: outside, value, logprobs."""
-    fused, plain = sampling(triton_sample, **how), sampling(reference.contrastive_sample, **how)
+def sample_op(
+    name: str, eager: Callable[..., Any], inputs: dict[str, Any], options: dict[str, Any], **fields: Any
+) -> Op:
+    """Return an entry of `contrastive_sample`.
+
+    Args:
+        inputs: arguments of :func:`sampling_inputs`. options: arguments of the op: outside, value, logprobs.
+        fields: further fields of :class:`Op`.
+    """
     return Op(
-        f"contrastive_sample, {name}", sampling_inputs(**inputs), fused, plain, eager, streams=("groups",), **other
+        f"contrastive_sample, {name}",
+        sampling_inputs(**inputs),
+        sampling_call(triton_contrastive_sample, **options),
+        sampling_call(reference.contrastive_sample, **options),
+        eager,
+        streams=("groups_ptr",),
+        **fields,
     )
 
 
-# ------------------------------------------------------------------------------------------- head, sample_candidates
+# ------------------------------------------------------------------------------ select_candidates, sample_candidates
 
 
-def head_plain(
+def select_candidates_reference(
     good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors, banned: torch.Tensor | None = None
 ) -> Outputs:
     return reference.select_candidates(good, sampling.margin, banned, good.shape[1], CAPACITY)._asdict()
 
 
-def head_fused(
+def select_candidates_fused(
     good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors, banned: torch.Tensor | None = None
 ) -> Outputs:
     from cdgen_kernels.triton import candidates as triton_candidates
@@ -161,19 +181,23 @@ def head_fused(
     return triton_candidates.select_candidates(good, sampling.margin, banned, good.shape[1], CAPACITY)._asdict()
 
 
-def head_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> tuple[torch.Tensor, ...]:
+def select_candidates_eager(
+    good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors
+) -> tuple[torch.Tensor, ...]:
     logit, token = good.float().topk(CAPACITY)
     inside = logit >= logit[:, :1] - sampling.margin.unsqueeze(1)
     return torch.where(inside, token, -1), torch.where(inside, logit, -torch.inf), inside.sum(1), logit[:, 0]
 
 
-def candidate_inputs(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """(the head's candidates, BAD's logits [B, V], rows)"""
+def sample_candidates_inputs(
+    batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int
+) -> Inputs:
+    """Return (candidates, BAD's logits [B, V], sampling)."""
     good, bad, sampling = sampling_inputs()(batch, vocab_size, dtype, device, seed)
     return reference.select_candidates(good, sampling.margin, None, vocab_size, CAPACITY), bad, sampling
 
 
-def sample_candidates_plain(candidates: Candidates, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
+def sample_candidates_reference(candidates: Candidates, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
     return {"token": reference.sample_candidates(candidates, bad, sampling, bad.shape[1], False, False).token}
 
 
@@ -185,11 +209,11 @@ def sample_candidates_fused(candidates: Candidates, bad: torch.Tensor, sampling:
 
 def sample_candidates_eager(candidates: Candidates, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
     score = candidates.logit - bad.gather(1, candidates.token.clamp(min=0).long())
-    at = torch.multinomial(torch.softmax(score, -1), 1)
-    return candidates.token.gather(1, at)
+    index = torch.multinomial(torch.softmax(score, -1), 1)
+    return candidates.token.gather(1, index)
 
 
-def candidates_once(candidates: Candidates, bad: torch.Tensor, sampling: SamplingTensors) -> int:
+def candidates_bytes(candidates: Candidates, bad: torch.Tensor, sampling: SamplingTensors) -> int:
     return int(candidates.count.sum()) * (4 + 4 + bad.element_size())
 
 
@@ -199,16 +223,16 @@ SAMPLING_OPS = [
         contrastive_eager,
         {},
         {},
-        bytes=good_once,
+        bytes=good_bytes,
         rivals={"strongest eager": contrastive_strongest},
         dtypes=ALL,
     ),
     sample_op(
-        "head alone (min-p)",
+        "min-p",
         min_p_eager,
         dict(has_bad=False),
         {},
-        bytes=good_once,
+        bytes=good_bytes,
         rivals={"FlashInfer": flashinfer_min_p},
         dtypes=BFLOAT16,
     ),
@@ -217,7 +241,7 @@ SAMPLING_OPS = [
         ancestral_eager,
         dict(has_bad=False, alpha=0),
         {},
-        bytes=good_once,
+        bytes=good_bytes,
         rivals={"FlashInfer": flashinfer_ancestral},
         dtypes=BFLOAT16,
     ),
@@ -226,7 +250,7 @@ SAMPLING_OPS = [
         top_k_top_p_eager,
         dict(has_bad=False, alpha=0, top_k=40, top_p=0.9),
         {},
-        bytes=good_once,
+        bytes=good_bytes,
         rivals={"FlashInfer": flashinfer_top_k_top_p},
         dtypes=BFLOAT16,
     ),
@@ -235,7 +259,7 @@ SAMPLING_OPS = [
         top_p_eager,
         dict(has_bad=False, alpha=0, top_p=TOP_P),
         {},
-        bytes=good_once,
+        bytes=good_bytes,
         rivals={"FlashInfer": flashinfer_top_p},
         dtypes=BFLOAT16,
         compiled=False,
@@ -245,35 +269,35 @@ SAMPLING_OPS = [
         logprobs_eager,
         {},
         dict(logprobs=True),
-        bytes=both_once,
+        bytes=good_and_bad_bytes,
         torch_floats=sampled_floats,
         dtypes=BFLOAT16,
     ),
     sample_op(
-        "outside the head -20",
+        "outside_head -20",
         paper_eager,
         {},
         dict(outside=codes.CONSTANT, value=-20.0),
-        bytes=both_once,
+        bytes=good_and_bad_bytes,
         dtypes=BFLOAT16,
     ),
     Op(
         "select_candidates",
         sampling_inputs(has_bad=False),
-        head_fused,
-        head_plain,
-        head_eager,
-        streams=("groups",),
-        bytes=good_once,
-        torch_floats=lambda outputs, *inputs: outputs,  # no arithmetic: nothing may be lost
+        select_candidates_fused,
+        select_candidates_reference,
+        select_candidates_eager,
+        streams=("groups_ptr",),
+        bytes=good_bytes,
+        torch_floats=exact_floats,
     ),
     Op(
         "sample_candidates",
-        candidate_inputs,
+        sample_candidates_inputs,
         sample_candidates_fused,
-        sample_candidates_plain,
+        sample_candidates_reference,
         sample_candidates_eager,
         streams=(),
-        bytes=candidates_once,
+        bytes=candidates_bytes,
     ),
 ]

@@ -1,4 +1,4 @@
-"""The command line: argument parsing, printing and exit codes, one file per command. Nothing else knows flags."""
+"""The command line: argument parsing, printing and exit codes, one file per command. No other package knows flags."""
 
 from cdgen.cli.app import main
 

@@ -1,43 +1,69 @@
-"""The command `cdgen`: the parser of all commands, and what becomes of their errors."""
+"""The command `cdgen`: the parser with all commands, and the exit codes of errors."""
 
 import logging
 import sys
+from collections.abc import Sequence
 
 from cdgen import __version__
 from cdgen.cli import demo, generate, info, models, plan, prepare, run, tokenizer, train
 from cdgen.cli.parser import Parser
 from cdgen.errors import CorpusError, InputError
 
+COMMANDS = (generate, prepare, tokenizer, train, models, run, plan, demo, info)
+DESCRIPTION = """\
+Fast contrastive decoding with two language models, and a pipeline that turns it
+into synthetic training corpora."""
+# Library arguments that error messages recommend, and the command-line options that replace them in the message.
+OPTIONS = {
+    "resume=False": "--no-resume",
+    "overwrite=True": "--overwrite",
+    "data=FOLDER": "--data FOLDER",
+    "read_seeds(field=NAME)": "--seed-field NAME",
+}
 
-def build_parser():
-    parser = Parser(prog="cdgen", description="Contrastive decoding with two language models, and corpora from them.")
-    parser.add_argument("--version", action="version", version=f"cdgen {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (generate, prepare, tokenizer, train, models):
+
+def build_parser() -> Parser:
+    """Return the parser of the whole command line; parsed arguments hold it as `parser`."""
+    parser = Parser(
+        prog="cdgen", description=DESCRIPTION, epilog="Run 'cdgen COMMAND --help' for the options of a command."
+    )
+    version = f"cdgen {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="print the version and exit")
+    commands = parser.add_subparsers(
+        dest="command", required=True, title="commands", metavar="COMMAND", parser_class=Parser
+    )
+    for command in COMMANDS:
         command.add(commands)
-    run.add(commands, parser)
-    for command in (plan, demo, info):
-        command.add(commands)
+    parser.set_defaults(parser=parser)
     return parser
 
 
-def main(argv=None):
-    """Run the command line; returns the exit code: 0, 1 (folder or disk), 2 (what was asked for), 130 (Ctrl-C)."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; None for those of this process.
+    Returns:
+        The exit code: 0 for success, 1 for a folder or disk that cannot be used, 2 for a request that cannot be
+        carried out, 130 after Ctrl-C. `cdgen train` returns 128 + the number of the signal that stopped it.
+    """
     logging.basicConfig(format="cdgen: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         args = build_parser().parse_args(argv)
-        return args.handler(args)
+        return int(args.handler(args))
     except InputError as error:
-        return _fail(error, 2)
+        return _fail(str(error), 2)
     except CorpusError as error:
-        return _fail(error, 1)
-    except OSError as error:  # a file that is there and cannot be read
+        return _fail(str(error), 1)
+    except OSError as error:  # a file that exists but cannot be read or written
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        print("cdgen: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        print("cdgen: interrupted; finished work is kept, rerun the same command to resume", file=sys.stderr)
         return 130
 
 
-def _fail(error, code):
-    print(f"cdgen: error: {' '.join(str(error).split())}", file=sys.stderr)
+def _fail(message: str, code: int) -> int:
+    for argument, option in OPTIONS.items():
+        message = message.replace(argument, option)
+    print(f"cdgen: error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -1,77 +1,108 @@
-"""The command `cdgen generate`. Imports no torch until it runs."""
+"""The command `cdgen generate`. Imports torch only when it runs."""
 
 import argparse
 import logging
+from typing import Any
 
-from cdgen.cli.parser import add_model_options, load_ops
+from cdgen.cli.parser import Commands, add_command, add_model_options, add_quiet, add_switch, load_ops
 from cdgen.cli.sampling import add_sampling, sampling_params
 from cdgen.errors import InputError
 
-PREFIX_TOKENS = 20  # of a chunk of a document: the paper's prefix
+PREFIX_TOKENS = 20  # length of a chunk's prefix in the paper, arXiv 2510.08245
+
+DESCRIPTION = """\
+Continue every seed and write the documents to a corpus folder. Rerun the same
+command after an interruption: it resumes, without duplicate or missing rows."""
+
+EPILOG = """\
+examples:
+  cdgen generate --good run@best --bad run@500 --seeds prompts.txt --out corpus
+  cdgen generate --good path/to/good --bad dropout:0.3 --seeds prompts.txt --out corpus --n 8
+  cdgen generate --good path/to/good --method top_p --seeds book.txt --chunk-words 100 --out corpus"""
 
 
-def add(commands):
-    """Add the command to the command line's subparsers."""
-    parser = commands.add_parser(
-        "generate", help="write a corpus", description="Continue every seed and write a corpus."
+def add(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "generate",
+        run,
+        summary="write a synthetic corpus by continuing seeds",
+        usage="%(prog)s --good MODEL [--bad MODEL] --seeds PATH ... --out FOLDER [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
     )
     models = add_model_options(parser)
-    models.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    models.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"
+    )
     models.add_argument(
         "--kv-cache-gb",
         type=float,
         metavar="X",
-        help="cache budget of both models, in GB (default: enough for the batch, on a GPU at most 90 %% of the free "
-        "memory)",
+        help="memory for the KV caches of both models, in 10^9 bytes (default: enough for the batch, on a GPU at most "
+        "90 %% of the free memory)",
     )
+    _add_seeds(parser)
+    _add_output(parser)
+    add_sampling(parser)
+
+
+def _add_seeds(parser: argparse.ArgumentParser) -> None:
     seeds = parser.add_argument_group("seeds")
     seeds.add_argument(
         "--seeds",
         required=True,
         nargs="+",
         metavar="PATH",
-        help=".txt (a prompt a line), .jsonl, .jsonl.gz, .parquet, datasets folder",
+        help="texts to continue: .txt (one prompt per line), .jsonl, .jsonl.gz, .parquet, or a datasets folder",
     )
     seeds.add_argument(
-        "--seed-field", default="text", metavar="NAME", help="of records: the field with the text (default: text)"
+        "--seed-field", default="text", metavar="NAME", help="field of each record that holds the text (default: text)"
     )
     seeds.add_argument(
         "--prefix-tokens",
         type=int,
         metavar="N",
-        help="keep a seed's first N tokens (default: 20 with --chunk-words, else all)",
+        help="keep only the first N tokens of each seed (default: 20 with --chunk-words, otherwise all)",
     )
     seeds.add_argument(
         "--chunk-words",
         type=int,
         metavar="N",
-        help="cut documents into chunks of N words or more; a .txt is one document",
+        help="cut documents into chunks of at least N words, each of which is a seed; a .txt file is then one document",
     )
-    corpus = parser.add_argument_group("corpus")
-    corpus.add_argument("--out", required=True, metavar="FOLDER", help="where the corpus goes")
-    corpus.add_argument(
-        "--shard-size", type=int, default=1000, metavar="N", help="documents of a shard (default: 1000)"
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", required=True, metavar="FOLDER", help="folder of the corpus")
+    output.add_argument("--shard-size", type=int, default=1000, metavar="N", help="documents per shard (default: 1000)")
+    output.add_argument(
+        "--format",
+        choices=("parquet", "jsonl.gz"),
+        default="parquet",
+        help="file format of the shards (default: parquet)",
     )
-    corpus.add_argument(
-        "--format", choices=("parquet", "jsonl.gz"), default="parquet", help="of the shards (default: parquet)"
+    output.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="sequences decoded at the same time (default: 64)"
     )
-    corpus.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts decoded together (default: 64)")
-    corpus.add_argument(
-        "--split-documents", action="store_true", help="also write the texts cut at start and end of text"
+    output.add_argument(
+        "--split-documents",
+        action="store_true",
+        help="also cut the texts at their start-of-text and end-of-text tokens, and write the pieces to files "
+        "named documents-*",
     )
-    corpus.add_argument(
+    add_switch(
+        output,
         "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="go on with what is in the folder (default), or write it anew",
+        help="resume the corpus in the folder, or delete it and start over (default: --resume)",
     )
-    corpus.add_argument("--quiet", action="store_true", help="no progress")
-    add_sampling(parser)
-    parser.set_defaults(handler=run)
+    add_quiet(output)
 
 
-def run(args):
-    """Load models and seeds, write the corpus, say where it is."""
+def run(args: argparse.Namespace) -> int:
+    """Load models and seeds, write the corpus, and print a summary; return the exit code."""
     params = sampling_params(args)
     load_ops()
     from cdgen.corpus.seeds import read_seeds
@@ -84,9 +115,10 @@ def run(args):
     bad = parse_bad(args.bad) if args.bad else {}
     if params.contrast_strength and not bad:
         raise InputError(
-            f"--bad is missing: the method {params.method} contrasts GOOD with it; or use --method ancestral"
+            f"--bad is required for the method {params.method}; "
+            "give one, or choose a method without contrast, such as --method ancestral"
         )
-    prefix = PREFIX_TOKENS if args.prefix_tokens is None and args.chunk_words is not None else args.prefix_tokens
+    reading = _reading(args)
     with OutputFolder(args.out) as folder:
         lm = ContrastiveLM(
             args.good,
@@ -98,10 +130,9 @@ def run(args):
             kv_cache_dtype=args.kv_cache_dtype,
             kv_cache_memory_bytes=args.kv_cache_gb and int(args.kv_cache_gb * 1e9),
         )
-        reading = {"field": args.seed_field, "prefix_tokens": prefix, "chunk_words": args.chunk_words}
         seeds, dropped = read_seeds(args.seeds, lm.prompt_ids, **reading)
         if dropped:
-            logging.getLogger("cdgen").warning("%d empty or too short seeds left out", dropped)
+            logging.getLogger("cdgen").warning("left out %d seeds that are empty or too short", dropped)
         progress = choose(args.quiet)
         try:
             manifest, written = write_corpus(
@@ -118,11 +149,19 @@ def run(args):
             )
         finally:
             progress.close()
-    counts = manifest["counts"]
     if not args.quiet:
-        state = f"{written} shards written" if written else "complete already, nothing to do"
-        print(
-            f"{args.out}: {state}; {counts['documents']} documents, {counts['new_tokens']} new tokens "
-            f"in {counts['shards']} shards"
-        )
+        print(_summary(args.out, manifest["counts"], written))
     return 0
+
+
+def _reading(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of `read_seeds`; the manifest records them."""
+    prefix = args.prefix_tokens
+    if prefix is None and args.chunk_words is not None:
+        prefix = PREFIX_TOKENS
+    return {"field": args.seed_field, "prefix_tokens": prefix, "chunk_words": args.chunk_words}
+
+
+def _summary(out: str, counts: dict[str, int], written: int) -> str:
+    state = f"wrote {written} of {counts['shards']} shards" if written else "already complete, nothing to do"
+    return f"{out}: {state}; {counts['documents']} documents, {counts['new_tokens']} new tokens"

@@ -1,15 +1,28 @@
-"""The command `cdgen info`. Imports no torch until it runs."""
+"""The command `cdgen info`. Imports torch only when it runs."""
 
-from cdgen.cli.parser import load_ops
+import argparse
+
+from cdgen.cli.parser import Commands, add_command, load_ops
+
+DESCRIPTION = """\
+Print versions, devices, which implementation of the ops is used on each device
+and why, and the cache folder."""
 
 
-def add(commands):
-    """Add the command to the command line's subparsers."""
-    commands.add_parser("info", help="what would run here, and why").set_defaults(handler=run)
+def add(commands: Commands) -> None:
+    """Add the command to the command line."""
+    add_command(
+        commands,
+        "info",
+        run,
+        summary="show versions, devices and the implementation in use",
+        usage="%(prog)s",
+        description=DESCRIPTION,
+    )
 
 
-def run(args):
-    """Print versions, devices, and which implementation of the ops would run, and why; returns the exit code."""
+def run(args: argparse.Namespace) -> int:
+    """Print what is installed and what would be used; return the exit code."""
     load_ops()
     from cdgen.environment import report
 

@@ -1,17 +1,38 @@
 """The command `cdgen models`. Imports no torch."""
 
+import argparse
 
-def add(commands):
-    """Add the command to the command line's subparsers."""
-    parser = commands.add_parser("models", help="the checkpoints of a training run")
-    actions = parser.add_subparsers(required=True, metavar="ACTION", parser_class=type(parser))
-    ls = actions.add_parser("ls", help="steps, losses and perplexities, and which is best and latest")
-    ls.add_argument("folder", metavar="RUN", help="the folder of a run")
-    ls.set_defaults(handler=run_ls)
+from cdgen.cli.parser import Commands, Parser, add_command
+
+LS_DESCRIPTION = """\
+List the checkpoints of a training run with their loss and perplexity, and mark
+the best and the latest. RUN@best, RUN@latest and RUN@STEP name a checkpoint
+wherever a command takes a model."""
 
 
-def run_ls(args):
-    """Print a line for every checkpoint."""
+def add(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "models",
+        help="list the checkpoints of a training run",
+        description="Work with the checkpoints of a training run.",
+        epilog="Run 'cdgen models ls --help' for its options.",
+    )
+    actions = parser.add_subparsers(required=True, title="commands", metavar="COMMAND", parser_class=Parser)
+    ls = add_command(
+        actions,
+        "ls",
+        run,
+        summary="list checkpoints with their loss and perplexity",
+        usage="%(prog)s RUN",
+        description=LS_DESCRIPTION,
+        epilog="example:\n  cdgen models ls run",
+    )
+    ls.add_argument_group("input").add_argument("folder", metavar="RUN", help="folder of a training run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line per checkpoint; return the exit code."""
     from cdgen.storage import runs
 
     for line in runs.table(args.folder):

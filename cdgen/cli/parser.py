@@ -1,35 +1,109 @@
 """The argument parser, and options that several commands share."""
 
 import argparse
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
 
 from cdgen.errors import InputError
 
+# What `add_subparsers` returns, and what a command adds itself to.
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Align the help of every command at the same column, and keep the line breaks of descriptions and examples."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+        self._action_max_length = 26
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Wrap a help text, but neither inside an option's name nor between "(default:" and a one-word value."""
+        joined = re.sub(r"\(default: (?=\S+\)$)", "(default:\xa0", " ".join(text.split()))
+        return [line.replace("\xa0", " ") for line in textwrap.wrap(joined, width, break_on_hyphens=False)]
+
 
 class Parser(argparse.ArgumentParser):
-    """Raises InputError where argparse would print its usage and exit, so that every error is one line alike."""
+    """Raise InputError instead of printing the usage and exiting, so that every error is a single line."""
 
-    def error(self, message):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error of a bad command line.
+
+        Raises:
+            InputError: always.
+        """
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-def add_model_options(parser):
+def add_command(
+    commands: Commands, name: str, handler: Callable[[argparse.Namespace], int], *, summary: str, **options: Any
+) -> Parser:
+    """Add a command to a parser.
+
+    Args:
+        commands: the subparsers that the command is added to.
+        name: name of the command.
+        handler: carries out the command with its parsed arguments and returns the exit code.
+        summary: one line for the list of commands.
+        options: further arguments of :class:`Parser`.
+    Returns:
+        The command's own parser.
+    """
+    parser = commands.add_parser(name, help=summary, **options)
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that choose GOOD, BAD and their dtypes; return their group."""
     models = parser.add_argument_group("models")
-    models.add_argument("--good", required=True, help="a folder, a GGUF file, or a hub name")
     models.add_argument(
-        "--bad", help="the same, or dropout:0.3, or layers:12 (GOOD itself, changed); none for plain sampling"
+        "--good",
+        required=True,
+        metavar="MODEL",
+        help="a safetensors folder, a GGUF file, a hub name, or a checkpoint of a training run, such as run@best",
+    )
+    models.add_argument(
+        "--bad",
+        metavar="MODEL",
+        help="like --good; or dropout:X for GOOD with attention dropout X, or layers:N for GOOD's first N layers; "
+        "omit it for methods without contrast",
     )
     models.add_argument(
         "--dtype",
-        help="float32, bfloat16 or float16 (default: float32 on the CPU; on a GPU the checkpoint's 16-bit dtype, "
+        metavar="DTYPE",
+        help="float32, bfloat16 or float16 (default: float32 on CPUs; on GPUs the checkpoint's 16-bit dtype, "
         "otherwise bfloat16)",
     )
-    models.add_argument("--kv-cache-dtype", metavar="DTYPE", help="dtype of the cache (default: that of the models)")
+    models.add_argument("--kv-cache-dtype", metavar="DTYPE", help="dtype of the KV cache (default: same as --dtype)")
     models.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
     return models
 
 
-def load_ops():
-    """Import the ops, slow as torch is; what they find wrong with CDGEN_IMPL is the user's to mend."""
+def add_switch(group: argparse._ActionsContainer, flag: str, *, help: str, default: bool | str = True) -> None:
+    """Add `--flag` and `--no-flag`.
+
+    The help text is set afterwards, because some Python versions append the default to one that is passed in.
+    """
+    group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default).help = help
+
+
+def add_quiet(group: argparse._ActionsContainer) -> None:
+    """Add `--quiet`."""
+    group.add_argument("--quiet", action="store_true", help="print only warnings and errors")
+
+
+def load_ops() -> None:
+    """Import the ops, which loads torch.
+
+    Raises:
+        InputError: CDGEN_IMPL has a bad value.
+    """
     try:
         import cdgen_kernels.ops  # noqa: F401
     except ValueError as error:

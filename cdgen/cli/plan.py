@@ -1,37 +1,86 @@
-"""The command `cdgen plan`. Imports no torch until it runs."""
+"""The command `cdgen plan`. Imports torch only when it runs."""
 
 import argparse
 
-from cdgen.cli.parser import add_model_options, load_ops
+from cdgen.cli.parser import Commands, add_command, add_model_options, add_switch, load_ops
+
+DESCRIPTION = """\
+Before generating a corpus, estimate the largest batch that fits, the memory it
+takes, and the shortest possible time of a decoding step and of the whole corpus.
+The times are lower bounds from memory bandwidth and arithmetic (the roofline
+model), not measurements."""
+
+EPILOG = """\
+example:
+  cdgen plan --good path/to/good --bad path/to/bad --gpu h100 --tokens 100e6"""
 
 
-def add(commands):
-    """Add the command to the command line's subparsers."""
-    parser = commands.add_parser(
+def add(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
         "plan",
-        help="what fits, and how long it takes at best",
-        description="The batch that fits, memory by part, and the time of a step and of a corpus from the roofline.",
+        run,
+        summary="estimate memory and time before generating",
+        usage="%(prog)s --good MODEL [--bad MODEL] --gpu NAME [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
     )
     add_model_options(parser)
-    job = parser.add_argument_group("what is to be written, and where")
-    job.add_argument("--gpu", required=True, choices=("a100", "h100", "h200", "b200", "cpu"), help="cpu: this one")
-    job.add_argument("--tokens", type=float, default=100e6, metavar="N", help="new tokens in all (default: 100e6)")
-    job.add_argument("--prompt-tokens", type=int, default=20, metavar="N", help="of a prompt (default: 20)")
-    job.add_argument("--max-tokens", type=int, default=400, metavar="N", help="new tokens of a text (default: 400)")
-    job.add_argument("--n", type=int, default=8, metavar="N", help="texts of each prompt (default: 8)")
-    job.add_argument("--batch-size", type=int, default=512, metavar="N", help="texts at most at once (default: 512)")
-    job.add_argument("--memory-gb", type=float, metavar="X", help="to use, 10^9 bytes (default: 90 %% of all)")
-    job.add_argument(
-        "--run", action=argparse.BooleanOptionalAction, default=True, help="with --gpu cpu: a short real run beside it"
+    machine = parser.add_argument_group("machine")
+    gpus = ("a100", "h100", "h200", "b200", "cpu")
+    machine.add_argument(
+        "--gpu",
+        required=True,
+        choices=gpus,
+        metavar="NAME",
+        help=f"{', '.join(gpus[:-1])}, or cpu for this machine's CPU",
     )
-    parser.set_defaults(handler=run)
+    machine.add_argument(
+        "--memory-gb", type=float, metavar="X", help="memory to use, in 10^9 bytes (default: 90 %% of the machine's)"
+    )
+    add_switch(
+        machine, "--run", help="with --gpu cpu, also time a few real decoding steps and compare (default: --run)"
+    )
+    corpus = parser.add_argument_group("corpus")
+    corpus.add_argument("--tokens", type=float, default=100e6, metavar="N", help="total new tokens (default: 100e6)")
+    corpus.add_argument("--prompt-tokens", type=int, default=20, metavar="N", help="tokens per prompt (default: 20)")
+    corpus.add_argument(
+        "--max-tokens", type=int, default=400, metavar="N", help="new tokens per continuation (default: 400)"
+    )
+    corpus.add_argument("--n", type=int, default=8, metavar="N", help="continuations per prompt (default: 8)")
+    corpus.add_argument(
+        "--batch-size",
+        type=int,
+        default=512,
+        metavar="N",
+        help="largest number of sequences decoded at the same time (default: 512)",
+    )
 
 
-def run(args):
-    """Print what fits and how long it takes."""
+def run(args: argparse.Namespace) -> int:
+    """Print the estimate; return the exit code."""
     load_ops()
-    from cdgen.engine.plan import plan
+    from cdgen.engine.llm import ContrastiveLM
+    from cdgen.engine.plan import Job, measured_rate, plan
+    from cdgen.models.bad import parse_bad
 
-    for line in plan(args):
+    estimate = plan(
+        args.good,
+        args.bad,
+        Job(args.tokens, args.prompt_tokens, args.max_tokens, args.n),
+        args.gpu,
+        max_num_seqs=args.batch_size,
+        memory_bytes=args.memory_gb * 1e9 if args.memory_gb else None,
+        dtype=args.dtype,
+        kv_cache_dtype=args.kv_cache_dtype,
+        trust_remote_code=args.trust_remote_code,
+    )
+    for line in estimate.lines():
         print(line)
+    if args.gpu == "cpu" and args.run:
+        bad = parse_bad(args.bad) if args.bad else {}
+        lm = ContrastiveLM(args.good, **bad, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, device="cpu")
+        rate = measured_rate(lm, estimate.batch, estimate.job)
+        print(f"measured over a few steps: {rate:,.0f} tokens/s, {rate / estimate.rate:.0%} of the bound")
     return 0

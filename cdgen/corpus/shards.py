@@ -1,42 +1,45 @@
-"""Rows of a corpus as Parquet or JSON lines, the same bytes for the same rows; and documents cut out of them."""
+"""Encode the rows of a corpus as Parquet or JSON lines, with the same bytes for the same rows; split token ids."""
 
 import gzip
 import io
 import json
+from collections.abc import Iterable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROW = pa.schema(
     {
-        "text": pa.string(),  # prompt and continuation: the document
-        "token_ids": pa.list_(pa.int32()),  # of both, everything drawn
-        "prompt_length": pa.int32(),  # tokens
+        "text": pa.string(),  # the document: prompt and continuation
+        "token_ids": pa.list_(pa.int32()),  # tokens of prompt and continuation
+        "prompt_length": pa.int32(),  # number of tokens in the prompt
         "seed_id": pa.string(),
         "continuation": pa.int32(),  # 0 .. n - 1
         "finish_reason": pa.string(),  # "stop" or "length"
     }
 )
-LOGPROBS = ("logprob", "good_logprob", "bad_logprob")  # of the tokens drawn, where they were asked for
+LOGPROBS = ("logprob", "good_logprob", "bad_logprob")  # optional columns: a value for each token of the continuation
 ROW_WITH_LOGPROBS = pa.schema([*ROW, *(pa.field(name, pa.list_(pa.float32())) for name in LOGPROBS)])
 DOCUMENT = pa.schema({"seed_id": pa.string(), "continuation": pa.int32(), "document": pa.int32(), "text": pa.string()})
 
 FORMATS = {"parquet": ".parquet", "jsonl.gz": ".jsonl.gz"}
 
 
-def encode(rows, schema, format):
-    """Bytes of a file with these rows (dicts with the keys of `schema`); format "parquet" or "jsonl.gz"."""
+def encode(rows: list[dict[str, Any]], schema: pa.Schema, format: str) -> bytes:
+    """Return a file's content; format is "parquet" or "jsonl.gz", and rows have the keys of `schema`."""
     if format == "jsonl.gz":
         lines = (json.dumps({key: row[key] for key in schema.names}, ensure_ascii=False) for row in rows)
-        return gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)  # no time of day in the header
+        return gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)  # no timestamp in the header
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def split_at(ids, marks):
-    """Cut a list of token ids at every id in the set `marks`; marks and empty pieces are left out."""
-    pieces, piece = [], []
+def split_at(ids: Iterable[int], marks: set[int | None]) -> list[list[int]]:
+    """Cut token ids at every id that is in `marks`; leave out marks and empty pieces."""
+    pieces: list[list[int]] = []
+    piece: list[int] = []
     for token in ids:
         if token in marks:
             pieces.append(piece)

@@ -1,11 +1,11 @@
-"""The decode step as CUDA graphs: recorded for each of a few batch sizes, replayed without Python between kernels."""
+"""The decode step as CUDA graphs: captured for a few batch sizes, replayed without Python between the kernels."""
 
 from collections import defaultdict
 from collections.abc import Callable
 
 import torch
 
-from cdgen_kernels.ops import SamplingTensors
+from cdgen_kernels import SamplingTensors
 
 Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, SamplingTensors], torch.Tensor]
 
@@ -18,7 +18,7 @@ def take_stream(device: torch.device) -> torch.cuda.Stream:
     Streams are reused because torch keeps a cuBLAS workspace of up to 32 MiB for each stream that it has seen.
     """
     spare = _spare_streams[device]
-    return spare.pop(0) if spare else torch.cuda.Stream(device)  # oldest first, so that each keeps its role
+    return spare.pop(0) if spare else torch.cuda.Stream(device)  # the oldest, so that each keeps its role
 
 
 def give_back_stream(stream: torch.cuda.Stream) -> None:
@@ -34,8 +34,8 @@ class StepGraphs:
     captured on it is destroyed, while other graphs still write to that workspace.
 
     Args:
-        largest: greatest number of rows.
-        device: a device of type cuda, with its index.
+        largest: greatest batch size.
+        device: a CUDA device, with its index.
     """
 
     def __init__(self, largest: int, device: torch.device) -> None:
@@ -52,21 +52,27 @@ class StepGraphs:
         sampling: SamplingTensors,
         count: int,
     ) -> torch.Tensor:
-        """Tokens int64 [count, A] of `count` steps.
+        """Run `count` steps.
 
         Args:
-            step: function (ids, position int64 [A], row int32 [A], rows) -> int64 [A], the tokens drawn, on device
-                tensors alone. A row below 0 is unused. Every call must pass the same function.
-            ids, position, row, rows: arguments of the first step.
+            step: function (ids, position, cache_row, sampling) -> token, int64 [A], on device tensors alone. Rows with
+                a cache row below 0 are unused. Every call must pass the same function.
+            ids: int64 [A], the tokens that the first step reads.
+            position: int64 [A], their positions.
+            cache_row: int32 [A], their rows of the page table.
+            sampling: sampling parameters of the first step.
+            count: number of steps.
+        Returns:
+            the tokens drawn, int64 [count, A].
         """
-        size = min(self._largest, 1 << (len(ids) - 1).bit_length())  # powers of two: few graphs, and at most half idle
+        size = min(self._largest, 1 << (len(ids) - 1).bit_length())  # powers of two: few graphs, at most half unused
         with torch.cuda.device(self._device):
             if size not in self._graphs:
                 self._graphs[size] = _Graph(step, size, sampling, self._stream, self._pool)
             return self._graphs[size](ids, position, cache_row, sampling, count)
 
     def close(self) -> None:
-        """Destroy all graphs and free their memory; nothing may be called afterwards."""
+        """Destroy all graphs and free their memory; the instance cannot be used afterwards."""
         try:
             if self._graphs:
                 torch.cuda.synchronize(self._device)  # replays may still be running after an error
@@ -81,12 +87,17 @@ class _Graph:
     """The graph of one batch size. It does not refer to the step, because the step's owner holds this graph."""
 
     def __init__(
-        self, step: Step, size: int, sampling: SamplingTensors, stream: torch.cuda.Stream, pool: tuple[int, int]
+        self,
+        step: Step,
+        size: int,
+        sampling: SamplingTensors,
+        stream: torch.cuda.Stream,
+        pool: "torch.cuda._POOL_HANDLE",
     ) -> None:
         device = sampling.margin.device
         self.ids, self.position = torch.zeros(2, size, dtype=torch.long, device=device).unbind()
         self.cache_row = torch.full((size,), -1, dtype=torch.int32, device=device)
-        self.rows = SamplingTensors(*(x[:1].repeat(size) for x in sampling))
+        self.sampling = SamplingTensors(*(x[:1].repeat(size) for x in sampling))
         self.graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -97,9 +108,9 @@ class _Graph:
             self.token = self._advance(step)
 
     def _advance(self, step: Step) -> torch.Tensor:
-        """A step, and what the next one needs; returns the tokens drawn, int64 [size]."""
-        token = step(self.ids, self.position, self.cache_row, self.rows)
-        self.ids.copy_(token.clamp(min=0))  # a fault is no token to read
+        """Run a step and prepare the next one; return the tokens drawn, int64 [size]."""
+        token = step(self.ids, self.position, self.cache_row, self.sampling)
+        self.ids.copy_(token.clamp(min=0))  # a fault code cannot be read as a token
         self.position.add_(1)
         return token
 
@@ -108,12 +119,12 @@ class _Graph:
     ) -> torch.Tensor:
         live = len(ids)
         self.cache_row.fill_(-1)
-        self.position.zero_()  # unused rows advance too, and would leave their tables
+        self.position.zero_()  # unused rows advance too, and would run out of their tables
         for own, given in (
             (self.ids, ids),
             (self.position, position),
             (self.cache_row, cache_row),
-            *zip(self.rows, sampling, strict=True),
+            *zip(self.sampling, sampling, strict=True),
         ):
             own[:live] = given
         drawn = []

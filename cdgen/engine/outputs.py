@@ -1,4 +1,4 @@
-"""What generate() returns; names as in vLLM."""
+"""The results of `ContrastiveLM.generate`, with the names that vLLM uses."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,30 +7,44 @@ from typing import NamedTuple
 class TokenLogprobs(NamedTuple):
     """Natural log-probabilities of one drawn token."""
 
-    logprob: float  # under the distribution it was drawn from
-    good: float  # under plain GOOD
-    bad: float | None  # under plain BAD; None where BAD was not run
+    logprob: float  # under the distribution from which it was drawn
+    good: float  # under GOOD, without temperature and bans
+    bad: float | None  # the same under BAD; None if BAD was not run
 
 
 @dataclass
 class CompletionOutput:
-    """One continuation. `text` ends before the stop string or token that ended it; `token_ids` keep what was drawn."""
+    """One continuation of a prompt.
+
+    Attributes:
+        index: index among the continuations of the prompt.
+        text: the new text, without the stop string or token that ended it; None if there is no tokenizer.
+        token_ids: all tokens that were drawn, including a stop token or stop string.
+        finish_reason: "stop" after an end-of-text token, stop token or stop string; "length" after `max_tokens` tokens.
+        logprobs: log-probabilities of each token, if `SamplingParams.logprobs` was set.
+    """
 
     index: int
-    text: str
+    text: str | None
     token_ids: list[int]
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str
     logprobs: list[TokenLogprobs] | None = None
 
     @property
-    def cumulative_logprob(self):
-        """Sum of `logprob` over the tokens, or None without logprobs."""
+    def cumulative_logprob(self) -> float | None:
+        """The sum of `logprob` over the tokens, or None without logprobs."""
         return None if self.logprobs is None else sum(token.logprob for token in self.logprobs)
 
 
 @dataclass
 class RequestOutput:
-    """A prompt and its n continuations. `prompt` is None where token ids came without a tokenizer to decode them."""
+    """A prompt and its continuations.
+
+    Attributes:
+        prompt: the prompt's text; None for token ids if there is no tokenizer to decode them.
+        prompt_token_ids: the prompt's token ids.
+        outputs: the `n` continuations.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]

@@ -1,24 +1,27 @@
-"""`cdgen plan`: which batch fits, what memory holds, and how long a corpus takes at best, part by part.
+"""Plan a generation job: which batch fits, what the memory holds, and a lower bound on the time.
 
 A step of the decode loop is a sequence of parts, each of which takes as long as the slower of its bytes and its
-operations (Williams, Waterman & Patterson 2009, the roofline). Launches, latency and prompts are left out, so this is
-a bound that no run beats; on the CPU both rates are measured and a short real run stands beside the prediction.
+operations (Williams, Waterman & Patterson 2009, the roofline). Launches, latency and prompts are left out, so no run is
+faster than this bound. On the CPU both rates are measured, and a short real run can be compared with the bound.
 """
 
 import os
 import statistics
 import time
-from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from cdgen.engine.engine import Engine, Request
+from cdgen.engine.engine import Engine
 from cdgen.engine.llm import ContrastiveLM
 from cdgen.engine.paged_backend import PREFILL_TOKENS, PagedBackend
+from cdgen.engine.requests import make_requests
 from cdgen.engine.sampling_params import SamplingParams
+from cdgen.engine.shared_cache import PAGE_SIZE
 from cdgen.errors import InputError
 from cdgen.hardware import GPUS, Machine
 from cdgen.models.bad import parse_bad
@@ -26,23 +29,23 @@ from cdgen.models.dtypes import default_dtype, dtype_name, float_dtype
 from cdgen.models.loading import load_config, stored_dtype
 from cdgen.models.quiet import quiet_transformers
 
-_USABLE = 0.9  # of the memory; the rest is the context's and the workspaces'
+_USABLE = 0.9  # share of the memory; the rest is for the CUDA context and workspaces
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a plan needs to know of a model."""
+    """The sizes of a model that a plan needs."""
 
-    parameters: int  # all of them
-    products: int  # those that a step multiplies with, the output layer left out
-    output: int  # of the output layer
-    cache: int  # numbers that a token leaves in the cache
+    parameters: int  # all parameters
+    products: int  # parameters that a step multiplies with, except those of the output layer
+    output: int  # parameters of the output layer
+    cache: int  # numbers that a token stores in the cache
     activation: int  # numbers that a token needs while it passes through a layer
     vocab_size: int
 
     @classmethod
-    def of(cls, config, layers=None):
-        """Of a transformers config, or of its first `layers`."""
+    def of(cls, config: PretrainedConfig, layers: int | None = None) -> "Shape":
+        """Return the shape of the model with this transformers config, or of its first `layers` layers."""
         if layers is not None:
             config.num_hidden_layers = layers
             if getattr(config, "layer_types", None):
@@ -53,11 +56,11 @@ class Shape:
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         total = sum(parameter.numel() for parameter in model.parameters())
         embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        apart = embedding.numel() + (0 if output is embedding else output.numel())
+        outer = embedding.numel() + (0 if output is embedding else output.numel())
         inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
         return cls(
             total,
-            total - apart,
+            total - outer,
             output.numel(),
             2 * config.num_hidden_layers * heads * dim,
             3 * inner + 6 * config.hidden_size,  # gate, up and their product; the residual, a norm, q, k, v, attention
@@ -67,60 +70,89 @@ class Shape:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be written: `tokens` new ones, in texts of `prompt` + `new` tokens, `n` of each prompt."""
+    """What is to be generated."""
 
-    tokens: float
-    prompt: int
-    new: int
-    n: int
+    tokens: float  # new tokens in total
+    prompt: int  # tokens per prompt
+    new: int  # new tokens per continuation
+    n: int  # continuations per prompt
 
 
-def shapes(good, bad, trust_remote_code=False):
-    """(GOOD's :class:`Shape`, BAD's or None, numbers of weights that both keep in memory), from their configs alone."""
+class PairShapes(NamedTuple):
+    """The shapes of GOOD and BAD, and the number of weights that both keep in memory."""
 
-    options = {"trust_remote_code": trust_remote_code}
-    first = Shape.of(load_config(good, **options))
+    good: Shape
+    bad: Shape | None
+    weights: int
+
+
+def shapes(good: str, bad: str | None, trust_remote_code: bool = False) -> PairShapes:
+    """Return the shapes of two models from their configs alone; `bad` is as for :func:`~cdgen.models.bad.parse_bad`."""
+    first = Shape.of(load_config(good, trust_remote_code=trust_remote_code))
     if bad is None:
-        return first, None, first.parameters
+        return PairShapes(first, None, first.parameters)
     rule = parse_bad(bad)
-    if "bad" not in rule:
-        return (
-            first,
-            Shape.of(load_config(good, **options), rule.get("layers")),
-            first.parameters,
-        )  # it is made of GOOD's own weights
-    second = Shape.of(load_config(rule["bad"], **options))
-    return first, second, first.parameters + second.parameters
+    if "bad" not in rule:  # it shares GOOD's weights
+        config = load_config(good, trust_remote_code=trust_remote_code)
+        return PairShapes(first, Shape.of(config, rule.get("layers")), first.parameters)
+    second = Shape.of(load_config(rule["bad"], trust_remote_code=trust_remote_code))
+    return PairShapes(first, second, first.parameters + second.parameters)
 
 
-def parts_of_memory(good, bad, weights, batch, job, itemsize, cache_itemsize):
-    """Bytes by what they hold, of `batch` texts at their longest; a prompt's whole pages are shared by its n texts."""
+def parts_of_memory(
+    good: Shape, bad: Shape | None, weights: int, batch: int, job: Job, itemsize: int, cache_itemsize: int
+) -> dict[str, int]:
+    """Return bytes of memory by part, for `batch` sequences of full length.
+
+    The whole pages of a prompt are shared by its n sequences.
+    """
     per_token = (good.cache + (bad.cache if bad else 0)) * cache_itemsize
-    pages = 16  # tokens of one
-    shared = job.prompt // pages * pages
-    own = -(-(job.prompt + job.new) // pages) * pages - shared
+    shared = job.prompt // PAGE_SIZE * PAGE_SIZE
+    own = -(-(job.prompt + job.new) // PAGE_SIZE) * PAGE_SIZE - shared
     prompts = -(-batch // job.n)
     return {
         "weights": weights * itemsize,
         "cache": (batch * own + prompts * shared) * per_token,
-        # of the prompts computed together, and logits and what is made of them: at most two float32 each
+        # Prompts that are computed together; logits and what is derived from them, at most two float32 tensors.
         "activations": min(PREFILL_TOKENS, prompts * job.prompt) * good.activation * itemsize
         + batch * 8 * good.vocab_size,
     }
 
 
-def largest_batch(machine, good, bad, weights, job, itemsize, cache_itemsize, limit):
-    """The greatest multiple of n, up to `limit`, whose memory fits; 0 where not even n texts do."""
+def largest_batch(
+    machine: Machine,
+    good: Shape,
+    bad: Shape | None,
+    weights: int,
+    job: Job,
+    itemsize: int,
+    cache_itemsize: int,
+    limit: int,
+) -> int:
+    """Return the greatest multiple of n, up to `limit`, whose memory fits; 0 if not even n sequences fit."""
     for batch in range(limit - limit % job.n or limit, 0, -job.n if limit >= job.n else -1):
         if sum(parts_of_memory(good, bad, weights, batch, job, itemsize, cache_itemsize).values()) <= machine.memory:
             return batch
     return 0
 
 
-def parts_of_step(machine, good, bad, batch, job, itemsize, cache_itemsize, stored_logits):
-    """Seconds of a step by part, at texts of mean length; BAD's output layer is read at the candidates only."""
+def parts_of_step(
+    machine: Machine,
+    good: Shape,
+    bad: Shape | None,
+    batch: int,
+    job: Job,
+    itemsize: int,
+    cache_itemsize: int,
+    stored_logits: bool,
+) -> dict[str, float]:
+    """Return seconds of a step by part, for sequences of mean length.
 
-    def seconds(size, operations=0.0):
+    BAD's output layer is read for the candidates only, which is neglected. With `stored_logits`, GOOD's logits are
+    written to memory and read again.
+    """
+
+    def seconds(size: float, operations: float = 0.0) -> float:
         return max(size / machine.bandwidth, operations / machine.matmul)
 
     length = job.prompt + job.new / 2
@@ -130,14 +162,14 @@ def parts_of_step(machine, good, bad, batch, job, itemsize, cache_itemsize, stor
     per_token = (good.cache + (bad.cache if bad else 0)) * cache_itemsize
     parts["cache"] = seconds(batch * length * per_token)
     parts["output layer"] = seconds(good.output * itemsize, 2.0 * batch * good.output)
-    parts["logits"] = seconds(2 * batch * good.vocab_size * 4 if stored_logits else 0)  # written, then read
+    parts["logits"] = seconds(2 * batch * good.vocab_size * 4 if stored_logits else 0)
     return parts
 
 
-def measured_machine():
-    """The CPU at hand: bandwidth of a read, and products of a decode step's shape, medians of a few calls."""
+def measured_machine() -> Machine:
+    """Measure this CPU: bandwidth of a read, and matrix products of a decode step's shape; medians of a few calls."""
 
-    def rate(amount, call):
+    def rate(amount: float, call: Callable[[], object]) -> float:
         times = []
         for _ in range(6):
             start = time.perf_counter()
@@ -152,15 +184,105 @@ def measured_machine():
     )
 
 
-def real_rate(lm, batch, job, steps=8):
-    """Tokens a second of a few steps of the engine, at texts of mean length."""
+@dataclass(frozen=True)
+class Plan:
+    """What fits on a machine, and how long a job takes at best."""
+
+    machine_name: str
+    machine: Machine  # with the memory that may be used
+    measured: bool  # the machine's rates were measured, not taken from a data sheet
+    job: Job
+    dtype: torch.dtype
+    cache_dtype: torch.dtype
+    batch: int
+    memory: dict[str, int]  # bytes by part
+    step: dict[str, float]  # seconds of a step by part
+
+    @property
+    def rate(self) -> float:
+        """Upper bound on the tokens per second."""
+        return self.batch / sum(self.step.values())
+
+    def lines(self) -> Iterator[str]:
+        """Describe the plan in lines of text."""
+        machine, job, step = self.machine, self.job, sum(self.step.values())
+        kind = "measured here" if self.measured else "vendor's data sheet"
+        rates = f"{machine.bandwidth / 1e9:.0f} GB/s, {machine.matmul / 1e12:.2f} TFLOP/s"
+        yield f"machine: {self.machine_name}, {rates} ({kind})"
+        dtypes = f"{dtype_name(self.dtype)}, cache {dtype_name(self.cache_dtype)}"
+        yield f"batch: {self.batch} sequences of {job.prompt} + {job.new} tokens, {dtypes}"
+        yield from (f"memory, {name}: {size / 1e9:.2f} GB" for name, size in self.memory.items())
+        yield f"memory, total: {sum(self.memory.values()) / 1e9:.2f} of {machine.memory / 1e9:.1f} GB"
+        for name, seconds in self.step.items():
+            yield f"step, {name}: {seconds * 1e3:.3f} ms ({seconds / step:.0%})"
+        hours = f"{job.tokens / self.rate / 3600:,.2f} hours for {job.tokens:,.0f} tokens"
+        yield f"at best: {self.rate:,.0f} tokens/s, {hours} (bound, not a measurement)"
+
+
+def plan(
+    good: str,
+    bad: str | None,
+    job: Job,
+    gpu: str,
+    *,
+    max_num_seqs: int = 512,
+    memory_bytes: float | None = None,
+    dtype: str | None = None,
+    kv_cache_dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """Plan a job from the models' configs.
+
+    Args:
+        good: as for :class:`~cdgen.ContrastiveLM`.
+        bad: as for :func:`~cdgen.models.bad.parse_bad`; None for plain sampling.
+        job: what is to be generated.
+        gpu: a name in :data:`~cdgen.hardware.GPUS`, or "cpu" for this machine's CPU, which is measured.
+        max_num_seqs: greatest batch.
+        memory_bytes: memory to use; default: 90 % of the machine's.
+        dtype: dtype of the weights; default: that of :class:`~cdgen.ContrastiveLM` on this kind of device.
+        kv_cache_dtype: dtype of the cache; default: that of the weights.
+        trust_remote_code: run Python code that comes with a checkpoint.
+    Raises:
+        InputError: a model cannot be read, a dtype is unknown, or the memory does not hold one sequence.
+    """
+    on_cpu = gpu == "cpu"
+    if dtype is None:
+        weights_dtype = default_dtype(
+            stored_dtype(good, trust_remote_code=trust_remote_code), "cpu" if on_cpu else "cuda"
+        )
+    else:
+        weights_dtype = float_dtype("dtype", dtype)
+    cache_dtype = float_dtype("kv_cache_dtype", kv_cache_dtype or weights_dtype)
+    sizes = weights_dtype.itemsize, cache_dtype.itemsize
+    pair = shapes(good, bad, trust_remote_code)
+    machine = measured_machine() if on_cpu else GPUS[gpu]
+    machine = replace(machine, memory=memory_bytes or _USABLE * machine.memory)
+    batch = largest_batch(machine, *pair, job, *sizes, max_num_seqs)
+    if not batch:
+        need = sum(parts_of_memory(*pair, 1, job, *sizes).values()) / 1e9
+        raise InputError(
+            f"not one sequence fits: it needs {need:.3g} GB, and {machine.memory / 1e9:.3g} GB may be used"
+        )
+    memory = parts_of_memory(*pair, batch, job, *sizes)
+    step = parts_of_step(machine, pair.good, pair.bad, batch, job, *sizes, stored_logits=on_cpu)
+    return Plan(gpu, machine, on_cpu, job, weights_dtype, cache_dtype, batch, memory, step)
+
+
+def measured_rate(lm: ContrastiveLM, batch: int, job: Job, steps: int = 8) -> float:
+    """Return the tokens per second of a few steps of the engine, for sequences of mean length.
+
+    Raises:
+        InputError: the models do not run on the paged cache, which a plan describes.
+    """
+    if lm.static_reason:
+        raise InputError(f"{lm.static_reason}; only models on the paged cache can be compared with their plan")
     params = SamplingParams(max_tokens=steps + 2, ignore_eos=True, contrast_strength=1.0 if lm.pair.bad else 0.0)
     length = job.prompt + job.new // 2
-    generator, requests = torch.Generator().manual_seed(0), []
-    for prompt, start in enumerate(range(0, batch, job.n)):
-        ids = torch.randint(lm.pair.vocab_size, (length,), generator=generator).tolist()
-        places = range(start, min(start + job.n, batch))
-        requests.append(Request(ids, deque((at, (prompt << 32) + at - start) for at in places), prompt << 32))
+    generator = torch.Generator().manual_seed(0)
+    count = -(-batch // job.n)
+    prompts = [torch.randint(lm.pair.vocab_size, (length,), generator=generator).tolist() for _ in range(count)]
+    requests = make_requests(prompts, [divmod(at, job.n) for at in range(batch)])
     backend = PagedBackend(lm.pair, params, batch, length + params.max_tokens, **lm.kv_cache)
     engine = Engine(lm.pair, backend, requests, params)
     with torch.inference_mode():
@@ -170,45 +292,3 @@ def real_rate(lm, batch, job, steps=8):
         for _ in range(steps):
             engine.step()
     return steps * batch / (time.perf_counter() - start)
-
-
-def plan(args):
-    """The lines that `cdgen plan` prints."""
-    job = Job(args.tokens, args.prompt_tokens, args.max_tokens, args.n)
-    on_cpu = args.gpu == "cpu"
-    dtype = args.dtype
-    if dtype is None:
-        stored = stored_dtype(args.good, trust_remote_code=args.trust_remote_code)
-        dtype = default_dtype(stored, "cpu" if on_cpu else "cuda")
-    dtype = float_dtype("dtype", dtype)
-    cache_dtype = float_dtype("kv_cache_dtype", args.kv_cache_dtype or dtype)
-    good, bad, weights = shapes(args.good, args.bad, args.trust_remote_code)
-    machine = measured_machine() if on_cpu else GPUS[args.gpu]
-    machine = replace(machine, memory=args.memory_gb * 1e9 if args.memory_gb else _USABLE * machine.memory)
-    given = good, bad, weights, job, dtype.itemsize, cache_dtype.itemsize
-    batch = largest_batch(machine, *given, args.batch_size)
-    if not batch:
-        need = sum(parts_of_memory(good, bad, weights, 1, job, dtype.itemsize, cache_dtype.itemsize).values())
-        raise InputError(f"not one text fits: {need / 1e9:.3g} GB are needed, {machine.memory / 1e9:.3g} GB are there")
-    memory = parts_of_memory(good, bad, weights, batch, job, dtype.itemsize, cache_dtype.itemsize)
-    parts = parts_of_step(machine, good, bad, batch, job, dtype.itemsize, cache_dtype.itemsize, stored_logits=on_cpu)
-    step = sum(parts.values())
-    kind = "measured here" if on_cpu else "vendor's data sheet"
-    yield f"machine: {args.gpu}, {machine.bandwidth / 1e9:.0f} GB/s, {machine.matmul / 1e12:.2f} TFLOP/s ({kind})"
-    dtypes = f"{dtype_name(dtype)}, cache {dtype_name(cache_dtype)}"
-    yield f"batch: {batch} texts of {job.prompt} + {job.new} tokens, {dtypes}"
-    yield from (f"memory, {name}: {size / 1e9:.2f} GB" for name, size in memory.items())
-    yield f"memory, together: {sum(memory.values()) / 1e9:.2f} of {machine.memory / 1e9:.1f} GB"
-    yield from (f"step, {name}: {seconds * 1e3:.3f} ms ({seconds / step:.0%})" for name, seconds in parts.items())
-    rate = batch / step
-    hours = job.tokens / rate / 3600
-    yield f"at best: {rate:,.0f} tokens/s, {hours:,.2f} hours for {job.tokens:,.0f} tokens (bound, not a measurement)"
-    if on_cpu and args.run:
-        chosen = parse_bad(args.bad) if args.bad else {}
-        lm = ContrastiveLM(args.good, **chosen, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, device="cpu")
-        if lm.static_reason:
-            raise InputError(
-                f"{lm.static_reason}; the prediction is of the paged engine: leave the run out with --no-run"
-            )
-        real = real_rate(lm, batch, job)
-        yield f"a short run: {real:,.0f} tokens/s, {real / rate:.0%} of that bound"

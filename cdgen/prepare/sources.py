@@ -1,12 +1,13 @@
-"""Sources of a corpus: which files, and what a document of them is."""
+"""Sources of corpora: which files to read, and what a document is in them."""
 
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from cdgen.corpus.records import HUB, format_of, lines, records
 from cdgen.errors import InputError
@@ -18,27 +19,28 @@ _KEYS = ("by", "heading", "separator", "lines", "field", "words", "weight")
 
 @dataclass(frozen=True)
 class Source:
-    """Files and what a document of them is. Text at either end of a document that is only space is left out.
+    """Files, and what a document is in them. Leading and trailing space of a document is removed.
 
     Args:
-        name: in the column `source` and in the documents' ids.
-        paths: files, glob patterns (`books/*.txt`), folders that datasets' save_to_disk wrote, `hub:owner/name:split`.
-        by: what a document is. "file": a whole file; "blank": what stands between blank lines; "heading": what a line
-            that matches `heading` begins, which stays; "record": a record of .jsonl, .parquet or datasets. Default:
-            "record" for these, "heading" where `heading` is given, else "file".
+        name: name of the source, in the column `source` and in the documents' ids.
+        paths: files, glob patterns (`books/*.txt`), folders written by datasets' save_to_disk, or
+            `hub:owner/name:split`; one or several.
+        by: what a document is. "file": a whole file; "blank": text between blank lines; "heading": text from a line
+            that matches `heading`, which is kept, to the next one; "record": a record of .jsonl, .parquet or datasets.
+            Default: "record" for these formats, "heading" if `heading` is given, else "file".
         heading: regular expression, matched from the start of a line. Default: :data:`HEADING`.
-        separator: regular expression of the whole lines between documents, which do not stay.
-        lines: so many lines are a document.
-        field: of records, the one that holds the text.
-        words: take documents of at most so many words, drawn by the hash of their text.
+        separator: regular expression that matches a whole line between documents, which is dropped.
+        lines: number of lines per document.
+        field: name of the records' field that holds the text.
+        words: word budget. Documents are taken in the order of a hash of their text until they have this many words.
         weight: sources with a weight give words in these proportions, as many as the scarcest of them allows.
-        read: function (path) -> iterable of (id, text), instead of all this.
+        read: function (path) -> iterable of (id, text), in place of all other ways to read a file.
     Raises:
-        InputError: a value that cannot be.
+        InputError: a value is impossible.
     """
 
     name: str
-    paths: tuple[str, ...]
+    paths: str | Sequence[str]
     by: str | None = None
     heading: str | None = None
     separator: str | None = None
@@ -46,16 +48,25 @@ class Source:
     field: str = "text"
     words: float | None = None
     weight: float | None = None
-    read: Callable | None = None
+    read: Callable[[str], Iterable[tuple[str | int, str]]] | None = None
 
-    def __post_init__(self):
-        object.__setattr__(self, "paths", (self.paths,) if isinstance(self.paths, str) else tuple(self.paths))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", self.patterns)
         if not re.fullmatch(r"[\w.+-]+", self.name):
-            raise InputError(f"source {self.name!r}: a name is letters, digits and . _ + -")
+            raise InputError(f"source {self.name!r}: a name consists of letters, digits and . _ + -")
         if self.by not in (None, *WAYS):
             raise InputError(f"source {self.name}: by = {self.by!r}: use {', '.join(WAYS)}")
         if self.by == "heading" and self.heading is None:
             object.__setattr__(self, "heading", HEADING)
+        self._check_one_way()
+        for name in ("words", "weight", "lines"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"source {self.name}: {name} = {value}: must be more than 0")
+        if self.words is not None and self.weight is not None:
+            raise InputError(f"source {self.name}: words and weight are given; a source has one or the other")
+
+    def _check_one_way(self) -> None:
         given = [name for name in ("heading", "separator", "lines") if getattr(self, name) is not None]
         if len(given) > 1 or (given and self.by not in (None, given[0])):
             both = " and ".join([*([f"by={self.by}"] if self.by not in (None, "heading") else []), *given])
@@ -65,45 +76,43 @@ class Source:
                 re.compile(getattr(self, name) or "")
             except re.error as error:
                 raise InputError(f"source {self.name}: {name} is not a regular expression: {error}") from error
-        for name in ("words", "weight", "lines"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"source {self.name}: {name} = {value}: must be more than 0")
-        if self.words is not None and self.weight is not None:
-            raise InputError(f"source {self.name}: words and weight are given; a source has one or the other")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """`paths` as a tuple, also if only one was given."""
+        return (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
 
 
-def parse_source(text):
-    """A :class:`Source` of a command line's `[NAME=]PATH[,key=value]...`; `heading` and `separator` come last.
+def parse_source(text: str) -> Source:
+    """Parse `[NAME=]PATH[,key=value]...`; `heading` and `separator` come last, since they may contain commas.
 
     Raises:
-        InputError: a key that there is not, or a value that is not a number.
+        InputError: a key is unknown, or a value is not a number.
     """
     first, *options = re.split(r",(?=[A-Za-z_]+=)", text)
     named = re.match(r"([\w.+-]+)=(.+)", first)
     name, path = named.groups() if named else (_name(first), first)
-    values = {}
+    values: dict[str, Any] = {}
     while options:
         key, value = options.pop(0).split("=", 1)
         if key not in _KEYS:
             raise InputError(f"source {name}: no setting {key!r}; use {', '.join(_KEYS)}")
-        if key in ("heading", "separator"):  # may hold commas
-            value, options = ",".join([value, *options]), []
-        elif key in ("words", "weight", "lines"):
-            value = _number(name, key, value)
-        values[key] = value
+        if key in ("heading", "separator"):
+            values[key], options = ",".join([value, *options]), []
+        else:
+            values[key] = _number(name, key, value) if key in ("words", "weight", "lines") else value
     return Source(name, path, **values)
 
 
-def _name(path):
-    """A name for a path that is given without one: the file's, or its folder's where the file is a pattern."""
+def _name(path: str) -> str:
+    """Return a name for a path that has none: the file's, or its folder's if the file name is a pattern."""
     for part in reversed(path.removeprefix(HUB).partition(":")[0].split("/")):
         if name := re.sub(r"[^\w+-]+", "_", part.partition(".")[0]).strip("_"):
             return name
     return "text"
 
 
-def _number(name, key, value):
+def _number(name: str, key: str, value: str) -> float:
     try:
         number = float(value)
     except ValueError:
@@ -113,14 +122,14 @@ def _number(name, key, value):
     return int(number) if key == "lines" else number
 
 
-def files(source):
-    """The source's files, sorted: strings, hub names as they are.
+def files(source: Source) -> list[str]:
+    """Return the source's files, sorted; hub names are returned as they are.
 
     Raises:
-        InputError: a path or pattern that matches nothing.
+        InputError: a path or pattern matches nothing.
     """
     found = []
-    for path in source.paths:
+    for path in source.patterns:
         if path.startswith(HUB) or os.path.exists(path):
             found.append(path)
         elif matches := glob.glob(path, recursive=True):
@@ -130,46 +139,54 @@ def files(source):
     return sorted(set(found))
 
 
-def label(path, paths):
-    """How a file is named in the ids of its documents: from where the paths of its source part, or its name."""
+def label(path: str, paths: list[str]) -> str:
+    """Return a file's name in the ids of its documents, with as much of its path as makes it unique in its source."""
     if path.startswith(HUB):
         return path
     folders = {os.path.dirname(other) for other in paths if not other.startswith(HUB)}
     return os.path.relpath(path, os.path.commonpath(folders) or ".") if len(folders) > 1 else os.path.basename(path)
 
 
-def documents(source, path):
-    """Iterate over (own id, or number from 1; text) of the documents of one of the source's files, empty ones too.
+def documents(source: Source, path: str) -> Iterable[tuple[str | int, str]]:
+    """Iterate over (own id or number from 1, text) of the documents in one of the source's files, including empty ones.
 
     Raises:
-        InputError: what cannot be read, by file and place.
+        InputError: something cannot be read; the message names the file and the place.
     """
     if source.read is not None:
         return source.read(path)
-    is_text = not path.startswith(HUB) and format_of(Path(path)) in ("txt", None)
+    format = "hub" if path.startswith(HUB) else format_of(Path(path))
     by = next((name for name in ("heading", "separator", "lines") if getattr(source, name) is not None), source.by)
-    if not is_text and by not in (None, "record"):
-        raise InputError(f"source {source.name}: {path}: its documents are its records; {by} is for text")
-    if is_text and by == "record":
-        raise InputError(f"source {source.name}: {path}: a text has no records; use by=file, blank or heading")
-    if by in (None, "record") and (not is_text or format_of(Path(path)) is None):
-        return records(path, source.field, flag="field=NAME")
-    found = lines(path)
+    if format in ("txt", None):
+        if by == "record":
+            raise InputError(f"source {source.name}: {path}: a text file has no records; use by=file, blank or heading")
+        if by is not None or format == "txt":
+            return _documents_of_text(source, by, lines(path))
+    elif by not in (None, "record"):
+        raise InputError(f"source {source.name}: {path}: each of its records is a document; {by} is for text files")
+    return records(path, source.field)
+
+
+def _documents_of_text(source: Source, by: str | None, found: Iterator[str]) -> Iterator[tuple[int, str]]:
+    groups: Iterator[Iterable[str]]
     if by in (None, "file"):
         groups = iter([found])
     elif by == "blank":
         groups = _between(found, lambda line: not line.strip())
-    elif by == "separator":
-        groups = _between(found, lambda line, matches=re.compile(source.separator).fullmatch: matches(line.strip()))
-    elif by == "lines":
-        groups = iter(lambda: list(islice(found, source.lines)), [])
+    elif source.separator is not None:
+        separator = re.compile(source.separator)
+        groups = _between(found, lambda line: separator.fullmatch(line.strip()) is not None)
+    elif source.lines is not None:
+        groups = _of_length(found, source.lines)
     else:
-        groups = _from_headings(found, re.compile(source.heading).match)
+        heading = re.compile(source.heading or HEADING)
+        groups = _from_headings(found, lambda line: heading.match(line) is not None)
     return ((number, "\n".join(group)) for number, group in enumerate(groups, 1))
 
 
-def _between(found, ends):
-    group = []
+def _between(found: Iterable[str], ends: Callable[[str], bool]) -> Iterator[list[str]]:
+    """Group the lines between those that `ends` accepts."""
+    group: list[str] = []
     for line in found:
         if ends(line):
             if group:
@@ -181,8 +198,14 @@ def _between(found, ends):
         yield group
 
 
-def _from_headings(found, begins):
-    group = []
+def _of_length(found: Iterator[str], length: int) -> Iterator[list[str]]:
+    while group := list(islice(found, length)):
+        yield group
+
+
+def _from_headings(found: Iterable[str], begins: Callable[[str], bool]) -> Iterator[list[str]]:
+    """Group the lines from each one that `begins` accepts."""
+    group: list[str] = []
     for line in found:
         if begins(line) and group:
             yield group

@@ -1,107 +1,121 @@
-"""Train a tokenizer: byte-level BPE, so that every text can be written and comes back exactly."""
+"""Train a tokenizer: byte-level BPE, which encodes any text and decodes it exactly."""
 
 import hashlib
 import json
 import logging
+import os
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cdgen.errors import CorpusError, InputError
+from cdgen.errors import InputError
+from cdgen.storage import manifest as manifests
+from cdgen.storage.folder import OutputFolder, file_sha256
+from cdgen.storage.manifest import Manifest
+from cdgen.storage.progress import BYTES, Progress, Silent
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 log = logging.getLogger("cdgen")
 
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>")
-LEAST = 256 + len(SPECIAL_TOKENS)  # every byte is a token
-MANIFEST = "manifest.json"
+LEAST = 256 + len(SPECIAL_TOKENS)  # smallest vocabulary: every byte is a token
 
 
-def train_tokenizer(corpus, out, *, vocab_size=32000, overwrite=False, progress=None):
+def train_tokenizer(
+    corpus: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    vocab_size: int = 32000,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[int, bool]:
     """Train byte-level BPE on a corpus and write it to a folder that transformers' AutoTokenizer loads.
 
-    `<s>` (0) is put in front of every text; `</s>` (1), the end of a document, is for whoever joins documents to put;
-    `<pad>` is 2.
+    `<s>` (token 0) is put in front of every text. `</s>` (token 1) ends a document; it is not added here, but when
+    documents are joined. `<pad>` is token 2.
 
     Args:
         corpus: a folder with train.parquet, or a file that :func:`cdgen.corpus.records.records` reads.
-        out: the folder.
-        vocab_size: entries, with the special tokens; a corpus of few words gives fewer.
-        overwrite: write anew what the folder holds of another corpus or size.
-        progress: see :mod:`cdgen.storage.byte_progress`.
+        out: the output folder.
+        vocab_size: number of entries including the special tokens; a small corpus gives fewer.
+        overwrite: replace a tokenizer in the folder that has another corpus or size.
+        progress: receives the characters of text that are read.
     Returns:
-        (entries, False where the folder held this very tokenizer already)
+        (number of entries, False if the folder already held this tokenizer)
     Raises:
-        InputError: no texts, a corpus that cannot be read, too small a vocabulary, another tokenizer in `out`.
-        CorpusError: the folder cannot be written, or holds altered files or others' ones.
+        InputError: the corpus cannot be read or is empty, the vocabulary is too small, or `out` holds another
+            tokenizer.
+        CorpusError: the folder cannot be written, or it holds altered files or files that cdgen did not write.
     """
     import tokenizers
 
-    from cdgen.storage.byte_progress import Progress
-    from cdgen.storage.folder import OutputFolder, file_sha256
-
     if vocab_size < LEAST:
         raise InputError(
-            f"vocab_size = {vocab_size}: must be {LEAST} or more, 256 bytes and {len(SPECIAL_TOKENS)} marks"
+            f"vocab_size = {vocab_size}: must be {LEAST} or more: 256 bytes and {len(SPECIAL_TOKENS)} special tokens"
         )
-    path = Path(corpus)
-    if (path / "train.parquet").exists():
-        path /= "train.parquet"
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if path.is_dir():
-        raise InputError(f"{path}: holds no train.parquet; make it with cdgen prepare")
+    path = _train_split(Path(corpus))
     digest = file_sha256(path)
     compared = [digest, vocab_size, tokenizers.__version__]
     fingerprint = f"sha256:{hashlib.sha256(json.dumps(compared).encode()).hexdigest()}"
     with OutputFolder(out) as folder:
-        old = _read_manifest(folder)
-        if old is not None and not overwrite:
-            if old["fingerprint"] != fingerprint:
-                raise InputError(
-                    f"{folder.path}: holds a tokenizer of another corpus, size or release of tokenizers; "
-                    "choose another folder, or --overwrite"
-                )
-            found = {name: folder.sha256(name) for name in old["files"]}
-            if altered := [name for name, digest in found.items() if digest not in (None, old["files"][name])]:
-                raise CorpusError(
-                    f"{folder.path / altered[0]}: is truncated or altered (its checksum differs); "
-                    "delete it and run again to rewrite it"
-                )
-            if None not in found.values():
-                return old["entries"], False
-        elif old is None and (folder.path / "tokenizer.json").exists():
-            raise CorpusError(f"{folder.path}: holds tokenizer.json but no {MANIFEST}; choose another folder")
-        trained = _train(path, vocab_size, progress or Progress())
+        old = _finished(folder, fingerprint, overwrite)
+        if old is not None:
+            return old["entries"], False
+        trained = _train(path, vocab_size, progress or Silent())
         entries = trained.get_vocab_size()
         if entries < vocab_size:
-            log.warning("%s: gives %d entries, not %d: it has no more pairs to join", path, entries, vocab_size)
-        manifest = {"fingerprint": fingerprint, "corpus_sha256": digest, "vocab_size": vocab_size, "entries": entries}
-        manifest |= {"versions": {"tokenizers": tokenizers.__version__}}
-        files = _files(trained)
-        manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        # the manifest is first to take its name: a run that is killed while the others take theirs goes on
-        with folder.stream(MANIFEST, *files) as opened:
-            for file, data in zip(
-                opened, [(json.dumps(manifest, indent=1) + "\n").encode(), *files.values()], strict=True
-            ):
-                file.write(data)
-            folder.remove(*files)  # of the tokenizer that is overwritten
+            log.warning("%s: gives %d entries, not %d: it has no more pairs to merge", path, entries, vocab_size)
+        manifest = manifests.new(manifests.TOKENIZER) | {
+            "fingerprint": fingerprint,
+            "corpus_sha256": digest,
+            "vocab_size": vocab_size,
+            "entries": entries,
+            "versions": {"tokenizers": tokenizers.__version__},
+        }
+        _write(folder, manifest, _files(trained))
     return entries, True
 
 
-def _read_manifest(folder):
-    path = folder.path / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        if manifest.keys() >= {"fingerprint", "files", "entries"}:
-            return manifest
-    except FileNotFoundError:
+def _train_split(corpus: Path) -> Path:
+    """Return the file to train on."""
+    path = corpus / "train.parquet" if (corpus / "train.parquet").exists() else corpus
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.is_dir():
+        raise InputError(f"{path}: holds no train.parquet; prepare a corpus first")
+    return path
+
+
+def _finished(folder: OutputFolder, fingerprint: str, overwrite: bool) -> Manifest | None:
+    """Return the folder's manifest if it already holds the tokenizer; raise if it holds another one."""
+    old = manifests.read(folder.path / manifests.NAME, manifests.TOKENIZER)
+    if old is None:
+        manifests.check_not_orphaned(folder.path, "tokenizer.json")
         return None
-    except (ValueError, AttributeError):
-        pass
-    raise CorpusError(f"{path}: is not that of a tokenizer; choose another folder")
+    if overwrite:
+        return None
+    if old["fingerprint"] != fingerprint:
+        raise InputError(
+            f"{folder.path}: holds a tokenizer of another corpus, vocabulary size or tokenizers version; "
+            "choose another folder, or use overwrite=True"
+        )
+    return old if manifests.is_intact(folder, old["files"]) else None
 
 
-def _train(path, vocab_size, progress):
+def _write(folder: OutputFolder, manifest: Manifest, files: dict[str, bytes]) -> None:
+    """Write the manifest and the tokenizer's files."""
+    manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    # The manifest is renamed first: if the process is killed before the other files are renamed, a rerun resumes.
+    with folder.stream(manifests.NAME, *files) as opened:
+        for file, data in zip(opened, [manifests.encode(manifest), *files.values()], strict=True):
+            file.write(data)
+        folder.remove(*files)  # the files of a tokenizer that is overwritten
+
+
+def _train(path: Path, vocab_size: int, progress: Progress) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     from cdgen.corpus.records import records
@@ -115,13 +129,13 @@ def _train(path, vocab_size, progress):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    found = records(path)
+    found = records(path, remedy="prepare it first, with field=NAME")
     first = next(found, None)
     if first is None:
         raise InputError(f"{path}: holds no documents")
 
-    def texts():
-        progress.begin("read")
+    def texts() -> Iterator[str]:
+        progress.begin(None, unit=BYTES, verb="read")
         for _, text in chain([first], found):
             yield text
             progress.advance(len(text))
@@ -133,8 +147,8 @@ def _train(path, vocab_size, progress):
     return tokenizer
 
 
-def _files(trained):
-    """The files that transformers loads, by name."""
+def _files(trained: "Tokenizer") -> dict[str, bytes]:
+    """Return the files that transformers loads, by name."""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True)),

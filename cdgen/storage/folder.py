@@ -1,84 +1,90 @@
-"""An output folder: one writer at a time, and files that are whole or not there."""
+"""An output folder: it has one writer at a time, and its files are either complete or absent."""
 
 import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
 
 from cdgen.errors import CorpusError
 
 try:
     import fcntl
-except ImportError:  # Windows, where two runs in one folder are not told apart
-    fcntl = None
+except ImportError:  # Windows: two processes that write to one folder are not detected
+    fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = ".tmp-"
 
 
 class OutputFolder:
-    """A folder to write to, made where it is missing. Use as a context: it is locked against a second run meanwhile.
+    """A folder to write to. Entering it as a context creates the folder if necessary and locks out other processes.
 
     Raises:
-        CorpusError: the folder cannot be made, or another run is writing to it.
+        CorpusError: the folder cannot be created, or another process is writing to it.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._lock = None
+        self._lock: int | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> "OutputFolder":
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY) if fcntl else None
+            lock = os.open(self.path, os.O_RDONLY) if fcntl else None
         except OSError as error:
-            raise CorpusError(f"{self.path}: cannot make this folder: {error.strerror}") from error
-        if fcntl:
+            raise CorpusError(f"{self.path}: cannot create this folder: {error.strerror}") from error
+        if lock is not None:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                os.close(self._lock)
+                os.close(lock)
                 raise CorpusError(
-                    f"{self.path}: another run is writing to this folder; wait for it, or choose another"
+                    f"{self.path}: another process is writing to this folder; wait for it, or choose another folder"
                 ) from error
             except OSError:
-                pass  # a file system without locks: two runs in one folder are then the user's to avoid
-        self.remove(_TEMPORARY + "*")  # of a run that was killed
+                pass  # a file system without locks: the user must ensure that only one process writes
+        self._lock = lock
+        self.remove(_TEMPORARY + "*")  # left by a process that was killed
         return self
 
-    def __exit__(self, kind, *error):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self._lock is not None:
             os.close(self._lock)
         if kind is not None:
             with contextlib.suppress(OSError):
-                self.path.rmdir()  # where nothing came of it, nothing is left; a folder with files stays
+                self.path.rmdir()  # an empty folder is removed; a folder with files stays
 
-    def write(self, name, data):
-        """Write bytes to a file, whole or not at all, even if the machine stops.
+    def write(self, name: str, data: bytes) -> str:
+        """Write a file, completely or not at all, even if the machine stops.
 
         Returns:
-            sha256 of the bytes, hexadecimal.
+            sha256 of the data, hexadecimal.
         Raises:
-            CorpusError: no space, no permission; the temporary file is gone.
+            CorpusError: the file cannot be written, for lack of space or permission.
         """
         with self.stream(name) as [file]:
             file.write(data)
         return hashlib.sha256(data).hexdigest()
 
     @contextlib.contextmanager
-    def stream(self, *names):
-        """A list of binary files to write to piece by piece.
+    def stream(self, *names: str) -> Iterator[list[BinaryIO]]:
+        """Open several binary files for writing.
 
-        They take their names, in this order, once the context has ended well and all of them are on the disk; else
-        they are gone.
+        When the context ends without an error, all files are synced to the disk and then take their names, in this
+        order. After an error, none of them remains.
 
         Raises:
-            CorpusError: no space, no permission.
+            CorpusError: a file cannot be written, for lack of space or permission.
         """
         temporaries = [self.path / f"{_TEMPORARY}{name}" for name in names]
         try:
             with contextlib.ExitStack() as stack:
-                files = [stack.enter_context(open(temporary, "wb")) for temporary in temporaries]
+                files: list[BinaryIO] = [stack.enter_context(open(temporary, "wb")) for temporary in temporaries]
                 yield files
                 for file in files:
                     file.flush()
@@ -86,9 +92,9 @@ class OutputFolder:
             for name, temporary in zip(names, temporaries, strict=True):
                 os.replace(temporary, self.path / name)
             if self._lock is not None:
-                os.fsync(self._lock)  # the folder's own entry
+                os.fsync(self._lock)  # the folder's own entries
         except OSError as error:
-            if error.filename and Path(error.filename) not in temporaries:  # a file that the context's body reads
+            if error.filename and Path(error.filename) not in temporaries:  # an input file of the body
                 raise
             where = self.path / names[0] if len(names) == 1 else self.path
             raise CorpusError(f"{where}: cannot be written: {error.strerror or error}") from error
@@ -97,7 +103,7 @@ class OutputFolder:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
 
-    def remove(self, *patterns):
+    def remove(self, *patterns: str) -> None:
         """Delete the files and folders that match glob patterns."""
         for path in [path for pattern in patterns for path in self.path.glob(pattern)]:
             try:
@@ -105,8 +111,8 @@ class OutputFolder:
             except OSError as error:
                 raise CorpusError(f"{path}: cannot be removed: {error.strerror}") from error
 
-    def sha256(self, name):
-        """Hexadecimal digest of a file, or None where there is none."""
+    def sha256(self, name: str) -> str | None:
+        """Return a file's sha256, hexadecimal, or None if there is no such file."""
         try:
             return file_sha256(self.path / name)
         except FileNotFoundError:
@@ -115,7 +121,8 @@ class OutputFolder:
             raise CorpusError(f"{self.path / name}: cannot be read: {error.strerror}") from error
 
 
-def file_sha256(path):
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return a file's sha256, hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

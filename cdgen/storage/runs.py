@@ -1,63 +1,141 @@
-"""Run folders: checkpoints `step_000500` that transformers loads as they are, and run.json, which tells them apart.
+"""Training runs: checkpoints `step_000500` in the format of transformers, and run.json, which lists and rates them.
 
-`RUN@best`, `RUN@latest` and `RUN@500` name a checkpoint wherever a model is named.
+This module alone reads and writes run.json. `RUN@best`, `RUN@latest` and `RUN@500` name a checkpoint of a run.
 """
 
-import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypedDict, cast
 
 from cdgen.errors import CorpusError, InputError
+from cdgen.storage import manifest as manifests
+from cdgen.storage.folder import OutputFolder
 
 NAME = "run.json"
 
+_REMEDY = "restore it, or choose another folder"
 
-def checkpoint_name(step):
+
+class Checkpoint(TypedDict):
+    """A checkpoint in run.json."""
+
+    step: int
+    loss: float  # mean training loss of the step
+    perplexity: float | None  # on the test text, if there is one
+    files: dict[str, str]  # sha256 of each file when it was written, by name
+
+
+class Run(TypedDict):
+    """The content of run.json."""
+
+    kind: str
+    format_version: int
+    config: dict[str, Any]
+    inputs: dict[str, Any]  # fingerprints by field of the config
+    environments: list[dict[str, Any]]  # versions, device, number of processes
+    checkpoints: list[Checkpoint]
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of a checkpoint's folder."""
     return f"step_{step:06d}"
 
 
-def read_run(folder):
-    """The content of run.json, of its checkpoints those whose folders are there; None where there is no run.json.
+def read(folder: str | os.PathLike[str]) -> Run | None:
+    """Read run.json, and leave out the checkpoints whose folders were deleted.
 
-    {"config": ..., "inputs": ..., "runs": ..., "checkpoints": [{"step", "loss", "perplexity", "files"}]}
-
+    Returns:
+        its content, or None if the folder is not a run
     Raises:
-        CorpusError: it is there and cannot be read.
+        CorpusError: run.json cannot be read or is damaged.
     """
     path = Path(folder).expanduser() / NAME
-    try:
-        run = json.loads(path.read_text())
-        there = {folder.name for folder in path.parent.glob("step_*")}
-        run["checkpoints"] = [one for one in run["checkpoints"] if checkpoint_name(one["step"]) in there]
-    except (FileNotFoundError, NotADirectoryError):
+    found = manifests.read(path, manifests.RUN, _REMEDY)
+    if found is None:
         return None
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise CorpusError(f"{path}: cannot be read: {error}") from error
+    run = cast(Run, found)
+    present = {entry.name for entry in path.parent.glob("step_*")}
+    try:
+        run["checkpoints"] = [one for one in run["checkpoints"] if checkpoint_name(one["step"]) in present]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorpusError(f"{path}: its list of checkpoints is damaged; {_REMEDY}") from error
     return run
 
 
-def best(checkpoints):
-    """The checkpoint with the lowest perplexity, the earliest of equals; without any perplexity, the last."""
-    rated = [one for one in checkpoints if one.get("perplexity") is not None]
-    return min(rated, key=lambda one: one["perplexity"]) if rated else checkpoints[-1]
+def write(folder: OutputFolder, run: Run) -> None:
+    """Write run.json, whole or not at all."""
+    manifests.write(folder, cast(manifests.Manifest, run), NAME)
 
 
-def resolve(source):
-    """The folder of a checkpoint that is named as RUN@best, RUN@latest or RUN@STEP; any other name as it is.
+def begin(folder: Path, config: dict[str, Any], inputs: dict[str, Any]) -> Run:
+    """Return the content of run.json to resume from, or a new one without checkpoints, which is not written yet.
+
+    Args:
+        folder: the run's folder.
+        config: the training configuration, as JSON.
+        inputs: fingerprints of the inputs that fields of the config name, by field. A file that was moved is unchanged.
+    Raises:
+        InputError: the run was started with another configuration or other inputs; the message names the field.
+        CorpusError: run.json is damaged, or there are checkpoints without it.
+    """
+    run = read(folder)
+    if run is None:
+        manifests.check_not_orphaned(folder, "step_*", NAME)
+        fields = {"config": config, "inputs": inputs, "environments": [], "checkpoints": []}
+        return cast(Run, manifests.new(manifests.RUN) | fields)
+    for name, now in config.items():
+        if name in inputs and run["inputs"].get(name) == inputs[name]:
+            continue
+        manifests.check_same(folder, {name: run["config"].get(name)}, {name: now})
+        if name in inputs:
+            raise InputError(
+                f"{folder}: the content of {name} = {now} has changed since the run was started; "
+                "restore it, or choose another folder"
+            )
+    return run
+
+
+def add_checkpoint(folder: OutputFolder, run: Run, checkpoint: Checkpoint) -> None:
+    """Add a checkpoint, whose folder is complete, to run.json."""
+    run["checkpoints"].append(checkpoint)
+    write(folder, run)
+
+
+def drop_checkpoint(folder: OutputFolder, run: Run, checkpoint: Checkpoint) -> None:
+    """Remove a checkpoint from run.json, then from the disk."""
+    run["checkpoints"].remove(checkpoint)
+    write(folder, run)
+    shutil.rmtree(folder.path / checkpoint_name(checkpoint["step"]), ignore_errors=True)
+
+
+def best(checkpoints: list[Checkpoint]) -> Checkpoint:
+    """Return the first checkpoint with the lowest perplexity, or the last one if none has a perplexity."""
+    rated = [(one["perplexity"], at) for at, one in enumerate(checkpoints) if one["perplexity"] is not None]
+    return checkpoints[min(rated)[1] if rated else -1]
+
+
+def resolve(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return the checkpoint folder that RUN@best, RUN@latest or RUN@STEP names; return any other name as it is.
 
     Raises:
-        InputError: no such run or step; or a run's folder without @, by what there is to choose from.
+        InputError: there is no such run or step, or a run is named without @; the message lists the choices.
     """
     path = Path(source).expanduser()
     name, at, which = str(source).rpartition("@")
     if not at or path.exists():
-        run = None if (path / "config.json").exists() else read_run(path)
+        run = None if (path / "config.json").exists() else read(path)
         if run is not None:
-            raise InputError(f"{source}: is a run; name a checkpoint, as {source}@best; it has {_choices(run)}")
+            raise InputError(
+                f"{source}: is a training run; name one of its checkpoints, such as {source}@best; "
+                f"it has {_choices(run)}"
+            )
         return source
-    run = read_run(name)
+    run = read(name)
     if run is None:
         if which in ("best", "latest") or which.isdigit():
-            raise InputError(f"{source}: {name} is no folder of a run, which has a {NAME}")
+            raise _not_a_run(source, name)
         return source
     checkpoints = run["checkpoints"]
     steps = {str(one["step"]): one["step"] for one in checkpoints}
@@ -68,22 +146,25 @@ def resolve(source):
     return str(Path(name).expanduser() / checkpoint_name(steps[which]))
 
 
-def _choices(run):
+def _not_a_run(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> InputError:
+    named = "" if str(source) == str(folder) else f"{folder} "
+    return InputError(f"{source}: {named}is not a training run (it has no {NAME})")
+
+
+def _choices(run: Run) -> str:
     steps = [str(one["step"]) for one in run["checkpoints"]]
     return ", ".join([*steps, "best", "latest"]) if steps else "none yet"
 
 
-def table(folder):
-    """Lines of `cdgen models ls`: a checkpoint each."""
-    run = read_run(folder)
+def table(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """Iterate over the lines of a table of a run's checkpoints."""
+    run = read(folder)
     if run is None:
-        raise InputError(f"{folder}: is no folder of a run, which has a {NAME}")
+        raise _not_a_run(folder, folder)
+    checkpoints = run["checkpoints"]
     yield f"{'step':>8}  {'loss':>8}  {'perplexity':>10}"
-    for one in run["checkpoints"]:
-        marks = [
-            name
-            for name, which in (("best", best(run["checkpoints"])), ("latest", run["checkpoints"][-1]))
-            if one is which
-        ]
+    for one in checkpoints:
+        marks = "best " if one is best(checkpoints) else ""
+        marks += "latest" if one is checkpoints[-1] else ""
         rating = "-" if one["perplexity"] is None else f"{one['perplexity']:.3f}"
-        yield f"{one['step']:>8}  {one['loss']:>8.4f}  {rating:>10}  {' '.join(marks)}".rstrip()
+        yield f"{one['step']:>8}  {one['loss']:>8.4f}  {rating:>10}  {marks}".rstrip()

@@ -1,113 +1,145 @@
-"""Checkpoints of a run: whole folders or none, with the state that training goes on from; run.json lists them.
+"""Checkpoints of a run, each complete or absent, and the optimizer state that training resumes from.
 
-A checkpoint is what transformers saves (config, safetensors, tokenizer). The last few also hold `state.safetensors`,
-the optimiser's moments by parameter: with the step's number that is all, since rates, data and noise follow from it.
+A checkpoint is a transformers model (config, safetensors, tokenizer). The last few also hold `state.safetensors`, the
+optimizer's moments of each parameter. Nothing else is needed to resume: learning rate, data and dropout follow from
+the step's number.
 """
 
-import json
 import os
 import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cdgen.errors import CorpusError
+from cdgen.errors import CorpusError, first_line
 from cdgen.storage import runs
-from cdgen.storage.folder import file_sha256
+from cdgen.storage.folder import OutputFolder, file_sha256
 
 STATE = "state.safetensors"
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # gathered onto the first process
+_GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # unsharded, on the first process
 
 
-def gather(model, optimizer):
-    """Weights and the optimiser's state, whole, on the first process; every process calls.
+class Snapshot(NamedTuple):
+    """The tensors of a checkpoint, on the CPU of the first process.
+
+    Attributes:
+        weights: by transformers' parameter names.
+        moments: the optimizer's moments, by parameter and kind, such as "lm_head.weight exp_avg".
+    """
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+
+class Last(NamedTuple):
+    """The last checkpoint of a run: its folder and the optimizer's moments."""
+
+    folder: Path
+    moments: dict[str, Tensor]
+
+
+def gather(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+    """Gather weights and optimizer state on the first process; all processes call it together.
 
     Args:
-        model: of :class:`~cdgen.training.model.SummedLoss`, as accelerate prepared it, sharded or not.
-    Returns:
-        (tensors by transformers' names, tensors by "parameter moment")
+        model: a :class:`~cdgen.training.model.SummedLoss`, as accelerate prepared it, sharded or not.
+        optimizer: the optimizer of its parameters, as torch defines it.
     """
-    weights = {_bare(name): x for name, x in get_model_state_dict(model, options=_WHOLE).items()}
-    moments = get_optimizer_state_dict(model, optimizer, options=_WHOLE).get("state", {})
-    return weights, {f"{_bare(name)} {kind}": x for name, of in moments.items() for kind, x in of.items()}
+    model_state: dict[str, Any] = get_model_state_dict(model, options=_GATHERED)
+    weights = {_parameter_name(name): x for name, x in model_state.items()}
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_GATHERED)
+    moments = {
+        f"{_parameter_name(name)} {kind}": x
+        for name, values in state.get("state", {}).items()
+        for kind, x in values.items()
+    }
+    return Snapshot(weights, moments)
 
 
-def restore(model, optimizer, tensors):
-    """Put back what :func:`gather` gave of an optimiser; every process calls."""
-    found = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
-    for name, moments in found["state"].items():
-        found["state"][name] = {kind: tensors[f"{_bare(name)} {kind}"] for kind in moments}
-    set_optimizer_state_dict(model, optimizer, found, options=StateDictOptions(full_state_dict=True))
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
+    """Put the moments of a :class:`Snapshot` back into the optimizer; all processes call it together."""
+    options = StateDictOptions(full_state_dict=True)
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
+    for name, values in state["state"].items():
+        state["state"][name] = {kind: moments[f"{_parameter_name(name)} {kind}"] for kind in values}
+    set_optimizer_state_dict(model, optimizer, state, options=options)
 
 
-def _bare(name):
+def _parameter_name(name: str) -> str:
+    """Return transformers' name of a parameter of SummedLoss."""
     return name.removeprefix("lm.")
 
 
-def save(folder, run, entry, lm, tokenizer, weights, state, keep_states):
-    """Write a checkpoint, then run.json with it; both appear whole or not at all.
+def save(
+    folder: OutputFolder,
+    run: runs.Run,
+    entry: runs.Checkpoint,
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    snapshot: Snapshot,
+    keep_states: int,
+) -> None:
+    """Write a checkpoint, then run.json with it; each of them appears completely or not at all.
 
     Args:
-        folder: an entered :class:`~cdgen.storage.folder.OutputFolder`. run: the content of run.json, changed here.
-        entry: {"step", "loss", "perplexity"}. weights, state: as :func:`gather` gives them.
+        folder: the run's folder, entered.
+        run: the content of run.json; the checkpoint is added to it.
+        entry: the checkpoint's entry in run.json; its `files` are filled in here.
+        lm: the model, whose config and format are saved with the weights of the snapshot.
+        tokenizer: the tokenizer to save with the model.
+        snapshot: the tensors to write.
+        keep_states: number of latest checkpoints that keep their optimizer state.
     Raises:
-        CorpusError: the disk is full, or the like; nothing of the checkpoint is left.
+        CorpusError: the checkpoint cannot be written, for example because the disk is full. No part of it remains.
     """
     name = runs.checkpoint_name(entry["step"])
     temporary = folder.path / f".tmp-{name}"
     try:
         temporary.mkdir()
-        lm.save_pretrained(temporary, state_dict=weights)
+        lm.save_pretrained(temporary, state_dict=snapshot.weights)
         tokenizer.save_pretrained(temporary)
-        save_file(state, temporary / STATE)
+        save_file(snapshot.moments, temporary / STATE)
         for path in temporary.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         files = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
-        shutil.rmtree(folder.path / name, ignore_errors=True)  # of a run that was killed before it was in run.json
+        # It may exist already, left by a process that was killed before it wrote run.json.
+        shutil.rmtree(folder.path / name, ignore_errors=True)
         temporary.replace(folder.path / name)
     except (OSError, SafetensorError) as error:
-        raise CorpusError(f"{folder.path / name}: cannot be written: {getattr(error, 'strerror', error)}") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise CorpusError(f"{folder.path / name}: cannot be written: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    run["checkpoints"].append(entry | {"files": files})
-    write_run(folder, run)
+    entry["files"] = files
+    runs.add_checkpoint(folder, run, entry)
     for old in run["checkpoints"][:-keep_states]:
         (folder.path / runs.checkpoint_name(old["step"]) / STATE).unlink(missing_ok=True)
 
 
-def write_run(folder, run):
-    folder.write(runs.NAME, (json.dumps(run, indent=1) + "\n").encode())
+def load_last(folder: Path, run: runs.Run) -> Last:
+    """Check the files of the last checkpoint in run.json, and load its optimizer state.
 
-
-def drop(folder, run, entry):
-    """Take a checkpoint out of run.json, then from the disk."""
-    run["checkpoints"].remove(entry)
-    write_run(folder, run)
-    shutil.rmtree(folder.path / runs.checkpoint_name(entry["step"]), ignore_errors=True)
-
-
-def checked(folder, run):
-    """The folder and the state of the last checkpoint in run.json.
-
-    Returns:
-        (path, tensors as :func:`gather` gives them of the optimiser)
     Raises:
-        CorpusError: a file is missing or altered; the message names it and the checkpoint before.
+        CorpusError: a file is missing or altered. The message names it, and the step that a rerun resumes from once the
+            checkpoint is deleted.
     """
     *before, entry = run["checkpoints"]
     path = folder / runs.checkpoint_name(entry["step"])
     for name, digest in entry["files"].items():
         if not (path / name).exists() or file_sha256(path / name) != digest:
             resumable = [one["step"] for one in before if (folder / runs.checkpoint_name(one["step"]) / STATE).exists()]
-            then = f"goes on from step {resumable[-1]}" if resumable else "begins anew"
-            raise CorpusError(
-                f"{path / name}: is missing, cut short or altered; delete {path}, and the same command {then}"
-            )
-    return path, load_file(path / STATE)
+            remedy = f"resume from step {resumable[-1]}" if resumable else "start from the beginning"
+            raise CorpusError(f"{path / name}: is missing, truncated or altered; delete {path} and rerun to {remedy}")
+    return Last(path, load_file(path / STATE))

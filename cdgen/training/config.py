@@ -1,15 +1,20 @@
-"""TrainConfig: everything that decides a run, and the paper's model sizes by name."""
+"""TrainConfig, which holds every setting of a training run, and the paper's model sizes by name."""
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from cdgen.errors import InputError
 
-# Ulm, Du and Snaebjarnarson (arXiv 2510.08245): GOOD, and BADs so many times smaller; `tiny` is for trying things out.
-PRESETS = {
-    name: dict(
-        zip(("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"), shape, strict=True)
-    )
-    for name, shape in {
+# Sizes from Ulm, Du and Snaebjarnarson (arXiv 2510.08245): GOOD is "paper", the BADs are 5 to 100 times smaller. "tiny"
+# is for trying things out.
+PRESETS: dict[str, dict[str, int]] = {
+    name: {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "intermediate_size": feed_forward,
+    }
+    for name, (layers, width, heads, feed_forward) in {
         "paper": (12, 768, 12, 3072),
         "paper-5x": (10, 512, 8, 2048),
         "paper-10x": (8, 384, 6, 1536),
@@ -19,7 +24,8 @@ PRESETS = {
         "tiny": (4, 128, 4, 512),
     }.items()
 }
-_LEAST = {
+DTYPES = ("float32", "bfloat16")
+_MINIMUM = {
     "batch_size": 1,
     "micro_batch_size": 1,
     "block_size": 2,
@@ -31,35 +37,45 @@ _LEAST = {
     "weight_decay": 0,
     "seed": 0,
 }
-_FREE = ("out", "micro_batch_size", "keep_states", "compile", "tensorboard")  # the weights are the same, to rounding
-DTYPES = ("float32", "bfloat16")
+# Fields that may change when a run is resumed: they do not affect the weights, apart from rounding.
+_MAY_CHANGE = ("out", "micro_batch_size", "keep_states", "compile", "tensorboard")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Defaults are the paper's. Immutable; two runs of one config write the same weights on a CPU.
+    """Settings of a training run. The defaults are the paper's (Ulm, Du and Snaebjarnarson, arXiv 2510.08245).
+
+    On a CPU, two runs with the same settings write the same weights, bit for bit.
 
     Args:
-        corpus: real text: a folder with train.parquet, one that `cdgen generate` wrote, or a file of texts.
-        tokenizer: a folder that transformers' AutoTokenizer loads, with start and end of text.
-        out: the run's folder.
-        synthetic: corpora that are joined into one pool, mixed into every batch.
-        ratio: int(batch_size * ratio) rows of every batch are synthetic; default 0.3 with `synthetic`, else 0.
-        test: text for perplexity, as `corpus`; default: the test.parquet beside train.parquet, if any.
-        model: a name of :data:`PRESETS`, or a folder or config.json of transformers.
-        batch_size: blocks of a step, over all processes. micro_batch_size: blocks that a process computes at once.
-        block_size: tokens of a block.
-        steps, warmup_steps: linear warm-up, then a cosine to 0 at `steps`.
-        learning_rate, weight_decay: of AdamW with betas 0.9 and 0.999; biases and norms do not decay.
-        save_every: steps between checkpoints, each with an evaluation.
-        keep_states: so many of the last checkpoints keep the state to resume from, twice as large as the model.
-        eval_blocks: blocks of the test text to evaluate on; 0: all.
-        dtype: dtype of matrix products, "float32" or "bfloat16"; weights are always float32. Default: bfloat16 on CUDA
-            devices, float32 elsewhere. On CUDA devices float32 products are computed in TF32.
-        seed: of weights and data order.
-        compile: run the model through torch.compile. tensorboard: also log for TensorBoard.
+        corpus: real text: a folder with `train.parquet`, a generated corpus, or a file of texts.
+        tokenizer: folder that transformers' AutoTokenizer can load. The tokenizer needs BOS and EOS tokens.
+        out: the run's folder. If it holds an unfinished run with the same settings, training resumes.
+        synthetic: corpora that are joined into one pool and mixed into every batch.
+        ratio: share of synthetic rows, 0 to 1: `int(batch_size * ratio)` rows of every batch are synthetic. Default:
+            0.3 with `synthetic`, 0 without.
+        test: text on which perplexity is computed, in the same formats as `corpus`. Default: the `test.parquet` in the
+            folder `corpus`, if there is one.
+        model: a name in :data:`PRESETS`, or a transformers `config.json` or the folder that holds one.
+        batch_size: blocks per step, over all processes.
+        micro_batch_size: blocks that one process computes at once; gradients are accumulated over micro-batches.
+        block_size: tokens per block.
+        steps: number of optimizer steps.
+        warmup_steps: steps over which the learning rate rises linearly from 0. It then follows a cosine down to 0 at
+            `steps`.
+        learning_rate: peak learning rate of AdamW (betas 0.9 and 0.999).
+        weight_decay: AdamW's weight decay, applied to matrices; biases and norms do not decay.
+        save_every: steps between checkpoints. Perplexity is computed at each checkpoint.
+        keep_states: number of latest checkpoints that keep the optimizer state, from which a run can resume. The state
+            is twice as large as the model.
+        eval_blocks: number of blocks of the test text to evaluate on; 0 means all.
+        dtype: dtype of matrix products, "float32" or "bfloat16". Weights and optimizer state are always float32.
+            Default: bfloat16 on CUDA devices, float32 elsewhere. On CUDA devices, float32 products use TF32.
+        seed: seed of the initial weights, the order of the data, and dropout.
+        compile: run the model through torch.compile.
+        tensorboard: also write logs for TensorBoard, into the folder `tensorboard` in `out`.
     Raises:
-        InputError (a ValueError): a value out of range; the message names the field.
+        InputError: a value is out of range; the message names the field. InputError is a ValueError.
     """
 
     corpus: str
@@ -84,24 +100,26 @@ class TrainConfig:
     compile: bool = False
     tensorboard: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         synthetic = (self.synthetic,) if isinstance(self.synthetic, str) else tuple(self.synthetic)
+        default_ratio = 0.3 if synthetic else 0.0
+        ratio = default_ratio if self.ratio is None else self.ratio
         object.__setattr__(self, "synthetic", synthetic)
-        if self.ratio is None:
-            object.__setattr__(self, "ratio", 0.3 if synthetic else 0.0)
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} = {getattr(self, name)}: must be {least} or more")
+        object.__setattr__(self, "ratio", ratio)
+        for name, minimum in _MINIMUM.items():
+            if not getattr(self, name) >= minimum:
+                raise InputError(f"{name} = {getattr(self, name)}: must be {minimum} or more")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate = {self.learning_rate}: must be more than 0")
-        if not 0 <= self.ratio <= 1:
-            raise InputError(f"ratio = {self.ratio}: must be 0 to 1")
+        if not 0 <= ratio <= 1:
+            raise InputError(f"ratio = {ratio}: must be 0 to 1")
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype = {self.dtype!r}: use {' or '.join(DTYPES)}")
 
-    def as_json(self):
-        """A JSON object of all that decides the weights: whatever differs in it makes another run."""
-        return {key: list(x) if isinstance(x, tuple) else x for key, x in asdict(self).items() if key not in _FREE}
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields that affect the weights as a JSON object. A run can only be resumed if they are equal."""
+        values = {name: value for name, value in asdict(self).items() if name not in _MAY_CHANGE}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 FIELDS = tuple(fields(TrainConfig))

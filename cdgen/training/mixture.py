@@ -1,61 +1,82 @@
-"""The exact mixture: so many rows of every batch synthetic, the rest real, as a function of the step alone.
+"""The exact mixture: every batch holds the same number of synthetic rows, and the step alone decides which.
 
-`int(batch * ratio)` rows of each batch come from the synthetic pool (Ulm, Du and Snaebjarnarson, arXiv 2510.08245),
-never "about" so many, and with the ratio taken as it is written: 100 rows at 0.29 are 29, though the nearest float is
-less than 0.29. Each pool is used up block by block, pass after pass, whatever the length of the other. Nothing
-is remembered: which blocks step s reads follows from s, so that a resumed run reads on where it was, and any number of
-processes share out the same batches.
+`int(batch * ratio)` rows of each batch come from the synthetic pool (Ulm, Du and Snaebjarnarson, arXiv 2510.08245). The
+ratio is taken as it is written: 0.29 of 100 rows are 29, although the float nearest to 0.29 is smaller. Each pool is
+read block by block, pass after pass, whatever the length of the other pool. There is no state: the blocks of step s
+follow from s. A resumed run therefore reads the same batches, and so does any number of processes.
 """
 
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from cdgen.errors import InputError
-from cdgen.training.tokens import permutation
+from cdgen.training.tokens import Pool, permutation
 
-_STREAM = 2  # of random numbers; pools take 0 and 1
+_STREAM = 2  # random stream of the mixture; pools use 0 and 1
+
+
+class Row(NamedTuple):
+    """One row of a batch: block `number` of `pool`, counted over all passes."""
+
+    pool: Pool
+    number: int
 
 
 class Mixture:
-    """The batches of a run.
+    """The batches of a training run.
 
     Args:
-        real: :class:`~cdgen.training.tokens.Pool`, or None where `ratio` is 1. synthetic: the same, or None where 0.
-        batch: rows of a step over all processes and accumulated parts.
+        real: pool of real text; may be None if `ratio` is 1.
+        synthetic: pool of synthetic text; may be None if `ratio` is 0.
+        batch: rows per step, over all processes and micro-batches.
         ratio: share of synthetic rows, 0 to 1.
-        seed: of the order of rows within a batch.
+        seed: seed of the order of rows within a batch.
+    Attributes:
+        real_rows: real rows per step.
+        synthetic_rows: synthetic rows per step.
     Raises:
-        InputError: a ratio out of range or without effect, or a pool missing that it asks for.
+        InputError: the ratio is out of range or too small for one synthetic row, or a pool that it needs is missing.
     """
 
-    def __init__(self, real, synthetic, batch, ratio, seed):
+    def __init__(self, real: Pool | None, synthetic: Pool | None, batch: int, ratio: float, seed: int) -> None:
         if not 0 <= ratio <= 1:
             raise InputError(f"ratio = {ratio}: must be 0 to 1")
         self.batch, self.seed = batch, seed
         self.synthetic_rows = int(batch * Fraction(str(ratio)))
         self.real_rows = batch - self.synthetic_rows
         if ratio and not self.synthetic_rows:
-            raise InputError(f"ratio = {ratio}: of {batch} rows in a batch none is synthetic; raise one or the other")
-        self._pools = []
+            raise InputError(
+                f"ratio = {ratio}: none of the {batch} rows of a batch is synthetic; raise ratio or batch_size"
+            )
+        self._pools: list[tuple[Pool, int]] = []  # with their rows per step
         for pool, rows, kind in ((real, self.real_rows, "real"), (synthetic, self.synthetic_rows, "synthetic")):
             if rows and pool is None:
                 raise InputError(
                     f"ratio = {ratio}: {rows} rows of every batch are {kind}, but there is no {kind} corpus"
                 )
-            self._pools += [(pool, rows)] if rows else []
+            if rows and pool is not None:
+                self._pools.append((pool, rows))
 
-    def rows(self, step):
-        """(pool, block number) of each row of a step, [batch], in the order that the processes share out."""
-        found = [(pool, step * rows + row) for pool, rows in self._pools for row in range(rows)]
-        return [found[at] for at in permutation(self.batch, self.seed, _STREAM, step)]
+    def rows(self, step: int) -> list[Row]:
+        """Return the `batch` rows of a step in their shuffled order; the processes take turns in reading them."""
+        rows = [Row(pool, step * per_step + row) for pool, per_step in self._pools for row in range(per_step)]
+        return [rows[at] for at in permutation(self.batch, self.seed, _STREAM, step)]
 
-    def blocks(self, step, rank=0, world=1):
-        """int64 [batch / world, block_size]: the rows of a step that a process of `world` reads."""
+    def blocks(self, step: int, rank: int = 0, world: int = 1) -> npt.NDArray[np.int64]:
+        """Return the rows of a step that process `rank` of `world` reads.
+
+        Returns:
+            int64 [batch / world, block_size]
+        Raises:
+            InputError: `world` does not divide the batch.
+        """
         self.check_world(world)
         return np.stack([pool.block(number) for pool, number in self.rows(step)[rank::world]])
 
-    def check_world(self, world):
-        """Raise InputError where so many processes cannot share out the batches."""
+    def check_world(self, world: int) -> None:
+        """Raise InputError if `world` processes cannot share the batch evenly."""
         if self.batch % world:
-            raise InputError(f"batch_size = {self.batch}: {world} processes cannot share it out evenly")
+            raise InputError(f"batch_size = {self.batch}: cannot be divided evenly among {world} processes")

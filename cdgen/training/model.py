@@ -1,29 +1,35 @@
-"""The model in training: built from a preset or a config, its loss without logits, what decays, what a token costs."""
+"""The model in training: how it is built, its loss without stored logits, its parameter groups, and its cost."""
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from cdgen.errors import InputError
+from cdgen.errors import InputError, first_line
 from cdgen.hardware import data_sheet
 from cdgen.models.quiet import quiet_transformers
-from cdgen.training.config import PRESETS
-from cdgen_kernels.cross_entropy import linear_cross_entropy
+from cdgen.training.config import PRESETS, TrainConfig
+from cdgen_kernels import linear_cross_entropy
 
 CONTEXT = 2048  # positions of the paper's models
 
 
-def build(config, tokenizer):
-    """A model with fresh weights, in float32, ready to train.
+def build(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Build a model with fresh float32 weights, which `config.seed` determines.
 
-    Args:
-        config: :class:`~cdgen.training.config.TrainConfig`; its seed decides the weights. tokenizer: of transformers.
     Raises:
-        InputError: no such preset or config; a vocabulary or context that is too small; an output layer that is more
-            than a product with a matrix.
+        InputError: `config.model` is neither a preset nor a config; its vocabulary or context is too small; or its
+            output layer does more than multiply with a matrix.
     """
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(config.seed)
@@ -38,48 +44,52 @@ def build(config, tokenizer):
             found = AutoConfig.from_pretrained(Path(config.model).expanduser(), **ids)
             lm = AutoModelForCausalLM.from_config(found, dtype=torch.float32)
         except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"model = {config.model!r}: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(f"model = {config.model!r}: {first_line(error)}") from error
     text = found.get_text_config()
     if text.vocab_size < len(tokenizer):
         raise InputError(
             f"model = {config.model!r}: has a vocabulary of {text.vocab_size}, but the tokenizer {config.tokenizer} "
             f"has {len(tokenizer)} entries; set vocab_size in its config.json"
         )
-    positions = getattr(text, "max_position_embeddings", None)
-    if positions and positions < config.block_size:
-        raise InputError(f"block_size = {config.block_size}: the model {config.model} has {positions} positions")
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit and limit < config.block_size:
+        raise InputError(
+            f"block_size = {config.block_size}: the model {config.model} has {limit} positions; use smaller blocks"
+        )
     _check_output_layer(lm, config.model)
     return lm
 
 
-def _check_output_layer(lm, name):
-    """Some families scale or bend their logits, or add a bias; their loss is not :class:`SummedLoss`."""
+def _check_output_layer(lm: PreTrainedModel, name: str) -> None:
+    """Refuse models that scale, cap or bias their logits, because :class:`SummedLoss` would be wrong for them."""
     ids = torch.arange(8).unsqueeze(0)  # [1, 8]
     lm.eval()
     with torch.no_grad():
-        hidden = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [1, 8, D]
         same = torch.allclose(lm(input_ids=ids).logits, hidden @ lm.get_output_embeddings().weight.T, atol=1e-4)
     lm.train()
     if not same or getattr(lm.get_output_embeddings(), "bias", None) is not None:
-        raise InputError(f"model = {name!r}: {lm.config.model_type} does more to its logits than a product; use llama")
+        raise InputError(
+            f"model = {name!r}: {lm.config.model_type} does more to its logits than a matrix product; use llama"
+        )
 
 
 class SummedLoss(nn.Module):
-    """Cross entropy of every token of a block but the first, added up, with only a chunk of the logits in memory."""
+    """Cross entropy, summed over all tokens of a block except the first. Only a chunk of the logits exists at once."""
 
-    def __init__(self, lm):
+    def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm
 
-    def forward(self, blocks):
-        """float32 scalar of int64 [B, T] blocks."""
+    def forward(self, blocks: Tensor) -> Tensor:
+        """Return the loss of int64 [B, T] blocks as a float32 scalar."""
         hidden = self.lm.base_model(input_ids=blocks, use_cache=False).last_hidden_state  # [B, T, D]
-        weight = self.lm.get_output_embeddings().weight
+        weight = self.lm.get_output_embeddings().weight  # [V, D]
         return linear_cross_entropy(hidden[:, :-1], weight, blocks[:, 1:], reduction="sum")
 
 
-def parameter_groups(lm, weight_decay):
-    """AdamW's groups: matrices decay, biases and norms do not, as in transformers' Trainer."""
+def parameter_groups(lm: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: matrices decay, biases and norms do not, as in transformers' Trainer."""
     parameters = list(lm.parameters())
     return [
         {"params": [x for x in parameters if x.dim() >= 2], "weight_decay": weight_decay},
@@ -87,8 +97,8 @@ def parameter_groups(lm, weight_decay):
     ]
 
 
-def use_liger(lm):
-    """Liger's fused norms, rotary embedding and SwiGLU, where Liger is installed; it has Triton kernels alone."""
+def use_liger(lm: PreTrainedModel) -> None:
+    """Switch a Llama on a GPU to Liger's fused norms, rotary embedding and SwiGLU, if Liger is installed."""
     try:
         from liger_kernel.transformers import apply_liger_kernel_to_llama
     except ImportError:
@@ -97,25 +107,31 @@ def use_liger(lm):
         apply_liger_kernel_to_llama(cross_entropy=False, fused_linear_cross_entropy=False, model=lm)
 
 
-def operations_per_token(lm, block_size):
-    """Floating-point operations of a training step per token: 6 a weight that multiplies, 12 D T a layer for attention.
+def operations_per_token(lm: PreTrainedModel, block_size: int) -> int:
+    """Return the floating-point operations per token of a training step.
 
-    As Chowdhery et al. (PaLM, arXiv 2204.02311, appendix B) count: an embedding that is only looked up does not
-    multiply, and attention is counted without its mask.
+    They are counted as in PaLM (Chowdhery et al., arXiv 2204.02311, appendix B): 6 N + 12 L D T, with N weights, L
+    layers, width D and T = `block_size`. N leaves out an embedding that is only looked up, and attention is counted
+    without its mask.
     """
     config = lm.config.get_text_config()
     embedding, output = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
-    weights = sum(x.numel() for x in lm.parameters()) - (0 if embedding is output else embedding.numel())
-    return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * block_size
+    weights: int = sum(x.numel() for x in lm.parameters()) - (0 if embedding is output else embedding.numel())
+    layers, width = int(config.num_hidden_layers), int(config.hidden_size)
+    return 6 * weights + 12 * layers * width * block_size
 
 
-def peak_operations(device, dtype):
-    """Operations a second of a device's matrix products: data sheet of a GPU, measured on a CPU; None: not known."""
+def peak_operations(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return a device's peak FLOP/s in matrix products of `dtype`.
+
+    A GPU's value is taken from its data sheet (16-bit products); None for unknown GPUs. A CPU's value is measured.
+    """
     if device.type != "cpu":
         sheet = data_sheet(device)
-        return sheet and sheet.matmul
-    x, seconds = torch.ones(1024, 1024, dtype=dtype), []
-    while sum(seconds) < 0.5:  # on a shared machine the best of many, else the model's share exceeds 100 %
+        return sheet.matmul if sheet else None
+    x = torch.ones(1024, 1024, dtype=dtype)
+    seconds: list[float] = []
+    while sum(seconds) < 0.5:  # the fastest of many is taken, since other processes may slow down some
         start = time.perf_counter()
         x @ x
         seconds.append(time.perf_counter() - start)

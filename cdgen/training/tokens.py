@@ -1,178 +1,208 @@
-"""Token pools: corpora tokenised once into memory-mapped files, and cut into blocks that are computed when asked for.
+"""Token pools: corpora that are tokenised once into memory-mapped files, and their blocks.
 
-A document is BOS, its tokens, EOS. A pass over a pool shuffles its documents, joins them and cuts the join into blocks
-(Ulm, Du and Snaebjarnarson, arXiv 2510.08245): every whole block once, and at most `block_size - 1` tokens at the end
-of the join are left over. The next pass shuffles anew, so that others are left over, and blocks begin elsewhere. The
-law of a pass over documents of L tokens in all, in blocks of B: floor(L / B) blocks, no token twice, L mod B left out.
+A document is BOS, its tokens, EOS. A pass over a pool shuffles its documents, concatenates them and cuts the result
+into blocks (Ulm, Du and Snaebjarnarson, arXiv 2510.08245). A pass over L tokens in blocks of B tokens has floor(L / B)
+blocks, contains no token twice, and drops the last L mod B tokens. The next pass is shuffled differently, so it drops
+other tokens. Blocks are computed when they are read.
 """
 
 import contextlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
 
 from cdgen.errors import CorpusError, InputError
 
 try:
     import fcntl
-except ImportError:  # Windows, where two processes may both tokenise, and the first to finish is used
-    fcntl = None
+except ImportError:  # Windows: two processes may tokenise the same corpus, and the first one to finish is used
+    fcntl = None  # type: ignore[assignment]
 
-_AT_ONCE = 1 << 22  # characters given to the tokenizer together
+_GROUP = 1 << 22  # characters that are given to the tokenizer at once
 
 
 class TokenFile:
-    """The tokens of one corpus: `tokens`, a memory map, and `starts`, int64 [documents + 1]."""
+    """The tokens of one corpus, as :func:`tokenize` wrote them.
 
-    def __init__(self, folder):
+    Attributes:
+        tokens: memory map of the token ids, uint16 or uint32 [tokens].
+        starts: position of each document's first token, and the total: int64 [documents + 1].
+    Raises:
+        CorpusError: a file is missing or damaged.
+    """
+
+    tokens: npt.NDArray[np.unsignedinteger]
+    starts: npt.NDArray[np.int64]
+
+    def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         try:
             about = json.loads((folder / "pool.json").read_text())
             self.starts = np.fromfile(folder / "starts.bin", dtype=np.int64)
             self.tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
         except (OSError, ValueError, KeyError) as error:
-            raise CorpusError(f"{folder}: cannot be read: {error}; delete the folder and run again") from error
+            raise CorpusError(f"{folder}: cannot be read: {error}; delete this folder and rerun") from error
         if [len(self.tokens), len(self.starts)] != [about["tokens"], about["documents"] + 1]:
-            raise CorpusError(f"{folder}: a file is cut short; delete the folder and run again")
+            raise CorpusError(f"{folder}: a file is cut short; delete this folder and rerun")
 
 
-def tokenize(texts, tokenizer, folder, name):
-    """Write a pool, unless it is there already.
+def tokenize(
+    texts: Callable[[], Iterable[str]], tokenizer: PreTrainedTokenizerBase, folder: str | Path, name: str
+) -> TokenFile:
+    """Tokenise a corpus into a folder, unless the folder exists, and open it.
 
     Args:
-        texts: function that gives an iterator of documents; called only where the pool has to be made.
-        tokenizer: of transformers, fast, with BOS and EOS.
-        folder: the pool's own, named after all that decides what is in it. It appears whole or not at all.
-        name: of the corpus, for messages.
-    Returns:
-        :class:`TokenFile`
+        texts: function that returns the documents. It is only called if the folder does not exist.
+        tokenizer: a fast tokenizer with BOS and EOS.
+        folder: folder for this corpus and tokenizer; its name must identify both. It appears completely or not at all.
+        name: the corpus's name, for messages.
     Raises:
-        InputError: no documents, or a tokenizer without BOS or EOS. CorpusError: the disk is full.
+        InputError: the corpus has no documents, or the tokenizer has no BOS or EOS.
+        CorpusError: the folder cannot be written.
     """
     folder = Path(folder)
-    marks = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if None in marks:
-        raise InputError(f"{name}: the tokenizer has no start or end of text; documents are put between the two")
+    if None in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        raise InputError(f"{name}: the tokenizer has no BOS or no EOS token; every document needs both")
     if not folder.exists():
-        _make(texts, tokenizer, marks, folder, name)
+        _make(texts, tokenizer, folder, name)
     return TokenFile(folder)
 
 
-def _make(texts, tokenizer, marks, folder, name):
+def _make(texts: Callable[[], Iterable[str]], tokenizer: PreTrainedTokenizerBase, folder: Path, name: str) -> None:
     temporary = folder.with_name(f".tmp-{folder.name}")
     try:
-        with _only_one(folder.parent):
-            if not folder.exists():  # another process of this run may have made it meanwhile
-                shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        with _lock(folder.parent):
+            if not folder.exists():  # another process may have made it while this one waited
+                shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
                 temporary.mkdir()
-                _write(texts(), tokenizer, marks, temporary, name)
+                _write(texts(), tokenizer, temporary, name)
                 temporary.replace(folder)
     except OSError as error:
         if error.filename and Path(error.filename).parent not in (temporary, folder.parent):
-            raise  # the corpus's own file
+            raise  # the error concerns a file of the corpus
         raise CorpusError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _only_one(folder):
-    """Make the folder, and wait until no other process tokenises into it."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Make a folder and lock it, so that only one process at a time tokenises into it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
-        if fcntl:
-            with contextlib.suppress(OSError):  # a file system without locks: then both may, and the first is used
+        if lock is not None:
+            with contextlib.suppress(OSError):  # on a file system without locks, as on Windows
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        if fcntl:
+        if lock is not None:
             os.close(lock)
 
 
-def _write(texts, tokenizer, marks, folder, name):
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+def _write(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, name: str) -> None:
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     tokens = documents = 0
     with open(folder / "tokens.bin", "wb") as token_file, open(folder / "starts.bin", "wb") as start_file:
         start_file.write(np.int64(0).tobytes())
         for group in _groups(texts):
-            # a document's own "</s>" is text, not its end
+            # A "</s>" that a document contains is text and does not end it.
             encoded = tokenizer(group, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-            token_file.write(np.array([x for ids in encoded for x in (marks[0], *ids, marks[1])], dtype).tobytes())
+            token_file.write(np.array([x for ids in encoded for x in (bos, *ids, eos)], dtype).tobytes())
             ends = tokens + np.cumsum([len(ids) + 2 for ids in encoded], dtype=np.int64)
             start_file.write(ends.tobytes())
             tokens, documents = int(ends[-1]), documents + len(encoded)
     if not documents:
         raise InputError(f"{name}: holds no documents")
-    about = {"dtype": np.dtype(dtype).name, "documents": documents, "tokens": tokens}
+    about = {"dtype": dtype.name, "documents": documents, "tokens": tokens}
     (folder / "pool.json").write_text(json.dumps(about))
 
 
-def _groups(texts):
-    group, size = [], 0
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Group documents that are not blank into lists of about :data:`_GROUP` characters."""
+    group: list[str] = []
+    size = 0
     for text in texts:
         if text.strip():
             group.append(text)
             size += len(text)
-        if size >= _AT_ONCE:
+        if size >= _GROUP:
             yield group
             group, size = [], 0
     if group:
         yield group
 
 
+class _Pass(NamedTuple):
+    """The shuffled documents of a pass, and their concatenation."""
+
+    order: npt.NDArray[np.int64]  # [documents], indices of the documents in shuffled order
+    ends: npt.NDArray[np.int64]  # [documents], position after each one's last token in the concatenation
+
+
 class Pool:
-    """Blocks of `block_size` tokens out of one or more corpora, which are shuffled together.
+    """Blocks of `block_size` tokens from one or more corpora, whose documents are shuffled together.
 
     Args:
-        files: list of :class:`TokenFile`. name: for messages. seed: of the shuffles.
-        stream: two pools of one seed shuffle unlike each other where these differ.
+        files: the tokenised corpora.
+        block_size: tokens per block.
+        seed: seed of the shuffles.
+        name: the pool's name, for messages.
+        stream: random stream; pools with the same seed and different streams are shuffled independently.
     Attributes:
-        blocks: whole blocks of a pass.
+        tokens: tokens per pass.
+        blocks: blocks per pass.
     Raises:
-        InputError: fewer tokens than one block.
+        InputError: the corpora have fewer tokens than one block.
     """
 
-    def __init__(self, files, block_size, seed, name, stream=0):
+    def __init__(self, files: Sequence[TokenFile], block_size: int, seed: int, name: str, stream: int = 0) -> None:
         self.files, self.block_size, self.seed, self.stream = files, block_size, seed, stream
+        # For each document, [documents]: its number of tokens, its file, and the position of its first token there.
         self.lengths = np.concatenate([np.diff(file.starts) for file in files])
         self.owner = np.repeat(np.arange(len(files)), [len(file.starts) - 1 for file in files])
         self.first = np.concatenate([file.starts[:-1] for file in files])
         self.tokens = int(self.lengths.sum())
         self.blocks = self.tokens // block_size
         if not self.blocks:
-            raise InputError(f"{name}: has {self.tokens} tokens, not one block of {block_size}; give more text")
-        self._arranged = lru_cache(maxsize=2)(self._arrange)  # a batch may hold the end of a pass and the next's start
+            raise InputError(f"{name}: has {self.tokens} tokens, fewer than one block of {block_size}; give more text")
+        self._pass = lru_cache(maxsize=2)(self._shuffle)  # a batch may hold the end of a pass and the start of the next
 
-    def block(self, number):
-        """Block `number`, counted over all passes: int64 [block_size]."""
-        at, which = divmod(number, self.blocks)
-        order, ends = self._arranged(at)
-        begin = which * self.block_size
-        piece, out = int(np.searchsorted(ends, begin, side="right")), np.empty(self.block_size, dtype=np.int64)
+    def block(self, number: int) -> npt.NDArray[np.int64]:
+        """Return block `number`, counted over all passes: int64 [block_size]."""
+        which_pass, which = divmod(number, self.blocks)
+        order, ends = self._pass(which_pass)
+        start = which * self.block_size  # position in the concatenation of the pass
+        piece = int(np.searchsorted(ends, start, side="right"))
+        block = np.empty(self.block_size, dtype=np.int64)
         filled = 0
         while filled < self.block_size:
             document = order[piece]
-            skip = begin + filled - (ends[piece] - self.lengths[document])
+            skip = start + filled - (ends[piece] - self.lengths[document])
             take = min(self.lengths[document] - skip, self.block_size - filled)
-            start = self.first[document] + skip
-            out[filled : filled + take] = self.files[self.owner[document]].tokens[start : start + take]
+            first = self.first[document] + skip
+            block[filled : filled + take] = self.files[self.owner[document]].tokens[first : first + take]
             filled, piece = filled + take, piece + 1
-        return out
+        return block
 
-    def _arrange(self, at):
-        """(documents in the order of pass `at`, where each ends in their join)."""
-        order = permutation(len(self.lengths), self.seed, self.stream, at)
-        return order, np.cumsum(self.lengths[order])
+    def _shuffle(self, which_pass: int) -> _Pass:
+        order = permutation(len(self.lengths), self.seed, self.stream, which_pass)
+        return _Pass(order, np.cumsum(self.lengths[order]))
 
 
-def permutation(count, *key):
-    """A permutation of `count` numbers, int64, that is a function of the key (integers of 0 or more) alone.
+def permutation(count: int, *key: int) -> npt.NDArray[np.int64]:
+    """Return a permutation of 0 to `count` - 1 that depends on the key (integers of 0 or more) alone: int64 [count].
 
-    numpy may change its own shuffle from release to release; it promises the raw words of a generator for ever.
+    It sorts raw words of a generator, which numpy guarantees to keep stable. numpy's own shuffle may change between
+    releases.
     """
     return np.random.Philox(np.random.SeedSequence(key)).random_raw(count).argsort(kind="stable")

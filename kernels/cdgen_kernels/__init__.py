@@ -1,10 +1,10 @@
 """Fused kernels for contrastive decoding: sampling, decoder layers on a paged cache, and a cross entropy loss.
 
     sampling = make_sampling_tensors(batch, alpha=0.1, contrast_strength=1.0, seed=0)
-    token = sample(good_logits, bad_logits, sampling).token  # [B]
+    token = contrastive_sample(good_logits, bad_logits, sampling).token  # [B]
 
-The package needs torch alone. On CUDA tensors the ops run in Triton if it is installed, on CPU tensors in C++ if the
-extension is built, and otherwise in plain PyTorch.
+The package needs only torch. The ops run in Triton for CUDA tensors if Triton is installed, in C++ for CPU tensors if
+the extension is built, and in plain PyTorch otherwise.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +19,9 @@ from cdgen_kernels.ops import (
     select_candidates,
     select_candidates_linear,
 )
-from cdgen_kernels.registry import implementation
+from cdgen_kernels.registry import implementation, register
 from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors, make_sampling_tensors
+from cdgen_kernels.specs import SPECS
 
 try:
     __version__ = version("cdgen")
@@ -45,3 +46,5 @@ __all__ = [
     "select_candidates",
     "select_candidates_linear",
 ]
+
+register(*SPECS)

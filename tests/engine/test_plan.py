@@ -1,4 +1,4 @@
-"""cdgen plan: its shapes are the models', its memory the cache's, and a batch fits exactly as long as it fits."""
+"""cdgen plan: model shapes, memory compared with the cache's own, the largest batch, and the roofline of a step."""
 
 import copy
 
@@ -15,7 +15,7 @@ from tests.helpers.tiny_models import make_llama
 JOB = Job(1e6, prompt=20, new=60, n=4)
 
 
-def test_shapes_are_the_models(folders, good, bad):
+def test_shapes_are_the_models(folders, good, bad) -> None:
     for model in (good, make_llama(0, tie_word_embeddings=True), family("qwen2")):
         shape = Shape.of(model.config)
         assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
@@ -31,22 +31,24 @@ def test_shapes_are_the_models(folders, good, bad):
     assert shapes(folders["good"], None)[1:] == (None, one.parameters)
 
 
-def test_the_cache_takes_what_is_stated(good, bad):
-    """Pages of prompts are shared, and those of texts are whole."""
+def test_the_cache_takes_what_is_stated(good, bad) -> None:
+    """Pages of prompts are shared, and sequences take whole pages."""
     lm = ContrastiveLM(good, bad)
-    texts = PagedBackend(lm.pair, SamplingParams(max_tokens=60), 8, 80)
+    paged = PagedBackend(lm.pair, SamplingParams(max_tokens=60), 8, 80)
     shape = Shape.of(good.config)
     memory = parts_of_memory(shape, Shape.of(bad.config), 0, 8, JOB, 4, 4)
     stated = memory["cache"]
-    assert memory["activations"] == 2 * 20 * 4 * (3 * 128 + 6 * 64) + 8 * 8 * 300, "two prompts, and logits of 8 texts"
-    pages = 8 * (5 - 1) + 2 * 1  # a text has 5 pages, the first of which is its prompt's; two prompts
-    assert stated == pages * texts.cache.page_bytes
+    assert memory["activations"] == 2 * 20 * 4 * (3 * 128 + 6 * 64) + 8 * 8 * 300, (
+        "two prompts, and logits of 8 sequences"
+    )
+    pages = 8 * (5 - 1) + 2 * 1  # a sequence has 5 pages and shares the first with its prompt; two prompts
+    assert stated == pages * paged.cache.page_bytes
 
 
-def test_the_largest_batch_fits_and_the_next_does_not(good, bad):
+def test_the_largest_batch_fits_and_the_next_does_not(good, bad) -> None:
     given = Shape.of(good.config), Shape.of(bad.config), 10_000, JOB, 4, 4
 
-    def size(batch):
+    def size(batch: int) -> int:
         return sum(parts_of_memory(*given[:3], batch, *given[3:]).values())
 
     for batch in (4, 40, 400):
@@ -57,7 +59,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(good, bad):
     assert largest_batch(Machine(10, 1, 1), *given, 1000) == 0
 
 
-def test_a_step_is_bound_by_the_slower_of_bytes_and_operations():
+def test_a_step_is_bound_by_the_slower_of_bytes_and_operations() -> None:
     good = Shape(10_000, 8_000, 1_000, 64, 1, vocab_size=100)
     few = parts_of_step(Machine(0, 1e3, 1e9), good, None, 1, JOB, 2, 2, stored_logits=True)
     assert few == {"GOOD's layers": 16, "cache": 50 * 64 * 2 / 1e3, "output layer": 2, "logits": 0.8}
@@ -66,21 +68,22 @@ def test_a_step_is_bound_by_the_slower_of_bytes_and_operations():
     assert many["output layer"] == 2 * 7 * 1_000 / 1e3 and many["logits"] == 0
 
 
-def test_the_command(cdgen_command, folders):
+def test_the_command(cdgen_command, folders) -> None:
     options = ("--good", folders["good"], "--bad", folders["bad"], "--tokens", "1e9", "--max-tokens", 60)
     code, printed = cdgen_command("plan", *options, "--gpu", "h100")
     assert code == 0 and "at best" in printed and "bound, not a measurement" in printed
     assert f"{GPUS['h100'].bandwidth / 1e9:.0f} GB/s" in printed
     code, printed = cdgen_command("plan", *options, "--gpu", "cpu", "--batch-size", 8)
-    assert code == 0 and "measured here" in printed and "a short run:" in printed
+    assert code == 0 and "measured here" in printed and "measured over a few steps:" in printed
     code, printed = cdgen_command("plan", *options, "--gpu", "h100", "--memory-gb", 1e-6)
-    assert code == 2 and printed.startswith("cdgen: error: not one text fits: 0.0") and "1e-06 GB are there" in printed
+    assert code == 2 and printed.startswith("cdgen: error: not one sequence fits: it needs 0.0")
+    assert "1e-06 GB may be used" in printed
     code, printed = cdgen_command("plan", "--good", "/nowhere", "--gpu", "h100")
     assert (code, printed) == (2, "cdgen: error: /nowhere: no such folder or file\n")
 
 
-def test_the_dtype_is_that_of_the_run(cdgen_command, good, folders, tmp_path):
-    """float32 on the CPU; on a GPU the checkpoint's, and bfloat16 for float32."""
+def test_the_dtype_is_that_of_generate(cdgen_command, good, folders, tmp_path) -> None:
+    """float32 on the CPU; on a GPU the checkpoint's dtype, but bfloat16 instead of float32."""
     copy.deepcopy(good).half().save_pretrained(tmp_path / "half")
     for model, machine, dtype in (
         (folders["good"], ["h100"], "bfloat16"),
@@ -93,6 +96,6 @@ def test_the_dtype_is_that_of_the_run(cdgen_command, good, folders, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--kv-cache-dtype", "--dtype"])
-def test_a_dtype_that_is_none(cdgen_command, folders, option):
+def test_an_unknown_dtype_is_refused(cdgen_command, folders, option) -> None:
     code, printed = cdgen_command("plan", "--good", folders["good"], "--gpu", "h100", option, "int3")
     assert code == 2 and "= 'int3': use float32, bfloat16 or float16" in printed

@@ -1,13 +1,16 @@
-"""Where a text ends, and what may not be drawn before."""
+"""When a continuation ends, and which tokens are banned."""
 
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine.ngrams import repeated_ngram_bans
+from cdgen.engine.bans import repeated_ngram_bans
 from cdgen.engine.text import StopStrings, decode_after
 from cdgen.errors import InputError
 from tests.helpers.tiny_models import make_llama
@@ -16,15 +19,15 @@ PROMPTS = ["The quick brown", "Once", "How do you make bread? You take flour,", 
 
 
 @pytest.fixture(scope="module")
-def lm(folders):
+def lm(folders: dict[str, Path]) -> ContrastiveLM:
     return ContrastiveLM(folders["good"], folders["bad"])
 
 
-def free(**changes):
+def free(**changes: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 12, "ignore_eos": True} | changes)
 
 
-def test_end_of_text(tokenizer):
+def test_end_of_text(tokenizer) -> None:
     model = make_llama(0)
     model.lm_head.weight.data[1] *= 1.2
     lm = ContrastiveLM(model, tokenizer=tokenizer)
@@ -38,17 +41,17 @@ def test_end_of_text(tokenizer):
         assert ended or len(output.token_ids) == 25
         assert "</s>" not in output.text
 
-    (on,) = lm.generate("Once", SamplingParams.for_method("ancestral", n=40, max_tokens=25, ignore_eos=True))
-    for output, other in zip(on.outputs, request.outputs, strict=True):
+    (ignored,) = lm.generate("Once", SamplingParams.for_method("ancestral", n=40, max_tokens=25, ignore_eos=True))
+    for output, other in zip(ignored.outputs, request.outputs, strict=True):
         assert len(output.token_ids) == 25 and output.finish_reason == "length"
-        assert output.token_ids[: len(other.token_ids)] == other.token_ids  # the same text, gone on
+        assert output.token_ids[: len(other.token_ids)] == other.token_ids  # the same tokens, continued
     (late,) = lm.generate("Once", SamplingParams.for_method("ancestral", n=40, max_tokens=25, min_tokens=10))
     lengths = [len(output.token_ids) for output in late.outputs]
     assert min(lengths) > 10 - 1 and 1 not in [token for output in late.outputs for token in output.token_ids[:10]]
     assert any(output.finish_reason == "stop" for output in late.outputs)
 
 
-def test_stop_token_ids(lm):
+def test_stop_token_ids(lm) -> None:
     (plain,) = lm.generate("Once", free(n=8, max_tokens=30))
     stop = plain.outputs[0].token_ids[5]
     (stopped,) = lm.generate("Once", free(n=8, max_tokens=30, stop_token_ids=(stop,)))
@@ -63,8 +66,8 @@ def test_stop_token_ids(lm):
         lm.generate("Once", free(stop_token_ids=(300,)))
 
 
-def test_stop_strings_across_tokens(lm):
-    """A stop string that begins inside one token and ends inside another."""
+def test_stop_strings_across_tokens(lm) -> None:
+    """The stop string begins within one token and ends within another."""
     (plain,) = lm.generate("Once", free(n=6, max_tokens=40))
     checked = 0
     for output in plain.outputs:
@@ -74,43 +77,45 @@ def test_stop_strings_across_tokens(lm):
             if "\ufffd" in stop or len(stop) < 3:
                 continue
             first = output.text.find(stop)
-            again = lm.continue_rows(
+            stopped = lm.continue_sequences(
                 [plain.prompt_token_ids], [(0, output.index)], free(max_tokens=40, stop=("never ever", stop))
             )[0]
-            assert again.text == output.text[:first] and again.finish_reason == "stop"
-            assert len(again.token_ids) < 40 and again.token_ids == output.token_ids[: len(again.token_ids)]
-            assert stop in decode_after(lm.tokenizer, plain.prompt_token_ids, again.token_ids, True)
-            assert stop not in decode_after(lm.tokenizer, plain.prompt_token_ids, again.token_ids[:-1], True), (
-                "stopped late"
+            assert stopped.text == output.text[:first] and stopped.finish_reason == "stop"
+            assert len(stopped.token_ids) < 40 and stopped.token_ids == output.token_ids[: len(stopped.token_ids)]
+            assert stop in decode_after(lm.tokenizer, plain.prompt_token_ids, stopped.token_ids, True)
+            assert stop not in decode_after(lm.tokenizer, plain.prompt_token_ids, stopped.token_ids[:-1], True), (
+                "the sequence ended too late"
             )
             checked += 1
             break
     assert checked
 
 
-def feed(watch, ids):
+def feed(watch: StopStrings, ids: list[int]) -> list[str | None]:
     return [watch.append(token) for token in ids]
 
 
-def test_stop_strings_piece_by_piece(tokenizer):
-    def watch(stop, prompt=(), **changes):
+def test_stop_strings_piece_by_piece(tokenizer) -> None:
+    def watch(stop: tuple[str, ...], prompt: Sequence[int] = (), **changes: Any) -> StopStrings:
         return StopStrings(tokenizer, list(prompt), SamplingParams(stop=stop, **changes))
 
     ids = tokenizer("x one, two; three", add_special_tokens=False)["input_ids"]
     assert next(text for text in feed(watch(("two; th",)), ids) if text) == "x one, "
-    assert next(text for text in feed(watch(("three", "; th")), ids) if text) == "x one, two"  # the earlier of two
-    assert next(text for text in feed(watch(("ee", "ree")), ids) if text) == "x one, two; th"  # both in one step
+    assert next(text for text in feed(watch(("three", "; th")), ids) if text) == "x one, two"  # the first of two
+    assert (
+        next(text for text in feed(watch(("ee", "ree")), ids) if text) == "x one, two; th"
+    )  # both end in the same step
     assert not any(text is not None for text in feed(watch(("four",)), ids))
     cut = tokenizer("é", add_special_tokens=False)["input_ids"]
-    assert len(cut) == 2, "a character of two tokens"
+    assert len(cut) == 2, "the character must take two tokens"
     assert feed(watch(("é",)), cut) == [None, ""]
-    # a character that the prompt began
+    # The prompt ends within the character.
     assert feed(watch(("é",), prompt=cut[:1]), cut[1:]) in ([""], [None])
     with pytest.raises(InputError, match="need a tokenizer"):
         StopStrings(None, [], SamplingParams(stop="x"))
 
 
-def test_min_tokens_holds_back_stop_strings_and_stop_tokens(lm):
+def test_min_tokens_holds_back_stop_strings_and_stop_tokens(lm) -> None:
     (plain,) = lm.generate("Once", free(max_tokens=30))
     ids, text = plain.outputs[0].token_ids, plain.outputs[0].text
     (held,) = lm.generate("Once", free(max_tokens=30, min_tokens=12, stop=(text[:1],)))
@@ -119,7 +124,7 @@ def test_min_tokens_holds_back_stop_strings_and_stop_tokens(lm):
     assert ids[3] not in held.outputs[0].token_ids[:12]
 
 
-def test_no_ngram_comes_twice(lm):
+def test_no_ngram_occurs_twice(lm) -> None:
     params = free(n=4, max_tokens=60, alpha=0.3, no_repeat_ngram_size=2)
     for request in lm.generate(PROMPTS, params):
         for output in request.outputs:
@@ -128,11 +133,13 @@ def test_no_ngram_comes_twice(lm):
             before = list(pairwise(text))[: len(request.prompt_token_ids) - 1]
             assert len(set(pairs)) == len(pairs) and not set(pairs) & set(before)
     repeats = [o.token_ids for r in lm.generate(PROMPTS, free(n=4, max_tokens=60, alpha=0.3)) for o in r.outputs]
-    assert any(len(set(pairwise(t))) < 59 for t in repeats), "the test shows nothing where none repeat by themselves"
+    assert any(len(set(pairwise(t))) < 59 for t in repeats), (
+        "n-grams must repeat without the ban, or the test shows nothing"
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_ngram_bans_are_transformers_own(size):
+def test_ngram_bans_equal_those_of_transformers(size) -> None:
     theirs = transformers.NoRepeatNGramLogitsProcessor(size)
     generator = torch.Generator().manual_seed(size)
     for length in (1, 2, 4, 9, 40):

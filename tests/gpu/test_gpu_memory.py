@@ -1,4 +1,4 @@
-"""What is left on the device: nothing of a call that returned, and a budget that holds."""
+"""Memory on the device: a call leaves nothing behind, and a cache that does not fit is an error."""
 
 import gc
 
@@ -10,7 +10,7 @@ from tests.helpers.gpu_engines import PROMPTS, params
 
 
 def allocated(device: torch.device) -> int:
-    """Bytes in tensors on a GPU; 0 on the CPU, where nobody counts."""
+    """Return the bytes in tensors on a GPU; 0 on the CPU, where torch does not count them."""
     if device.type != "cuda":
         return 0
     torch.cuda.synchronize(device)
@@ -18,8 +18,8 @@ def allocated(device: torch.device) -> int:
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "dropout"])
-def test_calls_leave_the_memory_as_it_was(setup, kind):
-    """Without Python's cyclic collector. The first call may leave what libraries keep, such as workspaces."""
+def test_calls_leave_the_memory_as_it_was(setup, kind) -> None:
+    """Python's cyclic collector is off. After the first call, libraries may keep workspaces."""
     lm, found = setup.pair(kind), []
     lm.max_num_seqs = 32
     gc.collect()
@@ -34,11 +34,11 @@ def test_calls_leave_the_memory_as_it_was(setup, kind):
     assert found[1] - found[0] < 1 << 20
 
 
-def test_a_cache_that_does_not_fit_is_an_input_error(setup):
+def test_a_cache_that_does_not_fit_is_an_input_error(setup) -> None:
     lm = setup.pair()
     lm.kv_cache["kv_cache_memory_bytes"] = 10**15
     lm.max_num_seqs = 10**6
     if setup.device.type == "cpu":
-        pytest.skip("the CPU's memory is overcommitted: what does not fit is found when it is written to")
+        pytest.skip("the CPU overcommits memory: the error would come only when the cache is written")
     with pytest.raises(InputError, match=r"^a cache of .* GB cannot be allocated: cuda:0 has .* GB free; lower"):
         lm.generate([PROMPTS[0]] * 2000, params(n=500, max_tokens=200))  # GOOD's keys alone fit no GPU

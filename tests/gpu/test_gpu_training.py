@@ -1,4 +1,4 @@
-"""Training on a GPU: bfloat16 by default, losses that fall as on the CPU, a checkpoint that decodes in bfloat16."""
+"""Training on a GPU: bfloat16 by default, the same loss curve as on the CPU, and decoding in bfloat16."""
 
 import numpy as np
 import pytest
@@ -13,17 +13,19 @@ from tests.helpers.small_runs import data, log_of, settings  # noqa: F401, fixtu
 STEPS = 40
 
 
-def test_losses_match_the_cpu(setup, settings, tmp_path, monkeypatch):  # noqa: F811
-    """In bfloat16 to 2 %, as on the CPU; on the device of the tests accelerate finds the GPU itself."""
+def test_losses_match_the_cpu(setup, settings, tmp_path, monkeypatch) -> None:  # noqa: F811
+    """To 2 % in bfloat16; accelerate finds the GPU itself."""
     given = {"steps": STEPS, "save_every": STEPS}
     train(TrainConfig(**settings(tmp_path / "cpu", dtype="float32", **given)))
     if setup.device.type == "cuda":
         monkeypatch.delenv("ACCELERATE_USE_CPU")
-        AcceleratorState._reset_state(reset_partial_state=True)  # otherwise the device of the first run stays
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # otherwise accelerate keeps the device of the first run
     run = train(TrainConfig(**settings(tmp_path / "device", **given)))
     on_gpu = setup.device.type == "cuda"
     assert run["config"]["dtype"] == ("bfloat16" if on_gpu else "float32")
-    assert run["runs"][0]["device"] == setup.device.type
+    assert run["environments"][0]["device"] == setup.device.type
     curves = [[r["loss"] for r in log_of(tmp_path / name) if "loss" in r] for name in ("device", "cpu")]
     assert len(curves[0]) == STEPS and curves[0][-1] < curves[0][0] - 0.5
     np.testing.assert_allclose(*curves, rtol=0.02)

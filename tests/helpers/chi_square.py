@@ -1,15 +1,21 @@
-"""Is a sample of draws what an exact distribution gives? One p-value, and no forgiveness for the impossible."""
+"""A chi-square test that compares draws with an exact distribution and fails on any impossible draw."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
-FALSE_ALARM = 1e-6  # a correct sampler fails one test in a million; seeds are fixed, so in practice never or always
+FALSE_ALARM = 1e-6  # a correct sampler fails one test in a million; with fixed seeds it fails either always or never
 
 
-def p_value(draws, probabilities, pool=20):
-    """Chi-square p-value of integer `draws` [N] against `probabilities` [V]; cells of < `pool` expected are pooled.
+def p_value(draws: ArrayLike, probabilities: ArrayLike, pool: float = 20) -> float:
+    """Return the chi-square p-value of draws against the distribution that they should follow.
 
-    Raises AssertionError where a token of probability 0 was drawn.
+    Args:
+        draws: integers [N].
+        probabilities: [V].
+        pool: cells with a smaller expected count are merged into one.
+    Raises:
+        AssertionError: a token of probability 0 was drawn.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     counts = np.bincount(np.asarray(draws), minlength=len(probabilities))
@@ -21,7 +27,7 @@ def p_value(draws, probabilities, pool=20):
     rest = counts.sum() - observed.sum(), counts.sum() - expected.sum()
     if rest[1] >= pool:
         observed, expected = np.append(observed, rest[0]), np.append(expected, rest[1])
-    elif len(expected):  # too little to stand alone: it joins the smallest cell
+    elif len(expected):  # too few for a cell of their own: add them to the smallest cell
         smallest = expected.argmin()
         observed, expected = observed.astype(float), expected.copy()
         observed[smallest] += rest[0]

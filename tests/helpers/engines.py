@@ -1,16 +1,14 @@
-"""Prompts, backends and requests for tests of the engine, and products that do not depend on the batch."""
+"""Prompts, backends and requests for tests of the engine, and matrix products that do not depend on the batch."""
 
-from collections import deque
 from typing import Any
 
 import pytest
 import torch
 
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine.engine import Request
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen_kernels.layers import paged_attention
-from cdgen_kernels.ops import implementation
+from cdgen.engine.requests import Request, make_requests
+from cdgen_kernels import implementation, paged_attention
 
 PROMPTS = [[5, 6, 7], [9] * 16, [11, 12], list(range(20, 57)), [8], [5, 6, 7], [13] * 13]
 
@@ -24,7 +22,7 @@ def attention_by_row(
     keys: torch.Tensor,
     values: torch.Tensor,
     page_table: torch.Tensor,
-    row: torch.Tensor,
+    cache_row: torch.Tensor,
     position: torch.Tensor,
     *,
     sequence: torch.Tensor | None = None,
@@ -34,7 +32,7 @@ def attention_by_row(
     each = [{"sequence": None if sequence is None else sequence[at]} | options for at in rows]
     return torch.cat(
         [
-            paged_attention(q[at], keys, values, page_table, row[at], position[at], **more)
+            paged_attention(q[at], keys, values, page_table, cache_row[at], position[at], **more)
             for at, more in zip(rows, each, strict=True)
         ]
     )
@@ -42,10 +40,10 @@ def attention_by_row(
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products are made row by row, so that texts are equal to the bit in batches of any size."""
+    """Compute products row by row, so that outputs are equal bit for bit in batches of any size."""
     monkeypatch.setattr("cdgen.models.llama.linear", by_row)
     monkeypatch.setattr("cdgen.engine.paged_backend.linear", by_row)
-    if implementation("cpu")[0] == "reference":  # its sums are as long as the longest text of the batch
+    if implementation("cpu")[0] == "reference":  # its sums are as long as the longest sequence of the batch
         monkeypatch.setattr("cdgen.models.llama.paged_attention", attention_by_row)
 
 
@@ -60,4 +58,5 @@ def backend(
 
 
 def requests(n: int = 3) -> list[Request]:
-    return [Request(p, deque((at * n + c, (at << 32) + c) for c in range(n)), at << 32) for at, p in enumerate(PROMPTS)]
+    """Return requests for n continuations of each of PROMPTS."""
+    return make_requests(PROMPTS, [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(n)])

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def _write_again(result: object, again: object) -> None:
     if isinstance(result, (list, tuple)):
         for one, other in zip(result, again, strict=True):
             _write_again(one, other)
-    elif isinstance(result, torch.Tensor) and result.data_ptr() != again.data_ptr():  # a view is where it was
+    elif isinstance(result, torch.Tensor) and result.data_ptr() != again.data_ptr():  # a view has nothing to copy
         result.copy_(again)
 
 
@@ -39,14 +40,14 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.graph = graph
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **kwargs or {})
         self.graph.calls.append((function, args, kwargs or {}, result))
         return result
 
 
 class Stream:
-    """Stands in for torch.cuda.Stream: everything happens in order."""
+    """Stands in for torch.cuda.Stream; everything runs in order."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -56,7 +57,7 @@ class Stream:
 
 
 class FakeCuda:
-    """What was made, for a test to look at."""
+    """Records what the code under test creates."""
 
     def __init__(self) -> None:
         self.graphs: list[Graph] = []
@@ -84,7 +85,7 @@ class FakeCuda:
 
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    """`cdgen.engine.graphs` works on the CPU."""
+    """Make `cdgen.engine.graphs` work on the CPU."""
     fake, current = FakeCuda(), Stream(torch.device("cpu"))
     monkeypatch.setattr("cdgen.engine.graphs._spare_streams", {torch.device("cpu"): []})
     for name, stand_in in {

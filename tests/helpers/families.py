@@ -5,7 +5,7 @@ import transformers
 
 from tests.helpers.tiny_models import VOCABULARY
 
-# Small configs of other families; `initializer_range` makes random logits as peaked as a language model's.
+# `initializer_range` makes the logits of random weights as peaked as a language model's.
 SMALL = {"vocab_size": VOCABULARY, "initializer_range": 0.25, "bos_token_id": 0, "eos_token_id": 1}
 LLAMA_LIKE = SMALL | {
     "hidden_size": 64,
@@ -18,12 +18,9 @@ LLAMA_LIKE = SMALL | {
 FAMILIES = {
     "llama": lambda: transformers.LlamaConfig(**LLAMA_LIKE),
     "qwen2": lambda: transformers.Qwen2Config(**LLAMA_LIKE),
-    "mistral": lambda: transformers.MistralConfig(
-        **LLAMA_LIKE, sliding_window=6, head_dim=16
-    ),  # shorter than the texts
-    "gemma2": lambda: transformers.Gemma2Config(
-        **LLAMA_LIKE, sliding_window=6, head_dim=16
-    ),  # sliding and full in turn
+    # A window shorter than the sequences of the tests; gemma2 alternates sliding and full layers.
+    "mistral": lambda: transformers.MistralConfig(**LLAMA_LIKE, sliding_window=6, head_dim=16),
+    "gemma2": lambda: transformers.Gemma2Config(**LLAMA_LIKE, sliding_window=6, head_dim=16),
     "gpt2": lambda: transformers.GPT2Config(**SMALL, n_embd=64, n_layer=3, n_head=4, n_positions=256),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(
         **{k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}
@@ -42,10 +39,12 @@ FAMILIES = {
 }
 
 
-def family(name, seed=0):
+def family(name: str, seed: int = 0) -> transformers.PreTrainedModel:
+    """Return a random model of a family, in evaluation mode."""
     torch.manual_seed(seed)
     return transformers.AutoModelForCausalLM.from_config(FAMILIES[name]()).eval()
 
 
-def ids(batch, length, seed=0):
+def ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Return random token ids, int64 [batch, length]."""
     return torch.randint(2, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -1,12 +1,11 @@
 """Models, backends and engines for the tests in tests/gpu: on a GPU, or, as a dry run, on the CPU.
 
 CDGEN_TEST_DEVICE=cuda python -m pytest tests/gpu     on the GPU
-CDGEN_TEST_DEVICE=cpu python -m pytest tests/gpu      dry: the same tests on the CPU, with imitated graphs
+CDGEN_TEST_DEVICE=cpu python -m pytest tests/gpu      dry run: the same tests on the CPU, with imitated graphs
 """
 
 import copy
 import os
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,9 +14,11 @@ import torch
 from torch import nn
 
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine.engine import Continuation, Engine, Request
+from cdgen.engine.engine import Engine
 from cdgen.engine.graphs import StepGraphs
+from cdgen.engine.outputs import CompletionOutput
 from cdgen.engine.paged_backend import PagedBackend
+from cdgen.engine.requests import Request, make_requests
 from tests.helpers.tiny_models import TEST_DEVICE, make_llama
 
 # Exact float32 products, so that texts can be compared with the CPU's. Libraries read it when they start.
@@ -25,20 +26,20 @@ os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 
 VOCABULARY = 1003  # odd, so that no tile divides it
 PROMPTS = [[5, 6, 7], [9] * 16, [11, 12], list(range(20, 57)), [8], [5, 6, 7], [13] * 13, list(range(900, 960))]
-N = 4  # texts of each prompt
-NEW = 48  # tokens of a text
+N = 4  # continuations per prompt
+NEW = 48  # tokens per continuation
 SHAPE = {"vocab_size": VOCABULARY, "tie_word_embeddings": False}
 
 
 class Drawn(NamedTuple):
-    """What two engines are compared by."""
+    """The fields by which two engines are compared."""
 
     token_ids: list[int]
     finish_reason: str
 
 
 def on(module: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A copy on a device. As in a checkpoint that is loaded, buffers such as rotary frequencies stay float32."""
+    """Return a copy on a device. Buffers such as rotary frequencies stay float32, as in a checkpoint that is loaded."""
     module = copy.deepcopy(module).to(device)
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -46,21 +47,18 @@ def on(module: nn.Module, device: torch.device, dtype: torch.dtype = torch.float
 
 
 def requests() -> list[Request]:
-    """N texts of each prompt."""
-    return [
-        Request(prompt, deque((at * N + c, (at << 32) + c) for c in range(N)), at << 32)
-        for at, prompt in enumerate(PROMPTS)
-    ]
+    """Return requests for N continuations of each prompt."""
+    return make_requests(PROMPTS, [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(N)])
 
 
 class Setup:
-    """Everything on one device."""
+    """Makes models, backends and engines on one device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def pair(self, kind: str = "checkpoint", dtype: torch.dtype = torch.float32, cpu: bool = False) -> ContrastiveLM:
-        """GOOD has 4 layers of 256; BAD is another model, or GOOD with dropout, or GOOD's first two layers."""
+        """Return a pair: GOOD with 4 layers of width 256; another model, dropout, or 2 layers as BAD."""
         device = torch.device("cpu") if cpu else self.device
         good = on(make_llama(0, layers=4, width=256, **SHAPE), device, dtype)
         if kind == "dropout":
@@ -70,37 +68,37 @@ class Setup:
         return ContrastiveLM(good, on(make_llama(1, layers=2, width=128, **SHAPE), device, dtype))
 
     def backend(self, lm: ContrastiveLM, params: SamplingParams, size: int = 32, sync_every: int = 4) -> PagedBackend:
-        """A backend that replays graphs and waits for tokens every `sync_every` steps; 0: launches every kernel."""
-        texts = PagedBackend(lm.pair, params, size, max(map(len, PROMPTS)) + params.max_tokens)
-        if sync_every and texts._graphs is None:  # on the CPU
-            texts._graphs = StepGraphs(size, self.device)
-        texts.sync_every = sync_every or 1
-        return texts
+        """Return a backend that replays graphs and syncs every `sync_every` steps; 0: it launches every kernel."""
+        backend = PagedBackend(lm.pair, params, size, max(map(len, PROMPTS)) + params.max_tokens)
+        if sync_every and backend._graphs is None:  # on the CPU
+            backend._graphs = StepGraphs(size, self.device)
+        backend.sync_every = sync_every or 1
+        return backend
 
-    def run(self, lm: ContrastiveLM, params: SamplingParams, **options: int) -> list[Continuation]:
-        """All texts of the requests."""
+    def run(self, lm: ContrastiveLM, params: SamplingParams, **options: int) -> list[CompletionOutput]:
+        """Decode all requests."""
         return Engine(lm.pair, self.backend(lm, params, **options), requests(), params).run()
 
-    def on_cpu(self, kind: str, params: SamplingParams) -> list[Continuation]:
-        """All texts, from an engine on the CPU without graphs."""
+    def on_cpu(self, kind: str, params: SamplingParams) -> list[CompletionOutput]:
+        """Decode all requests on the CPU without graphs."""
         lm = self.pair(kind, cpu=True)
-        texts = PagedBackend(lm.pair, params, 32, max(map(len, PROMPTS)) + params.max_tokens)
-        return Engine(lm.pair, texts, requests(), params).run()
+        backend = PagedBackend(lm.pair, params, 32, max(map(len, PROMPTS)) + params.max_tokens)
+        return Engine(lm.pair, backend, requests(), params).run()
 
 
-def drawn(texts: Sequence[Continuation]) -> list[Drawn]:
-    """Tokens and ends."""
-    return [Drawn(text.token_ids, text.finish_reason) for text in texts]
+def drawn(outputs: Sequence[CompletionOutput]) -> list[Drawn]:
+    """Return what is compared."""
+    return [Drawn(output.token_ids, output.finish_reason) for output in outputs]
 
 
 def params(**changes: object) -> SamplingParams:
-    """Greedy contrastive decoding, unless changed."""
+    """Return parameters for greedy contrastive decoding, unless changed."""
     return SamplingParams(**{"n": N, "max_tokens": NEW, "temperature": 0, "ignore_eos": True} | changes)
 
 
 @pytest.fixture
 def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Setup:
-    """Makes models, backends and engines on the device that was asked for; skips where none was."""
+    """Make models, backends and engines on the device of CDGEN_TEST_DEVICE; skip the test if it is not set."""
     if TEST_DEVICE == "cuda":
         if not torch.cuda.is_available():
             pytest.fail("CDGEN_TEST_DEVICE=cuda, but torch finds no CUDA device")

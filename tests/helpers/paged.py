@@ -1,26 +1,43 @@
-"""Random texts on a paged cache, with NaN wherever nothing may be read."""
+"""Random sequences in a paged cache, with NaN in all memory that must not be read."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Paged(NamedTuple):
-    """The arguments of paged_attention: N tokens of S texts."""
+    """The tensor arguments of paged_attention: N tokens of S sequences."""
 
-    q: torch.Tensor  # [N, H, d]
-    keys: torch.Tensor  # [pages, K, page_size, d]
-    values: torch.Tensor
-    page_table: torch.Tensor  # int32 [S, M], -1 where there is no page
-    row: torch.Tensor  # int32 [N]
-    position: torch.Tensor  # int64 [N]
+    q: Tensor  # [N, H, d]
+    keys: Tensor  # [pages, K, page_size, d]
+    values: Tensor  # [pages, K, page_size, d]
+    page_table: Tensor  # int32 [S, M], -1 for no page
+    cache_row: Tensor  # int32 [N]
+    position: Tensor  # int64 [N]
 
 
-def make_paged(lengths, tokens, heads, kv_heads, dim, page_size=16, dtype=torch.float32, cache_dtype=None, seed=0):
-    """Texts of `lengths` tokens in pages of shuffled order.
+def make_paged(
+    lengths: Sequence[int],
+    tokens: Sequence[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    page_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    cache_dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> Paged:
+    """Fill pages, in shuffled order, with random sequences, and make queries for some of their tokens.
 
     Args:
-        tokens: list of (text, position) pairs, the queries; a text below 0 is nobody's.
+        lengths: number of tokens of each sequence.
+        tokens: (cache row, position) of each query; a negative cache row is unused.
+        heads, kv_heads, dim, page_size: H, K, d and the number of tokens per page.
+        dtype: dtype of the queries.
+        cache_dtype: dtype of keys and values. Default: `dtype`.
+        seed: seed of all random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     needed = [-(-length // page_size) for length in lengths]
@@ -28,19 +45,19 @@ def make_paged(lengths, tokens, heads, kv_heads, dim, page_size=16, dtype=torch.
     order = iter(torch.randperm(pages, generator=generator).tolist())
     table = torch.full((len(lengths), max(needed) + 1), -1, dtype=torch.int32)
     stores = [torch.full((pages, kv_heads, page_size, dim), torch.nan) for _ in range(2)]
-    for text, length in enumerate(lengths):
-        for column in range(needed[text]):
-            page = table[text, column] = next(order)
+    for row, length in enumerate(lengths):
+        for column in range(needed[row]):
+            page = table[row, column] = next(order)
             used = min(page_size, length - column * page_size)
             for store in stores:
                 store[page, :, :used] = torch.randn(kv_heads, used, dim, generator=generator)
-    # queries are the middle of a wider tensor, as those that one product makes together with keys and values
+    # Queries are a slice of a wider tensor, as if one product had made them together with keys and values.
     q = torch.randn(len(tokens), heads + 2, dim, generator=generator).to(dtype)[:, 1:-1]
-    row, position = torch.tensor(tokens, dtype=torch.int64).view(-1, 2).unbind(1)
+    cache_row, position = torch.tensor(tokens, dtype=torch.int64).view(-1, 2).unbind(1)
     keys, values = (store.to(cache_dtype or dtype) for store in stores)
-    return Paged(q, keys, values, table, row.int(), position.contiguous())
+    return Paged(q, keys, values, table, cache_row.int(), position.contiguous())
 
 
-def decode(lengths):
-    """The last token of every text."""
-    return [(text, length - 1) for text, length in enumerate(lengths)]
+def decode(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (cache row, position) of the last token of every sequence."""
+    return [(row, length - 1) for row, length in enumerate(lengths)]

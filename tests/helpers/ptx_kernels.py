@@ -1,10 +1,10 @@
-"""Small Triton kernels that between them use what a kernel library uses: what the interpreter is tested on."""
+"""Small Triton kernels on which the PTX interpreter is tested. Together they use the features of a kernel library."""
 
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-# ---- one program, a function of each element
+# ---- one program, elementwise functions
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def convert(x, to_f64, to_f32, to_f16, to_bf16, to_i64, to_i32, to_i16, to_i8, t
 
 @triton.jit
 def narrow_arithmetic(x, y, out, N: tl.constexpr):
-    """In the inputs' own type: bf16 and f16 stay so."""
+    """Compute in the inputs' own type, bf16 or f16."""
     i = tl.arange(0, N)
     a, b = tl.load(x + i), tl.load(y + i)
     tl.store(out + i, tl.where(a < b, a * b, a - b))
@@ -100,7 +100,7 @@ def softmax(x, out, x_stride, out_stride, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def scale_rows(x, out, stride, n, BLOCK: tl.constexpr):
-    """One pass over a row in blocks, with a mask on the last."""
+    """Double each row, block by block, with a mask on the last block."""
     row = tl.program_id(0).to(tl.int64)
     for start in range(0, n, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -120,7 +120,7 @@ def row_sum(x, out, stride, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def row_maximum_twice(x, blocks, out, n, BLOCK: tl.constexpr):
-    """Block maxima to global scratch, a barrier, then the scratch is read by other warps."""
+    """Store block maxima to global scratch memory, pass a barrier, and read them in other warps."""
     row = tl.program_id(0).to(tl.int64)
     count = 0
     for start in range(0, n, BLOCK):
@@ -132,7 +132,7 @@ def row_maximum_twice(x, blocks, out, n, BLOCK: tl.constexpr):
     tl.store(out + row, tl.max(tl.load(blocks + row * 64 + j, mask=j < count, other=float("-inf")), 0))
 
 
-# ---- reductions, scans, orders
+# ---- reductions, scans, sorting
 
 
 @triton.jit
@@ -241,7 +241,7 @@ def extreme_atomically(x, cells, N: tl.constexpr):
 
 @triton.jit
 def compact(x, threshold, counter, kept, n, BLOCK: tl.constexpr, CAPACITY: tl.constexpr):
-    """Indices of the elements above a threshold, in any order, at places that an atomic counter gives."""
+    """Store the indices of the elements above a threshold, in any order, at positions from an atomic counter."""
     row = tl.program_id(0).to(tl.int64)
     for start in range(0, n, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -253,7 +253,7 @@ def compact(x, threshold, counter, kept, n, BLOCK: tl.constexpr, CAPACITY: tl.co
 
 @triton.jit
 def last_one_sums(x, partial, ticket, out, N: tl.constexpr, PROGRAMS: tl.constexpr):
-    """Every program stores a partial sum; the last to draw a ticket adds them up."""
+    """Store a partial sum per program; the program that draws the last ticket adds them up."""
     p = tl.program_id(0)
     tl.store(partial + p, tl.sum(tl.load(x + p * N + tl.arange(0, N)), 0))
     tl.debug_barrier()
@@ -263,7 +263,7 @@ def last_one_sums(x, partial, ticket, out, N: tl.constexpr, PROGRAMS: tl.constex
 
 @triton.jit
 def swap(cells, seen):
-    """Compare-and-swap and exchange by one program."""
+    """Compare, swap and exchange in one program."""
     tl.store(seen, tl.atomic_cas(cells, 5, 9))
     tl.store(seen + 1, tl.atomic_cas(cells + 1, 5, 9))
     tl.store(seen + 2, tl.atomic_xchg(cells + 2, 11))
@@ -274,7 +274,7 @@ def swap(cells, seen):
 
 @triton.jit
 def sum_until(x, limit, out, taken, n):
-    """Adds elements until the sum passes a limit: a loop whose length depends on the data."""
+    """Add elements until the sum reaches a limit: a loop whose length depends on the data."""
     row = tl.program_id(0)
     total = 0.0
     i = 0
@@ -287,14 +287,14 @@ def sum_until(x, limit, out, taken, n):
 
 @triton.jit
 def skip_some(x, flags, out, N: tl.constexpr):
-    """A program leaves early where its flag is zero, and takes one of two branches where it is not."""
+    """Return early if the program's flag is zero; otherwise take one of two branches."""
     row = tl.program_id(0)
     i = tl.arange(0, N)
     flag = tl.load(flags + row)
     if flag == 0:
         return
     v = tl.load(x + row * N + i)
-    if flag > 1:  # noqa: SIM108 - a branch is the point
+    if flag > 1:  # noqa: SIM108, a branch is the point
         v = v / tl.sum(v, 0)
     else:
         v = v - tl.max(v, 0)
@@ -322,19 +322,19 @@ def product(a, b, out, K, M: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, PR
     tl.store(out + i[:, None] * N + j[None, :], total)
 
 
-# ---- wrong on purpose
+# ---- kernels with faults
 
 
 @triton.jit
 def neighbours_overwrite(x, out, N: tl.constexpr):
-    """Two programs store to overlapping ranges."""
+    """Store to ranges that overlap between programs."""
     i = tl.program_id(0) * (N // 2) + tl.arange(0, N)
     tl.store(out + i, tl.load(x + i))
 
 
 @triton.jit
 def reads_its_neighbour(x, N: tl.constexpr):
-    """In place, but a program reads what the next one overwrites."""
+    """Update in place, although each program reads what the next one overwrites."""
     i = tl.program_id(0) * N + tl.arange(0, N)
     tl.store(x + i, tl.load(x + i) + tl.load(x + i + N))
 

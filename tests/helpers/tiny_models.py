@@ -1,6 +1,7 @@
-"""Tiny models with a tiny tokenizer, made on the spot."""
+"""Tiny random models with a tiny tokenizer."""
 
 import os
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -16,8 +17,8 @@ SENTENCES = [
 ]
 
 
-def make_tokenizer(sentences=SENTENCES, bos=True):
-    """A byte-level BPE of `VOCABULARY` tokens; all text can be written. <s> is 0 and put in front, </s> is 1."""
+def make_tokenizer(sentences: list[str] = SENTENCES, bos: bool = True) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE with `VOCABULARY` tokens. <s> is 0 and starts each text, </s> is 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,8 +35,10 @@ def make_tokenizer(sentences=SENTENCES, bos=True):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
 
 
-def make_llama(seed, layers=2, width=64, vocab_size=VOCABULARY, **changes):
-    """A random Llama whose logits are as peaked as a language model's, in float32, ready to evaluate."""
+def make_llama(
+    seed: int, layers: int = 2, width: int = 64, vocab_size: int = VOCABULARY, **changes: Any
+) -> LlamaForCausalLM:
+    """Return a random float32 Llama in evaluation mode, with logits as peaked as a language model's."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,

@@ -1,9 +1,10 @@
-"""The compiled kernels take no more than they should: no spills, 16-byte loads, registers and shared memory, launches.
+"""Limits on the compiled kernels: no spills, 16-byte loads, registers, shared memory, number of launches.
 
-Nothing is run. What Triton specialises for differs with dtype, so each kernel stands here once for each element size.
+Nothing is run. Triton's specialisation depends on the dtype, so each kernel is listed once per element size.
 """
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,12 +45,12 @@ CASES = [
     ("paged_attention, 12 heads", torch.bfloat16),
     ("paged_attention, 12 heads", torch.float32),
     ("paged_attention, 12 heads, dropout", torch.bfloat16),
-    ("paged_attention, 32 heads on 8", torch.bfloat16),
+    ("paged_attention, 32 heads, 8 KV heads", torch.bfloat16),
 ]
-# Recorded on Triton 3.9, with some room; tools/ptx_sim/versions.py has what other versions take beyond that. Of 65,536
-# registers, 128 a thread leave room for four programs of four warps.
+# Measured on Triton 3.9, plus some room; tools/ptx_sim/versions.py lists where other versions exceed these. A
+# multiprocessor has 65,536 registers: at 128 per thread, four programs of four warps fit.
 REGISTERS = {
-    "sample_kernel": 128,
+    "contrastive_sample_kernel": 128,
     "select_candidates_kernel": 100,
     "sample_candidates_kernel": 100,
     "chunk_maxima_kernel": 192,
@@ -58,26 +59,26 @@ REGISTERS = {
     "softmax_gradient_kernel": 64,
     "add_rms_norm_kernel": 64,
     "rope_and_store_kernel": 96,
-    "paged_attention_kernel": 192,  # of groups of four heads of 128
+    "paged_attention_kernel": 192,  # groups of four heads of 128
 }
 KIB = 1024
 SHARED = {
-    "sample_kernel": 8 * KIB,
+    "contrastive_sample_kernel": 8 * KIB,
     "select_candidates_kernel": 8 * KIB,
     "sample_candidates_kernel": KIB,
-    "chunk_maxima_kernel": 99 * KIB,  # what every NVIDIA GPU since Ampere gives one program
+    "chunk_maxima_kernel": 99 * KIB,  # available to one program on every NVIDIA GPU since Ampere
     "select_candidates_linear_kernel": 36 * KIB,
     "gather_logits_kernel": 20 * KIB,
     "softmax_gradient_kernel": KIB,
     "add_rms_norm_kernel": KIB,
     "rope_and_store_kernel": KIB,
-    "paged_attention_kernel": 16 * KIB,  # of matrix units; without them 1 KiB
+    "paged_attention_kernel": 16 * KIB,  # with matrix units; 1 KiB without
 }
 SHARED_ON_AMD = 64 * KIB
 
 
-def faults(row):
-    """What is wrong with a compiled kernel, in words."""
+def faults(row: Row) -> list[str]:
+    """Describe how a compiled kernel exceeds its limits."""
     found, taken = [], row.resources
     shared = SHARED[row.kernel] if row.target.startswith("cuda") else min(SHARED_ON_AMD, SHARED[row.kernel])
     if taken.spill or taken.stack:
@@ -92,7 +93,7 @@ def faults(row):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_the_kernels_take(target):
+def test_kernels_stay_within_their_limits(target: str) -> None:
     wanted = [Case(BY_NAME[name], dtype, BY_NAME[name].batches[0], BY_NAME[name].sizes[-1]) for name, dtype in CASES]
     rows = compile_all(wanted, [target])
     assert {row.kernel for row in rows} == set(REGISTERS)
@@ -101,65 +102,67 @@ def test_what_the_kernels_take(target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("batch", BY_NAME["paged_attention, 12 heads"].batches)
-def test_attention_of_single_heads_leaves_room_for_ten_programs(batch, target):
-    """Which have 80 KiB under way on a multiprocessor; alone and with a shared text, that is, merging included."""
+def test_attention_of_single_heads_leaves_room_for_ten_programs(batch: int, target: str) -> None:
+    """Ten programs have 80 KiB of loads in flight per multiprocessor, with and without merging."""
     (row,) = compile_all([Case(BY_NAME["paged_attention, 12 heads"], torch.bfloat16, batch, 420)], [target])
     assert faults(row) == [] and row.resources.registers <= 96
-    assert (row.launches, row.torch_ops) == (1, int(batch == 1))  # torch's sets the programs' counters to zero
+    assert (row.launches, row.torch_ops) == (1, int(batch == 1))  # torch sets the programs' counters to zero
 
 
 @pytest.mark.parametrize("vocab_size", [32_000, 65_536])
 @pytest.mark.parametrize("batch", [1, 128, 1024])
-def test_sample_is_one_launch(batch, vocab_size):
+def test_contrastive_sample_is_one_launch(batch: int, vocab_size: int) -> None:
     op = BY_NAME["contrastive_sample, contrastive"]
     good, _, rows = Case(op, torch.bfloat16, batch, 8).make("cpu")
-    wide = good.new_zeros(1, vocab_size).expand(batch, -1)  # only its shape counts
+    wide = good.new_zeros(1, vocab_size).expand(batch, -1)  # only its shape matters
     assert len(record(op, (wide, wide, rows)).launches) == 1
 
 
-# ------------------------------------------------------------------------------------------------- the gate itself
+# ---------------------------------------------------------------------------------------------- the checks themselves
 
 
 @triton.jit
-def many_values_kernel(logits, out, N: tl.constexpr):
+def many_values_kernel(logits_ptr, out_ptr, N: tl.constexpr):
+    """Subtract the maximum, which keeps all of x in registers."""
     i = tl.arange(0, N)
-    x = tl.load(logits + i)
-    tl.store(out + i, x - tl.max(x, 0))  # all of x waits in registers
+    x = tl.load(logits_ptr + i)
+    tl.store(out_ptr + i, x - tl.max(x, 0))
 
 
-def compiled(divisible, **options):
-    types = (("logits", "*fp32"), ("out", "*fp32"))
+def compiled(divisible: tuple[str, ...], **options: int) -> Row:
+    """Compile `many_values_kernel` for sm_90."""
+    types = (("logits_ptr", "*fp32"), ("out_ptr", "*fp32"))
     launch = Launch(many_values_kernel, types, (("N", 1024),), divisible, tuple(options.items()), 1)
-    return Row("softmax_gradient_kernel", "", ("logits",), "cuda:90", 1, 0, resources(launch, "cuda:90"))
+    return Row("softmax_gradient_kernel", "", ("logits_ptr",), "cuda:90", 1, 0, resources(launch, "cuda:90"))
 
 
-def test_spills_are_found():
-    assert faults(compiled(("logits", "out"), num_warps=1)) == []
-    (fault,) = faults(compiled(("logits", "out"), num_warps=1, maxnreg=24))
+def test_spills_are_found() -> None:
+    assert faults(compiled(("logits_ptr", "out_ptr"), num_warps=1)) == []
+    (fault,) = faults(compiled(("logits_ptr", "out_ptr"), num_warps=1, maxnreg=24))
     assert "spills" in fault
 
 
-def test_narrow_loads_are_found():
+def test_narrow_loads_are_found() -> None:
     (fault,) = faults(compiled((), num_warps=1))
-    assert "loads {'logits': {4:" in fault
+    assert "loads {'logits_ptr': {4:" in fault
 
 
-def test_ceilings_hold():
+def test_limits_are_enforced() -> None:
     row = Row(
         "select_candidates_kernel",
         "",
-        ("groups",),
+        ("groups_ptr",),
         "cuda:80",
         1,
         0,
-        Resources(100, 0, 0, 8 * KIB, {"groups": {16: 4, 2: 1}}),
+        Resources(100, 0, 0, 8 * KIB, {"groups_ptr": {16: 4, 2: 1}}),
     )
     assert faults(row) == []
-    greedy = Resources(101, 8, 16, 8 * KIB + 1, {"groups": {8: 4}})
+    greedy = Resources(101, 8, 16, 8 * KIB + 1, {"groups_ptr": {8: 4}})
     assert len(faults(row._replace(resources=greedy))) == 4
 
 
-def test_parse_ptxas():
+def test_parse_ptxas() -> None:
     text = """
 ptxas info    : Function properties for f
     24 bytes stack frame, 20 bytes spill stores, 28 bytes spill loads
@@ -168,7 +171,7 @@ ptxas info    : Used 113 registers, used 1 barriers, 568 bytes cmem[0]
     assert parse_ptxas(text) == (113, 48, 24)
 
 
-def test_parse_amdgcn():
+def test_parse_amdgcn() -> None:
     text = """
     .private_segment_fixed_size: 12
     .sgpr_count:     106
@@ -179,9 +182,10 @@ def test_parse_amdgcn():
     assert parse_amdgcn(text) == (65, 3, 12)
 
 
-def test_parse_loads(tmp_path):
+def test_parse_loads(tmp_path: Path) -> None:
     source = tmp_path / "kernel.py"
-    source.write_text("x = tl.load(logits + i)\ny = f(tl.load(\n  bad))\nz = tl.load(bad + i, mask=m)\n")
+    lines = ["x = tl.load(a.row.logits_ptr + i)", "y = f(tl.load(", "  bad_ptr))", "z = tl.load(bad_ptr + i, mask=m)"]
+    source.write_text("\n".join(lines) + "\n")
     ptx = f"""
 	.loc	1 1 4
 	// begin inline asm
@@ -198,7 +202,7 @@ def test_parse_loads(tmp_path):
 	cp.async.cg.shared.global [ %r4 + 0 ], [ %rd5 + 0 ], 0x10, %r6;
 	.file	1 "{source}"
 """
-    assert parse_loads(ptx) == {"logits": {16: 1}, "bad": {2: 1, 16: 1}, "?": {16: 1}}
+    assert parse_loads(ptx) == {"logits_ptr": {16: 1}, "bad_ptr": {2: 1, 16: 1}, "?": {16: 1}}
     amd = f"""
 	.file	3 "{tmp_path}" "kernel.py"
 	.loc	3 1 4 is_stmt 1
@@ -209,14 +213,14 @@ def test_parse_loads(tmp_path):
 	global_store_dwordx4 v[0:1], v[2:5], off
 	ds_read_b128 v[0:3], v4
 """
-    assert parse_loads(amd) == {"logits": {16: 1, 8: 1}, "bad": {2: 1}}
+    assert parse_loads(amd) == {"logits_ptr": {16: 1, 8: 1}, "bad_ptr": {2: 1}}
 
 
-def test_tables():
-    row = Row("k", "x [1, 2]", ("groups",), "cuda:80", 1, 2, Resources(9, 0, 0, 64, {"groups": {16: 4}}))
+def test_tables() -> None:
+    row = Row("k", "x [1, 2]", ("groups_ptr",), "cuda:80", 1, 2, Resources(9, 0, 0, 64, {"groups_ptr": {16: 4}}))
     heading, line = aot.describe_kernels([row]).splitlines()
     assert heading.split()[-2:] == ["load", "launches"]
     assert line.split()[-6:] == ["16", "1", "+", "2", "of", "torch"]
-    times = {name: {"memory": 1.25, "issue": None, "matmul": 2.0} for name in aot.LIMITS}
+    times = {name: {"memory": 1.25, "issue": None, "matmul": 2.0} for name in aot.PROCESSORS}
     found = [{"case": "x", "entries": 9, "bytes": 2e6, "flops": 0, "instructions": None, "us": times}]
     assert "1.2 / - / 2.0" in aot.describe_predictions(found)

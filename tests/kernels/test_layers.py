@@ -1,42 +1,50 @@
 """The layer ops: their reference against torch and transformers, and C++ against the reference in float64.
 
-An implementation may be as far from float64 as the result's own rounding, and a little float32 arithmetic besides.
+The distance of an implementation from float64 may be the rounding of its result plus a little float32 arithmetic.
 """
+
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from cdgen_kernels import reference
-from cdgen_kernels.layers import add_rms_norm, paged_attention, rope_and_store
-from cdgen_kernels.ops import Candidates, gather_logits, make_sampling_tensors, select_candidates
+from cdgen_kernels import (
+    Candidates,
+    add_rms_norm,
+    gather_logits,
+    make_sampling_tensors,
+    paged_attention,
+    reference,
+    rope_and_store,
+    select_candidates,
+)
 from tests.helpers.implementations import IMPLEMENTATIONS, NO_CPP
 from tests.helpers.paged import Paged, decode, make_paged
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def random(*shape, dtype=torch.float32, seed=0):
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def doubles(tensors):
-    return [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in tensors]
+def doubles(tensors: Iterable[Any]) -> list[Any]:
+    """Return the arguments with all floating tensors in float64."""
+    return [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors]
 
 
-def assert_rounded(ours, exact, scale=None, factor=1.0):
-    """Within half a unit of the result's dtype of the exact one, and `factor` x 4e-6 of the greatest magnitude."""
+def assert_rounded(ours: Tensor, exact: Tensor, scale: float | None = None) -> None:
+    """Allow half a unit in the last place of the result's dtype, plus 4e-6 of the largest magnitude."""
     assert not ours.isnan().any() and ours.shape == exact.shape
     unit = torch.finfo(ours.dtype).eps
-    allowed = (
-        0.51 * unit * exact.abs()
-        + 4e-6 * factor * (scale or exact.abs().max())
-        + torch.finfo(ours.dtype).smallest_normal
-    )
+    allowed = 0.51 * unit * exact.abs() + 4e-6 * (scale or exact.abs().max()) + torch.finfo(ours.dtype).smallest_normal
     assert ((ours.double() - exact).abs() <= allowed).all(), (ours.double() - exact).abs().max()
 
 
@@ -46,7 +54,7 @@ def assert_rounded(ours, exact, scale=None, factor=1.0):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows, dim", [(1, 1), (3, 2), (5, 7), (2, 8), (7, 15), (129, 64), (4, 576), (3, 769)])
 @pytest.mark.parametrize("has_residual", [False, True])
-def test_add_rms_norm(rows, dim, dtype, has_residual):
+def test_add_rms_norm(rows, dim, dtype, has_residual) -> None:
     x, residual, weight = (
         random(*shape, dtype=dtype, seed=at) for at, shape in enumerate([(rows, dim)] * 2 + [(dim,)])
     )
@@ -57,7 +65,7 @@ def test_add_rms_norm(rows, dim, dtype, has_residual):
     assert_rounded(normed, reference.add_rms_norm(*doubles((summed, None, weight)), 1e-5)[0])
 
 
-def test_add_rms_norm_is_transformers():
+def test_add_rms_norm_matches_transformers() -> None:
     norm = LlamaRMSNorm(24, 1e-3).double()
     norm.weight.data = random(24, dtype=torch.float64)
     x, residual = random(5, 24, dtype=torch.float64, seed=1), random(5, 24, dtype=torch.float64, seed=2)
@@ -67,8 +75,8 @@ def test_add_rms_norm_is_transformers():
     assert torch.equal(total, x + residual)
 
 
-def test_extreme_rows():
-    """Rows of zeros, of numbers whose squares are small, infinities and NaN stay what they are, each in its own row."""
+def test_extreme_rows() -> None:
+    """Rows of zeros, of numbers with tiny squares and of NaN do not affect each other."""
     x = torch.stack([torch.zeros(40), torch.full((40,), 1e-15), random(40), torch.full((40,), torch.nan)])
     normed, _ = add_rms_norm(x, None, torch.ones(40), 1e-6)
     assert (normed[0] == 0).all() and normed[3].isnan().all()
@@ -76,8 +84,8 @@ def test_extreme_rows():
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_every_number_of_16_bits(dtype):
-    """Infinities, NaN, subnormal numbers and both zeros come through a sum with 0 as they are."""
+def test_adding_zero_keeps_every_16_bit_number(dtype) -> None:
+    """That includes infinities, NaN, subnormal numbers and both zeros."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(256, 256)
     _, total = add_rms_norm(x, torch.zeros_like(x), torch.ones(256, dtype=dtype), 1e-6)
     torch.testing.assert_close(total, x, rtol=0, atol=0, equal_nan=True)
@@ -86,7 +94,8 @@ def test_every_number_of_16_bits(dtype):
 # ------------------------------------------------------------------------------------------------- rope_and_store
 
 
-def tables(positions, half):
+def tables(positions: int, half: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [positions, half]."""
     angle = torch.arange(positions)[:, None] * 100.0 ** -(torch.arange(half) / half)
     return angle.cos(), angle.sin()
 
@@ -94,27 +103,29 @@ def tables(positions, half):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cache_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("heads, kv_heads, dim, page_size", [(1, 1, 2, 1), (4, 2, 6, 3), (9, 3, 64, 16), (3, 3, 80, 4)])
-def test_rope_and_store(heads, kv_heads, dim, page_size, dtype, cache_dtype):
+def test_rope_and_store(heads, kv_heads, dim, page_size, dtype, cache_dtype) -> None:
     tokens, pages = 13, 29
     cos, sin = tables(50, dim // 2)
-    fused = random(tokens, heads + 2 * kv_heads, dim, dtype=dtype)  # views of one product, as the runner has them
+    fused = random(
+        tokens, heads + 2 * kv_heads, dim, dtype=dtype
+    )  # q, k and v are views of one product, as in the models
     q, k, v = fused.split([heads, kv_heads, kv_heads], 1)
     position = torch.randint(50, (tokens,), generator=torch.Generator().manual_seed(1))
     slots = torch.randperm(pages * page_size, generator=torch.Generator().manual_seed(2))[:tokens]
     slots[3] = slots[7] = -1
     stores = [torch.full((pages, kv_heads, page_size, dim), torch.nan, dtype=cache_dtype) for _ in range(2)]
-    turned = rope_and_store(q, k, v, cos, sin, position, slots, *stores)
+    rotated = rope_and_store(q, k, v, cos, sin, position, slots, *stores)
 
     exact = [torch.full(stores[0].shape, torch.nan, dtype=torch.float64) for _ in range(2)]
     expected = reference.rope_and_store(*doubles((q, k, v, cos, sin, position, slots)), *exact)
-    assert turned.is_contiguous()
-    assert_rounded(turned, expected)
+    assert rotated.is_contiguous()
+    assert_rounded(rotated, expected)
     for store, own in zip(stores, exact, strict=True):
-        assert torch.equal(store.isnan(), own.isnan()), "what is not written stays as it was"
+        assert torch.equal(store.isnan(), own.isnan()), "memory outside slot_mapping was written"
         assert_rounded(store[~store.isnan()], own[~own.isnan()])
 
 
-def test_rope_is_transformers():
+def test_rope_matches_transformers() -> None:
     q, k = random(1, 4, 9, 8, dtype=torch.float64), random(1, 2, 9, 8, dtype=torch.float64, seed=1)
     cos, sin = (x.double() for x in tables(9, 4))
     theirs = apply_rotary_pos_emb(q, k, *(torch.cat([x, x], -1)[None] for x in (cos, sin)))
@@ -128,17 +139,25 @@ def test_rope_is_transformers():
 # ------------------------------------------------------------------------------------------------ paged_attention
 
 
-def exact_attention(paged, scale, window=0, dropout=0.0, seed=None, sequence=None, layer=0):
+def exact_attention(
+    paged: Paged,
+    scale: float,
+    window: int = 0,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+    sequence: Tensor | None = None,
+    layer: int = 0,
+) -> Tensor:
     return reference.paged_attention(*doubles(paged), scale, window, dropout, seed, sequence, layer)
 
 
-def check_attention(paged, **options):
+def check_attention(paged: Paged, **options: Any) -> None:
     scale = paged.q.shape[2] ** -0.5
     assert_rounded(paged_attention(*paged, scale=scale, **options), exact_attention(paged, scale, **options), scale=4.0)
 
 
-def test_attention_is_torchs():
-    """Ragged prefill and grouped heads against a causal mask over plain tensors."""
+def test_attention_matches_torch() -> None:
+    """Ragged prefill and grouped heads equal torch's causal attention over plain tensors."""
     paged = make_paged([11], [(0, at) for at in range(11)], 6, 2, 8, page_size=4, dtype=torch.float64)
     pages = paged.page_table[0, :3].long()
     k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, :11].repeat_interleave(3, 0) for x in (paged.keys, paged.values))
@@ -150,20 +169,20 @@ def test_attention_is_torchs():
 @pytest.mark.parametrize(
     "heads, kv_heads, dim, page_size", [(1, 1, 2, 1), (4, 4, 6, 3), (9, 3, 64, 16), (8, 1, 80, 16), (8, 2, 96, 5)]
 )
-def test_attention(heads, kv_heads, dim, page_size, dtype, cache_dtype):
+def test_attention(heads, kv_heads, dim, page_size, dtype, cache_dtype) -> None:
     lengths = [1, 2, page_size, page_size + 1, 3 * page_size, 40, 7]
-    tokens = [*decode(lengths), (-1, 0), (5, 0), (5, 20), (-1, 9)]  # also earlier tokens, and nobody's
+    tokens = [*decode(lengths), (-1, 0), (5, 0), (5, 20), (-1, 9)]  # also earlier tokens and unused cache rows
     check_attention(make_paged(lengths, tokens, heads, kv_heads, dim, page_size, dtype, cache_dtype))
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_any_attention(data):
+def test_any_attention(data) -> None:
     draw = data.draw
     lengths = draw(st.lists(st.integers(1, 70), min_size=1, max_size=5))
     tokens = draw(
         st.lists(st.integers(-1, len(lengths) - 1).flatmap(
-            lambda text: st.tuples(st.just(text), st.integers(0, lengths[text] - 1) if text >= 0 else st.just(0))
+            lambda row: st.tuples(st.just(row), st.integers(0, lengths[row] - 1) if row >= 0 else st.just(0))
         ), min_size=1, max_size=12)
     )  # fmt: skip
     group, kv_heads, dim = draw(st.integers(1, 5)), draw(st.integers(1, 3)), 2 * draw(st.integers(1, 40))
@@ -179,8 +198,8 @@ def test_any_attention(data):
     check_attention(paged, window=draw(st.sampled_from([0, 1, 3, 16, 100])), **noise)
 
 
-def test_large_scores():
-    """Only differences count: scores of thousands, and one key that outweighs all others."""
+def test_large_scores() -> None:
+    """Scores in the thousands, where one key outweighs all others; only their differences matter."""
     paged = make_paged([50, 50], [(0, 49), (1, 49)], 2, 2, 64)
     paged.q.mul_(300)
     exact = exact_attention(paged, 1.0)
@@ -190,8 +209,8 @@ def test_large_scores():
     )
 
 
-def test_a_token_does_not_depend_on_the_batch_around_it():
-    """To the bit, on any number of threads."""
+def test_attention_does_not_depend_on_the_batch() -> None:
+    """Results are bitwise equal in any batch and on any number of threads."""
     lengths = [3, 170, 64, 1, 90, 33]
     paged = make_paged(lengths, decode(lengths), 6, 3, 48)
     options = {"scale": 0.2, "dropout": 0.3, "seed": torch.tensor([5]), "layer": 2}
@@ -204,23 +223,23 @@ def test_a_token_does_not_depend_on_the_batch_around_it():
     torch.set_num_threads(before)
     assert torch.equal(*whole)
     if "cpp" not in IMPLEMENTATIONS:
-        return  # the reference's sums are as long as the longest text
+        return  # the reference adds up as many terms as the longest sequence has tokens
     for rows in ([4, 1], [2], [5, 3, 0, 1, 2, 4]):
-        some = Paged(paged.q[rows], *paged[1:4], paged.row[rows], paged.position[rows])
+        some = Paged(paged.q[rows], *paged[1:4], paged.cache_row[rows], paged.position[rows])
         assert torch.equal(paged_attention(*some, sequence=sequence[rows], **options), whole[0][rows])
 
 
-def test_dropout_drops_its_share_by_text_position_layer_and_head():
+def test_dropout_masks_are_independent_and_drop_the_right_share() -> None:
     where = {"seed": 3, "sequence": 1, "position": 900, "layer": 2, "head": 1}
 
-    def mask(**changes):
+    def mask(**changes: int) -> Tensor:
         at = where | changes
         columns = (torch.tensor([at[name]]) for name in ("seed", "sequence", "position"))
         return reference.dropped(0.3, *columns, at["layer"], 4, 901)[0, at["head"]]
 
     assert binomtest(int(mask().sum()), 901, 0.3).pvalue > 1e-9
     agreeing = {"seed": 3 + 2**40, "sequence": 1 + 2**40, "position": 901, "layer": 3, "head": 2}
-    for name, value in agreeing.items():  # of independent masks 0.58 of the entries agree
+    for name, value in agreeing.items():  # independent masks agree in 0.58 of their entries
         assert binomtest(int((mask() == mask(**{name: value})).sum()), 901, 0.58).pvalue > 1e-9, name
     assert torch.equal(
         mask(layer=1, head=3), reference.dropped(0.3, *(torch.tensor([x]) for x in (3, 1, 900)), 1, 4, 901)[0, 3]
@@ -232,7 +251,7 @@ def test_dropout_drops_its_share_by_text_position_layer_and_head():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [1, 8, 33, 576])
-def test_gather_logits_reads_candidates_alone(dim, dtype):
+def test_gather_logits_reads_only_the_candidates(dim, dtype) -> None:
     hidden, weight = random(5, dim, dtype=dtype), random(90, dim, dtype=dtype, seed=1)
     candidates = select_candidates(random(5, 90, seed=2), make_sampling_tensors(5, alpha=0.05), capacity=40)
     candidates = Candidates(
@@ -241,18 +260,18 @@ def test_gather_logits_reads_candidates_alone(dim, dtype):
     listed = candidates.token[:4][candidates.token[:4] >= 0].unique()
     unread = torch.ones(90, dtype=torch.bool).index_fill(0, listed.long(), False)
     weight[unread] = torch.nan
-    scores = gather_logits(hidden, weight, candidates)
+    logits = gather_logits(hidden, weight, candidates)
     exact = reference.gather_logits(hidden.double(), weight.double().nan_to_num(), candidates.token, candidates.count)
-    assert scores.dtype == torch.float32 and torch.equal(scores.isneginf(), exact.isneginf())
-    assert scores[4].isneginf().all() and not scores[:4].isneginf().all()
+    assert logits.dtype == torch.float32 and torch.equal(logits.isneginf(), exact.isneginf())
+    assert logits[4].isneginf().all() and not logits[:4].isneginf().all()
     finite = ~exact.isneginf()
-    assert_rounded(scores[finite], exact[finite].double())
+    assert_rounded(logits[finite], exact[finite].double())
 
 
-# ------------------------------------------------------------------------------------------------- as torch's ops
+# ------------------------------------------------------------------------------------------- registration, errors
 
 
-def test_opcheck():
+def test_opcheck() -> None:
     paged = make_paged([9, 20], [(0, 8), (1, 3)], 4, 2, 8)
     at = torch.zeros(2, dtype=torch.long)
     ops = torch.ops.cdgen
@@ -269,14 +288,14 @@ def test_opcheck():
         torch.library.opcheck(op.default, arguments)
 
 
-def test_what_does_not_fit_is_refused():
+def test_mismatched_arguments_raise_an_error() -> None:
     paged = make_paged([9, 20], [(0, 8), (1, 3)], 4, 2, 8)
     x = random(3, 8)
     at, slots, store = torch.zeros(2, dtype=torch.long), torch.tensor([1, 7]), torch.zeros(3, 2, 4, 8)
     q, k = random(2, 4, 8), random(2, 2, 8)
     for call, message in [
         (lambda: add_rms_norm(x, random(3, 7), random(8), 1e-5), "expected x and residual"),
-        (lambda: add_rms_norm(x, None, random(8, dtype=torch.bfloat16), 1e-5), "of one dtype"),
+        (lambda: add_rms_norm(x, None, random(8, dtype=torch.bfloat16), 1e-5), "of the same dtype"),
         (lambda: rope_and_store(q, k, k[:1], *tables(4, 4), at, slots, store, store), "expected q"),
         (lambda: rope_and_store(q, k, k, *tables(4, 3), at, slots, store, store), "cos, sin"),
         (lambda: rope_and_store(q, k, k, *tables(4, 4), at.int(), slots, store, store), "position: expected"),
@@ -284,24 +303,24 @@ def test_what_does_not_fit_is_refused():
             lambda: rope_and_store(q, k, k, *tables(4, 4), at, slots, store.mT.contiguous().mT, store),
             "must be contiguous",
         ),
-        (lambda: paged_attention(*paged._replace(q=random(2, 3, 8)), scale=1.0), "no multiple"),
-        (lambda: paged_attention(*paged._replace(row=at), scale=1.0), "page_table, row"),
-        (lambda: paged_attention(*paged, scale=1.0, dropout=1.0), "must be 0 or more"),
-        (lambda: paged_attention(*paged, scale=1.0, dropout=0.5), "give the seed"),
+        (lambda: paged_attention(*paged._replace(q=random(2, 3, 8)), scale=1.0), "not a multiple"),
+        (lambda: paged_attention(*paged._replace(cache_row=at), scale=1.0), "page_table, cache_row"),
+        (lambda: paged_attention(*paged, scale=1.0, dropout=1.0), "must be at least 0"),
+        (lambda: paged_attention(*paged, scale=1.0, dropout=0.5), "seed and sequence are required"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
 
 
 @pytest.mark.skipif("cpp" not in IMPLEMENTATIONS, reason=NO_CPP)
-def test_numbers_out_of_range_are_refused_before_memory_is_touched():
+def test_indices_out_of_range_raise_an_error_before_memory_is_touched() -> None:
     paged = make_paged([9, 20], [(0, 8), (1, 3)], 4, 2, 8)
     q, k, store = random(1, 4, 8), random(1, 2, 8), torch.zeros(3, 2, 4, 8)
     one = torch.tensor([0])
     for call in (
-        lambda: paged_attention(*paged._replace(row=torch.tensor([0, 2]).int()), scale=1.0),
+        lambda: paged_attention(*paged._replace(cache_row=torch.tensor([0, 2]).int()), scale=1.0),
         lambda: paged_attention(*paged._replace(position=torch.tensor([0, 10_000])), scale=1.0),
-        lambda: paged_attention(*paged._replace(position=torch.tensor([16, 0])), scale=1.0),  # a page that is not there
+        lambda: paged_attention(*paged._replace(position=torch.tensor([16, 0])), scale=1.0),  # there is no such page
         lambda: rope_and_store(q, k, k, *tables(4, 4), one + 4, one, store, store),
         lambda: rope_and_store(q, k, k, *tables(4, 4), one, one + 12, store, store),
     ):

@@ -1,21 +1,25 @@
-"""The ops as callers meet them: independence of the batch, registration, errors, dispatch."""
+"""The public ops: independence of the batch, registration, errors, and the choice of implementation."""
 
 import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cdgen_kernels import ops, reference
-from cdgen_kernels import registry as dispatch
-from cdgen_kernels.ops import (
+from cdgen_kernels import (
     SamplingTensors,
     contrastive_sample,
     gather_logits,
     make_sampling_tensors,
+    reference,
+    registry,
     sample_candidates,
     select_candidates,
     select_candidates_linear,
@@ -23,16 +27,17 @@ from cdgen_kernels.ops import (
 from tests.helpers.implementations import IMPLEMENTATIONS, NO_CPP, run_sample
 
 
-def zipf(batch, vocab_size, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
+def zipf(batch: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return logits of GOOD and BAD [B, V], Zipf-like and related to each other."""
+    generator = torch.Generator().manual_seed(0)
     ranks = torch.stack([torch.randperm(vocab_size, generator=generator) for _ in range(batch)]).float()
     good = -1.2 * torch.log1p(ranks) + 0.3 * torch.randn(batch, vocab_size, generator=generator)
     bad = 0.6 * good + 0.8 * torch.randn(batch, vocab_size, generator=generator)
-    return good.to(dtype), bad.to(dtype)
+    return good, bad
 
 
 @pytest.fixture
-def two_threads():
+def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -40,17 +45,17 @@ def two_threads():
 
 
 @pytest.mark.parametrize("outside", ["mask", "shifted_good", -8.0])
-def test_a_draw_does_not_depend_on_the_batch_around_it(outside, two_threads):
-    """In any order, in one batch or many, on one thread or two, from every implementation: the same tokens."""
+def test_draws_do_not_depend_on_the_batch(outside, two_threads) -> None:
+    """Every implementation draws the same tokens in any order, in one batch or many, and on one thread or two."""
     batch, vocab_size = 24, 1003
     good, bad = zipf(batch, vocab_size)
     sequence, position = torch.arange(batch) * 2**33 + 5, torch.arange(batch) % 7
     temperature = 0.5 + torch.arange(batch) / batch
 
-    def draw(implementation, rows):
+    def draw(implementation: str, rows: Tensor) -> Tensor:
         settings = dict(alpha=0.02, temperature=temperature[rows], sequence=sequence[rows], position=position[rows])
-        parameters = make_sampling_tensors(len(rows), seed=42, **settings)
-        return run_sample(implementation, good[rows], bad[rows], parameters, outside_head=outside).token
+        sampling = make_sampling_tensors(len(rows), seed=42, **settings)
+        return run_sample(implementation, good[rows], bad[rows], sampling, outside_head=outside).token
 
     everything = torch.arange(batch)
     wanted = draw("reference", everything)
@@ -66,8 +71,8 @@ def test_a_draw_does_not_depend_on_the_batch_around_it(outside, two_threads):
 
 
 @pytest.mark.skipif("cpp" not in IMPLEMENTATIONS, reason=NO_CPP)
-def test_offsets_beyond_32_bits():
-    """Rows that start 2^31 entries and more into their storage (untouched memory costs nothing)."""
+def test_offsets_beyond_32_bits() -> None:
+    """Rows start 2^31 entries or more into their storage, most of which is never touched and takes no memory."""
     vocab_size, far = 1000, 2**31 + 11
     storage = torch.empty(2 * far + 2 * vocab_size, dtype=torch.float16)
     good = storage.as_strided((3, vocab_size), (far, 1))
@@ -80,7 +85,8 @@ def test_offsets_beyond_32_bits():
         assert a.equal(b)
 
 
-def calls():
+def calls() -> dict[str, tuple[Any, ...]]:
+    """Return arguments of each sampling op."""
     good, bad = zipf(3, 77)
     sampling = make_sampling_tensors(3, top_k=[0, 4, 0])
     banned = torch.tensor([[1, -1], [2, 3], [-1, -1]])
@@ -94,40 +100,38 @@ def calls():
     }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["select_candidates", "contrastive_sample", "sample_candidates", "select_candidates_linear", "gather_logits"],
-)
-def test_opcheck(name):
+@pytest.mark.parametrize("name", calls())
+def test_opcheck(name) -> None:
     torch.library.opcheck(getattr(torch.ops.cdgen, name).default, calls()[name])
 
 
 @pytest.mark.parametrize("name", calls())
-def test_on_cuda_ops_run_on_the_device_of_their_tensors(name, monkeypatch):
-    """Triton launches on the current device, which need not be that of the tensors."""
+def test_ops_run_on_the_cuda_device_of_their_tensors(name, monkeypatch) -> None:
+    """Triton launches on the current device, which may be another one."""
+    first, *rest = calls()[name]
     current, seen = [], []
 
     @contextlib.contextmanager
-    def device_of(tensor):
+    def device_of(tensor: Tensor) -> Iterator[None]:
         current.append(tensor)
         yield
         current.pop()
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    monkeypatch.setattr(dispatch, "_DECISIONS", {"cuda": ("reference", "")})
+    monkeypatch.setattr(registry, "_DECISIONS", {"cuda": ("reference", "")})
     monkeypatch.setattr(reference, name, lambda first, *rest: seen.append(current[:]))
-    monkeypatch.setitem(dispatch._CONVENTIONS, name, lambda function, *arguments: function(*arguments))
-    first, *rest = calls()[name]
-    dispatch._kernel(name, "cuda")(first, *rest)
+    spec = replace(registry.OPS[name], convention=registry.call_directly)
+    monkeypatch.setitem(registry.OPS, name, spec)
+    registry.kernel(name, "cuda")(first, *rest)
     assert len(seen) == 1 and seen[0][0] is first and not current
 
 
-def test_a_decode_step_compiles_whole():
+def test_a_decode_step_compiles_without_graph_breaks() -> None:
     good, bad = zipf(4, 501)
     sampling = make_sampling_tensors(4, seed=3)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
-    def step(good, bad, sampling):
+    def step(good: Tensor, bad: Tensor, sampling: SamplingTensors) -> tuple[Tensor, Tensor]:
         candidates = select_candidates(good, sampling, capacity=128)
         token = contrastive_sample(good * 1.0, bad, sampling, logprobs=True).token
         sampling.position.add_(1)
@@ -139,16 +143,18 @@ def test_a_decode_step_compiles_whole():
             assert token.equal(wanted)
 
 
-def from_hidden_states(good, bad, good_layer, bad_layer, sampling):
-    """A decode step's end in which neither model's logits exist."""
+def from_hidden_states(
+    good: Tensor, bad: Tensor, good_layer: Tensor, bad_layer: Tensor, sampling: SamplingTensors
+) -> Tensor:
+    """Draw tokens from hidden states, without the logits of either model."""
     candidates = select_candidates_linear(good, good_layer, sampling, capacity=64)
-    scores = gather_logits(bad, bad_layer, candidates)
+    logits = gather_logits(bad, bad_layer, candidates)
     vocab_size = good_layer.shape[0]
-    return sample_candidates(candidates, scores, sampling, gathered=True, vocab_size=vocab_size).token
+    return sample_candidates(candidates, logits, sampling, gathered=True, vocab_size=vocab_size).token
 
 
-def test_from_hidden_states_to_the_same_token():
-    """Of whole numbers, so that every matrix product is exact."""
+def test_hidden_states_give_the_same_tokens_as_logits() -> None:
+    """All numbers are whole, so every matrix product is exact."""
     good, bad, good_layer, bad_layer = (
         torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
         for seed, shape in enumerate([(6, 16), (6, 8), (501, 16), (501, 8)])
@@ -160,8 +166,8 @@ def test_from_hidden_states_to_the_same_token():
     assert whole(good, bad, good_layer, bad_layer, sampling).equal(token)
 
 
-def test_a_decode_step_on_cuda_waits_for_nothing():
-    """Fake tensors have no values: whatever would wait for the device, or size memory by its data, raises."""
+def test_a_decode_step_on_cuda_never_waits_for_the_device() -> None:
+    """Fake tensors have no values: waiting for the device, or sizing memory by its data, raises an error."""
     dtypes = [column.dtype for column in make_sampling_tensors(4)]
     with FakeTensorMode():
         good, bad = (torch.empty(4, 512, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -169,33 +175,33 @@ def test_a_decode_step_on_cuda_waits_for_nothing():
         banned = torch.empty(4, 3, device="cuda", dtype=torch.int64)
         token = contrastive_sample(good, bad, sampling, banned=banned, logprobs=True).token
         sampling.position.add_(1)
-        again = sample_candidates(select_candidates(good, sampling, banned=banned), bad, sampling).token
-        unseen = from_hidden_states(good, bad, good.new_empty(32_000, 512), good.new_empty(32_000, 512), sampling)
-        assert {x.device.type for x in (token, again, unseen)} == {"cuda"}
-        assert {x.shape for x in (token, again, unseen)} == {(4,)}
+        from_list = sample_candidates(select_candidates(good, sampling, banned=banned), bad, sampling).token
+        from_hidden = from_hidden_states(good, bad, good.new_empty(32_000, 512), good.new_empty(32_000, 512), sampling)
+        assert {x.device.type for x in (token, from_list, from_hidden)} == {"cuda"}
+        assert {x.shape for x in (token, from_list, from_hidden)} == {(4,)}
 
 
-def test_heads_longer_than_the_list_are_told_not_cut():
+def test_an_overflow_of_the_list_is_reported_not_truncated() -> None:
     good, bad = torch.zeros(2, 50), torch.zeros(2, 50)
     good[0, 3] = 20
     sampling = make_sampling_tensors(2)
     candidates = select_candidates(good, sampling, capacity=8)
     assert candidates.count.tolist() == [1, 50]
     assert candidates.token[1].tolist() == list(range(8))
-    with pytest.raises(ValueError, match="row 1: the head is longer than the candidate list"):
+    with pytest.raises(ValueError, match="row 1: there are more candidates than the list holds"):
         sample_candidates(candidates, bad, sampling)
     assert contrastive_sample(good, bad, sampling).token.shape == (2,)
 
 
-def test_infinite_logits_mean_what_they_say():
+def test_infinite_logits_are_taken_literally() -> None:
     inf = float("inf")
     good = torch.tensor([[0.0, inf, inf, 3.0], [0.0, 0.0, 0.0, -inf], [0.0, 0.0, 0.0, 0.0]]).repeat(500, 1)
     bad = torch.tensor([[0.0, 0.0, 30.0, 0.0], [0.0, 0.0, -inf, -inf], [inf, 0.0, inf, inf]]).repeat(500, 1)
     for implementation in IMPLEMENTATIONS:
         token = run_sample(implementation, good, bad, make_sampling_tensors(1500, alpha=0)).token.view(500, 3)
-        assert set(token[:, 0].tolist()) == {1}  # GOOD has two certain tokens, BAD all but forbids the other
-        assert set(token[:, 1].tolist()) == {2}  # BAD gives it no probability at all; token 3 is impossible to GOOD
-        assert set(token[:, 2].tolist()) == {1}  # the only one that BAD does not insist on
+        assert set(token[:, 0].tolist()) == {1}  # GOOD is certain of two tokens; BAD all but rules out the other one
+        assert set(token[:, 1].tolist()) == {2}  # BAD gives it probability 0; token 3 is impossible under GOOD
+        assert set(token[:, 2].tolist()) == {1}  # the only token that BAD is not certain of
         drawn = run_sample(implementation, good, None, make_sampling_tensors(1500, alpha=0.5)).token.view(500, 3)
         assert set(drawn[:, 0].tolist()) == {1, 2}
 
@@ -204,11 +210,11 @@ def test_infinite_logits_mean_what_they_say():
     ("change", "message"),
     [
         (lambda good, bad: good[1].fill_(-torch.inf), "row 1: GOOD gives every token that is not banned the logit"),
-        (lambda good, bad: good[2, 7].fill_(torch.nan), "row 2: GOOD's logits hold NaN"),
-        (lambda good, bad: bad[0].fill_(torch.nan), "row 0: BAD's logits hold NaN"),
+        (lambda good, bad: good[2, 7].fill_(torch.nan), "row 2: GOOD's logits contain NaN"),
+        (lambda good, bad: bad[0].fill_(torch.nan), "row 0: BAD's logits contain NaN"),
     ],
 )
-def test_rows_without_an_answer_are_named(change, message):
+def test_errors_name_the_faulty_row(change, message) -> None:
     good, bad = zipf(3, 40)
     change(good, bad)
     with pytest.raises(ValueError, match=message):
@@ -217,7 +223,7 @@ def test_rows_without_an_answer_are_named(change, message):
         sample_candidates(select_candidates(good, make_sampling_tensors(3)), bad, make_sampling_tensors(3))
 
 
-def test_bans():
+def test_banned_tokens_are_not_drawn() -> None:
     good, bad = zipf(2, 30)
     best = good.argmax(1, keepdim=True)
     sampling = make_sampling_tensors(2, temperature=0, contrast_strength=0)
@@ -231,68 +237,71 @@ def test_bans():
     ("call", "message"),
     [
         (
-            lambda g, b, r: contrastive_sample(g[0], b, r),
+            lambda g, b, s: contrastive_sample(g[0], b, s),
             r"good: expected float16, bfloat16 or float32 logits \[B, V\]",
         ),
-        (lambda g, b, r: contrastive_sample(g.double(), b, r), "got torch.float64"),
-        (lambda g, b, r: contrastive_sample(g, b[:1], r), "bad: 1 rows, but GOOD has 3"),
-        (lambda g, b, r: contrastive_sample(g, b[:, :20], r, vocab_size=21), "vocab_size = 21: must be 1 to 20"),
+        (lambda g, b, s: contrastive_sample(g.double(), b, s), "got torch.float64"),
+        (lambda g, b, s: contrastive_sample(g, b[:1], s), "bad: has batch size 1, but GOOD has 3"),
         (
-            lambda g, b, r: contrastive_sample(g, b, r, outside_head="tail"),
+            lambda g, b, s: contrastive_sample(g, b[:, :20], s, vocab_size=21),
+            "vocab_size = 21: must be between 1 and 20",
+        ),
+        (
+            lambda g, b, s: contrastive_sample(g, b, s, outside_head="tail"),
             "outside_head = 'tail': use 'mask', 'shifted_good' or",
         ),
         (
-            lambda g, b, r: contrastive_sample(g, b, make_sampling_tensors(2)),
-            "sampling: made for 2 rows, but there are 3 rows of logits",
+            lambda g, b, s: contrastive_sample(g, b, make_sampling_tensors(2)),
+            "sampling: has batch size 2, but the logits have 3",
         ),
-        (lambda g, b, r: contrastive_sample(g, b, r, banned=torch.zeros(2, 1)), r"banned: expected integers \[3, N\]"),
-        (lambda g, b, r: select_candidates(g, r, capacity=0), "capacity = 0: must be at least 1"),
-        (lambda g, b, r: sample_candidates(select_candidates(g, r), None, r), "vocab_size: give it"),
-        (lambda g, b, r: make_sampling_tensors(3, temperature=-1), r"temperature = -1: must be a finite number >= 0"),
-        (lambda g, b, r: make_sampling_tensors(3, alpha=1.5), r"alpha = 1.5: must be in \[0, 1\]"),
-        (lambda g, b, r: make_sampling_tensors(3, top_p=0), r"top_p = 0: must be in \(0, 1\]"),
+        (lambda g, b, s: contrastive_sample(g, b, s, banned=torch.zeros(2, 1)), r"banned: expected integers \[3, N\]"),
+        (lambda g, b, s: select_candidates(g, s, capacity=0), "capacity = 0: must be at least 1"),
+        (lambda g, b, s: sample_candidates(select_candidates(g, s), None, s), "vocab_size: required"),
+        (lambda g, b, s: make_sampling_tensors(3, temperature=-1), r"temperature = -1: must be a finite number >= 0"),
+        (lambda g, b, s: make_sampling_tensors(3, alpha=1.5), r"alpha = 1.5: must be in \[0, 1\]"),
+        (lambda g, b, s: make_sampling_tensors(3, top_p=0), r"top_p = 0: must be in \(0, 1\]"),
         (
-            lambda g, b, r: make_sampling_tensors(3, contrast_strength=torch.nan),
+            lambda g, b, s: make_sampling_tensors(3, contrast_strength=torch.nan),
             "contrast_strength = nan: must be a finite number",
         ),
-        (lambda g, b, r: make_sampling_tensors(3, seed=[1, 2]), r"seed: \(2,\) values for 3 rows"),
+        (lambda g, b, s: make_sampling_tensors(3, seed=[1, 2]), r"seed: \(2,\) values for 3 rows"),
     ],
 )
-def test_wrong_calls_are_told_in_one_line(call, message):
+def test_wrong_arguments_raise_an_error_of_one_line(call, message) -> None:
     good, bad = zipf(3, 30)
     with pytest.raises(ValueError, match=message) as caught:
         call(good, bad, make_sampling_tensors(3))
     assert "\n" not in str(caught.value)
 
 
-def test_empty_batch():
+def test_empty_batch() -> None:
     good, bad = torch.zeros(0, 10), torch.zeros(0, 10)
     assert contrastive_sample(good, bad, make_sampling_tensors(0), logprobs=True).logprob.shape == (0,)
     assert select_candidates(good, make_sampling_tensors(0)).token.shape == (0, 1024)
 
 
-def in_a_process(code, **environment):
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
     )
 
 
-def test_the_choice_of_implementation_can_be_overridden_and_is_logged_once():
+def test_the_choice_of_implementation_can_be_overridden_and_is_logged_once() -> None:
     code = """
 import logging, torch
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from cdgen_kernels.ops import *
-for _ in range(2): sample(torch.zeros(1, 4), None, make_sampling_tensors(1))
+from cdgen_kernels import *
+for _ in range(2): contrastive_sample(torch.zeros(1, 4), None, make_sampling_tensors(1))
 """
-    told = in_a_process(code, CDGEN_IMPL="reference")
+    done = run_python(code, CDGEN_IMPL="reference")
     lines = [f"{device} tensors: reference implementation (CDGEN_IMPL is set)" for device in ("cpu", "cuda")]
-    assert told.stderr.splitlines() == lines
-    told = in_a_process(code, CDGEN_IMPL="cuda")
-    assert told.returncode == 1
-    assert "ValueError: CDGEN_IMPL=cuda: no such implementation; use reference, cpp or" in told.stderr.splitlines()[-1]
+    assert done.stderr.splitlines() == lines
+    done = run_python(code, CDGEN_IMPL="cuda")
+    assert done.returncode == 1
+    assert "ValueError: CDGEN_IMPL=cuda: no such implementation; use reference, cpp or" in done.stderr.splitlines()[-1]
 
 
-def test_what_runs_here_is_said():
-    name, reason = ops.implementation("cpu")
+def test_implementation_gives_a_matching_reason() -> None:
+    name, reason = registry.implementation("cpu")
     assert os.environ.get("CDGEN_IMPL") in (None, "triton", name)
     assert (name == "cpp") == ("loaded" in reason)

@@ -1,17 +1,19 @@
-"""The Triton kernel of linear_cross_entropy without a GPU: its compiled PTX is executed, its source interpreted."""
+"""The Triton kernel of linear_cross_entropy without a GPU: compiled PTX is executed, the source is interpreted."""
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 
-from tests.kernels.test_cross_entropy import IGNORED, make_problem, torchs, with_gradients
+from tests.kernels.test_cross_entropy import IGNORED, make_problem, torch_loss, with_gradients
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET"):
@@ -21,7 +23,7 @@ from triton.backends import nvidia  # noqa: E402
 
 from cdgen_kernels import cross_entropy  # noqa: E402
 from cdgen_kernels.triton import cross_entropy as triton_cross_entropy  # noqa: E402
-from tools.ptx_sim import Device, compile_for, errors, intercept  # noqa: E402
+from tools.ptx_sim import Device, Report, compile_for, errors, intercept  # noqa: E402
 from tools.ptx_sim.faults import find, remove, shift_address, unguard  # noqa: E402
 from tools.ptx_sim.versions import needs_interpreter  # noqa: E402
 
@@ -29,8 +31,8 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LINES = 32 * triton_cross_entropy.NUM_WARPS * triton_cross_entropy.GROUPS
 
 
-def spell_out(ptx):
-    """An idiom of sm_100 in other words, since ptx.Device does not know it: 16-bit numbers minus float32, at once."""
+def spell_out(ptx: str) -> str:
+    """Replace an instruction of sm_100 that the PTX interpreter does not support: a 16-bit number minus float32."""
     number = iter(range(10_000))
     return re.sub(
         r"sub\.rn\.f32\.(bf16|f16)\s+(%r\d+), (%rs\d+), (%r\d+);",
@@ -41,24 +43,40 @@ def spell_out(ptx):
     )
 
 
-def make_sampling_tensors(count, vocab_size, dtype, stride=None, seed=0):
-    """(rows of logits in NaN-filled storage [count, stride], so that what happens beside them shows, target)."""
+def make_logits(
+    count: int, vocab_size: int, dtype: torch.dtype, stride: int | None = None, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (rows of logits in storage [count, stride], target). NaN past the rows reveals stray reads and writes."""
     generator = torch.Generator().manual_seed(seed)
     wide = torch.full((count, stride or vocab_size), torch.nan, dtype=dtype)
     wide[:, :vocab_size] = 3 * torch.randn(count, vocab_size, generator=generator)
     return wide, torch.randint(vocab_size, (count,), generator=generator)
 
 
-def execute(wide, vocab_size, target, sm=90, gradient=True, mutate=lambda ptx: ptx):
-    """(loss, the storage afterwards, the launch's report) of the compiled code on a copy."""
+def unchanged(ptx: str) -> str:
+    """Inject no fault."""
+    return ptx
+
+
+def execute(
+    wide: torch.Tensor,
+    vocab_size: int,
+    target: torch.Tensor,
+    sm: int = 90,
+    gradient: bool = True,
+    mutate: Callable[[str], str] = unchanged,
+) -> tuple[torch.Tensor, torch.Tensor, Report]:
+    """Run the compiled code on a copy; return (loss, the storage afterwards, the launch's report)."""
     wide = wide.clone()
     with Device(sm, mutate=lambda ptx: spell_out(mutate(ptx))) as device:
         loss = triton_cross_entropy.softmax_gradient(wide[:, :vocab_size], target, IGNORED, gradient)
     return loss, wide, device.launches[0].report
 
 
-def assert_right(loss, after, wide, vocab_size, target):
-    """Against the plain function in float64: rounded once to the dtype, float32 arithmetic before."""
+def assert_right(
+    loss: torch.Tensor, after: torch.Tensor, wide: torch.Tensor, vocab_size: int, target: torch.Tensor
+) -> None:
+    """Compare with the plain function in float64, allowing float32 arithmetic and one rounding to the dtype."""
     wanted = wide.double()
     wanted_loss = cross_entropy.softmax_gradient(wanted[:, :vocab_size], target, IGNORED, True)
     torch.testing.assert_close(loss.double(), wanted_loss, rtol=1e-6, atol=2e-6, equal_nan=True)
@@ -67,37 +85,42 @@ def assert_right(loss, after, wide, vocab_size, target):
 
 
 @contextmanager
-def stand_in_gpu(sm):
-    """ptx.Device with torch's products: told of what mm writes to, and able to add 16-bit products in float32."""
+def stand_in_gpu(sm: int) -> Iterator[Device]:
+    """Extend `Device` to torch's matrix products.
+
+    It is informed of the memory that mm writes, and addmm adds 16-bit products in float32.
+    """
     mm = torch.mm
 
-    def told(a, b, out=None):
+    def informing_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         if out is not None:
             size = out.element_size()
             written = torch.from_numpy(device._written[out.untyped_storage().data_ptr()])
             written.as_strided((out.shape[0], out.shape[1] * size), (out.stride(0) * size, 1)).fill_(True)
         return mm(a, b, out=out)
 
-    def addmm(total, a, b, out_dtype, out):
+    def addmm(
+        total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype, out: torch.Tensor
+    ) -> torch.Tensor:
         return out.addmm_(a.to(out_dtype), b.to(out_dtype))
 
-    patches = mock.patch.object(torch, "mm", told), mock.patch.object(torch, "addmm", addmm)
+    patches = mock.patch.object(torch, "mm", informing_mm), mock.patch.object(torch, "addmm", addmm)
     with Device(sm, mutate=spell_out) as device, patches[0], patches[1]:
         yield device
 
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_op_is_no_less_exact_than_torch(sm, dtype):
-    """Three chunks, the last of one row; a vocabulary that is a multiple of nothing; tolerance as in the plain test."""
+def test_the_op_is_as_exact_as_torch(sm: int, dtype: torch.dtype) -> None:
+    """Three chunks, the last of one row; an odd vocabulary size; the tolerance of the plain implementation's test."""
     hidden, weight, target = make_problem(9, LINES * 8 + 809, 16, dtype, seed=sm)
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    exact = with_gradients(torchs(*exact, target, reduction="sum"), *exact)
+    exact = with_gradients(torch_loss(*exact, target, reduction="sum"), *exact)
     with stand_in_gpu(sm) as device, torch.no_grad():
         got = cross_entropy._with_triton(hidden, weight, target, IGNORED, 4, True, True)
     assert [launch.grid for launch in device.launches] == [(4,), (4,), (1,)]
-    assert device.launches[0].arguments["stride"] % 16 == 0  # so that Triton loads 16 bytes at a time
-    torch_got = with_gradients(torchs(hidden, weight, target, reduction="sum"), hidden, weight)
+    assert device.launches[0].arguments["logits_stride"] % 16 == 0  # so that Triton loads 16 bytes at a time
+    torch_got = with_gradients(torch_loss(hidden, weight, target, reduction="sum"), hidden, weight)
     for x, y, z in zip(got, torch_got, exact, strict=True):
         assert (x.double() - z).norm() <= 1.5 * (y - z).norm() + 1e-6 * z.norm()
 
@@ -106,25 +129,25 @@ def test_the_op_is_no_less_exact_than_torch(sm, dtype):
     ("vocab_size", "stride"),
     [
         (1, 16),  # one entry: the loss is 0
-        (7, 7),  # less than 16 bytes, rows that begin anywhere
-        (LINES * 8 - 1, LINES * 8),  # a tile but one
-        (LINES * 8, LINES * 8),  # a tile exactly, and a last tile of nothing
-        (LINES * 8 + 1, LINES * 8 + 16),  # one more
-        (LINES * 8 + 9, LINES * 8 + 11),  # the same, no row aligned
+        (7, 7),  # less than 16 bytes, unaligned rows
+        (LINES * 8 - 1, LINES * 8),  # a tile less one
+        (LINES * 8, LINES * 8),  # exactly a tile, so the last tile is empty
+        (LINES * 8 + 1, LINES * 8 + 16),  # a tile plus one
+        (LINES * 8 + 9, LINES * 8 + 11),  # a tile plus some, unaligned rows
     ],
 )
-def test_awkward_sizes(vocab_size, stride):
+def test_awkward_sizes(vocab_size: int, stride: int) -> None:
     for dtype in (torch.bfloat16, torch.float32):
-        wide, target = make_sampling_tensors(3, vocab_size, dtype, stride, seed=vocab_size)
+        wide, target = make_logits(3, vocab_size, dtype, stride, seed=vocab_size)
         target[1] = IGNORED
         assert_right(*execute(wide, vocab_size, target)[:2], wide, vocab_size, target)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_without_an_answer(dtype):
+def test_faulty_rows(dtype: torch.dtype) -> None:
     """NaN, infinities, and targets out of range, in a whole tile and in the last one."""
     vocab_size = LINES * 8 + 100
-    wide, target = make_sampling_tensors(11, vocab_size, dtype)
+    wide, target = make_logits(11, vocab_size, dtype)
     for row, place in enumerate((5, vocab_size - 5)):
         wide[row, place] = torch.nan
         wide[2 + row, place] = torch.inf
@@ -142,57 +165,58 @@ def test_rows_without_an_answer(dtype):
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_it_reads_writes_and_issues(sm, dtype):
-    """V = 20,000: all in 16 bytes a thread, each byte written once, and read twice but in the last tile."""
+def test_reads_writes_and_instructions(sm: int, dtype: torch.dtype) -> None:
+    """V = 20,000: 16 bytes per thread; each byte is written once, and read twice, or once in the last tile."""
     vocab_size = 20_000
-    wide, target = make_sampling_tensors(3, vocab_size, dtype, seed=1)
+    wide, target = make_logits(3, vocab_size, dtype, seed=1)
     target[1] = IGNORED
     _, _, report = execute(wide, vocab_size, target, sm)
     reads = torch.full((3, vocab_size), 2)
     reads[:, vocab_size // (LINES * 16 // dtype.itemsize) * (LINES * 16 // dtype.itemsize) :] = 1
     reads[1] = 0
-    extra = torch.from_numpy(report.reads("logits")) - reads.unsqueeze(2)
-    assert extra.any(2).nonzero().tolist() == [[0, int(target[0])], [2, int(target[2])]]  # whose logit all threads read
-    assert (report.writes("logits") == 1).all()
-    loads, stores = report.traffic("logits", "load", 16), report.traffic("logits", "store", 16)
+    extra = torch.from_numpy(report.reads("logits_ptr")) - reads.unsqueeze(2)
+    # All threads read the target's logit.
+    assert extra.any(2).nonzero().tolist() == [[0, int(target[0])], [2, int(target[2])]]
+    assert (report.writes("logits_ptr") == 1).all()
+    loads, stores = report.traffic("logits_ptr", "load", 16), report.traffic("logits_ptr", "store", 16)
     assert loads.bytes == int(reads.sum()) * dtype.itemsize and loads.sectors_per_request > 15.8
     assert stores.bytes == wide.nbytes and stores.sectors_per_request > 15.8
     assert report.thread_instructions / (2 * vocab_size) <= 30
 
 
-def test_the_loss_alone():
-    """Nothing is written, and all but the targets' logits is read once."""
+def test_loss_without_gradient() -> None:
+    """No logit is written, and all logits except the targets' are read once."""
     vocab_size = 20_000
-    wide, target = make_sampling_tensors(2, vocab_size, torch.bfloat16, seed=1)
+    wide, target = make_logits(2, vocab_size, torch.bfloat16, seed=1)
     loss, after, report = execute(wide, vocab_size, target, gradient=False)
     assert loss.equal(execute(wide, vocab_size, target)[0]) and after.equal(wide)
-    assert report.traffic("logits", "load", 16).bytes == wide.nbytes
-    assert (report.writes("logits") == 0).all() and (report.reads("logits") != 1).any(2).sum() == 2
+    assert report.traffic("logits_ptr", "load", 16).bytes == wide.nbytes
+    assert (report.writes("logits_ptr") == 0).all() and (report.reads("logits_ptr") != 1).any(2).sum() == 2
 
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_register_spills(sm, dtype, tmp_path):
-    """Triton's own ptxas; rows aligned and not. A thread may have 128 registers at 16 warps."""
+def test_no_register_spills(sm: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Triton's own ptxas, aligned and unaligned rows. At 16 warps, a thread may have 128 registers."""
     tool = Path(nvidia.__path__[0]) / "bin" / ("ptxas" if sm == 80 else "ptxas-blackwell")
     if not tool.exists():
         pytest.skip("this build of Triton has no " + tool.name)
     kernels = []
 
-    def compiled(function, grid, arguments, options):
+    def compiled(function: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> None:
         kernels.append(compile_for(function, arguments, sm, num_warps=options["num_warps"]))
 
     with intercept(compiled):
         for stride in (20_000, 20_003):
-            wide, target = make_sampling_tensors(1, 20_000, dtype, stride)
+            wide, target = make_logits(1, 20_000, dtype, stride)
             triton_cross_entropy.softmax_gradient(wide[:, :20_000], target, IGNORED, True)
     for kernel in kernels:
         (tmp_path / "kernel.ptx").write_text(kernel.ptx)
         architecture = f"sm_{sm}" + "a" * (sm > 80)
         command = [tool, "-v", "--gpu-name", architecture, tmp_path / "kernel.ptx", "-o", tmp_path / "cubin"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        assert "0 bytes spill stores, 0 bytes spill loads" in told
-        assert int(re.search(r"Used (\d+) registers", told)[1]) <= 128
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        assert "0 bytes spill stores, 0 bytes spill loads" in output
+        assert int(re.search(r"Used (\d+) registers", output)[1]) <= 128
 
 
 @pytest.mark.parametrize(
@@ -203,12 +227,12 @@ def test_no_register_spills(sm, dtype, tmp_path):
         lambda ptx: unguard(ptx, "ld.global.v4", 2),  # the mask of the last tile
         lambda ptx: remove(ptx, "shfl", 1),  # one step of a reduction
         lambda ptx: "".join(line for line in ptx.splitlines(True) if "bar.sync" not in line),
-        lambda ptx: ptx.replace("add.f32", "sub.f32").replace("add.rn.f32", "sub.rn.f32"),  # a sum of the wrong sign
+        lambda ptx: ptx.replace("add.f32", "sub.f32").replace("add.rn.f32", "sub.rn.f32"),  # a sum with the wrong sign
     ],
 )
-def test_injected_faults_are_caught(fault):
+def test_injected_faults_are_caught(fault: Callable[[str], str]) -> None:
     vocab_size = LINES * 8 + 1600
-    wide, target = make_sampling_tensors(2, vocab_size, torch.bfloat16)
+    wide, target = make_logits(2, vocab_size, torch.bfloat16)
     target[1] = IGNORED
     try:
         loss, after, _ = execute(wide, vocab_size, target, mutate=fault)
@@ -219,8 +243,8 @@ def test_injected_faults_are_caught(fault):
 
 
 @needs_interpreter
-def test_source_in_tritons_interpreter():
-    """Its own process, since Triton's mode is fixed when a kernel is decorated."""
+def test_source_in_tritons_interpreter() -> None:
+    """Run in another process, since Triton's mode is fixed when a kernel is decorated."""
     code = f"""
 import torch
 from tests.kernels.test_cross_entropy import IGNORED

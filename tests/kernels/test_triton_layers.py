@@ -1,12 +1,14 @@
-"""add_rms_norm and rope_and_store without a GPU: their compiled PTX is executed, their source interpreted.
+"""add_rms_norm and rope_and_store without a GPU: compiled PTX is executed, and Triton's interpreter runs the source.
 
-Rotations and sums of two are float32 operations that round as the reference's do: equal to the bit. A norm sums in
-another order, so that it may differ by 1e-6 of itself before it is rounded.
+Rotations and sums of two numbers round as in the reference, so they are equal bit for bit. A norm sums in another
+order, so it may differ by a relative error of 1e-6 before it is rounded.
 """
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,35 +20,43 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
 from cdgen_kernels.triton import layers as triton_layers  # noqa: E402
-from tools.ptx_sim import Device, errors  # noqa: E402
+from tools.ptx_sim import Device, Report, errors  # noqa: E402
 from tools.ptx_sim.faults import find, remove, shift_address, substitute, unguard  # noqa: E402
 
 every_sm = pytest.mark.parametrize("sm", [80, 90, 100])
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
-def on_device(function, *arguments, sm=90, mutate=None):
-    """(what the function returns, the report of its one launch), executed from compiled PTX."""
+def on_device(
+    function: Callable[..., Any], *arguments: Any, sm: int = 90, mutate: Callable[[str], str] | None = None
+) -> tuple[Any, Report]:
+    """Execute a launcher's compiled PTX; return (its result, the report of its only launch)."""
     with Device(sm, mutate) as device:
         result = function(*arguments)
     (only,) = device.launches
     return result, only.report
 
 
-def assert_rounded_once(got, exact):
-    """float32 sums, off by 2e-6 of themselves, then one rounding to the dtype."""
+def assert_rounded_once(got: torch.Tensor, exact: torch.Tensor) -> None:
+    """Allow float32 sums a relative error of 2e-6, then one rounding to the dtype."""
     assert not got.isnan().any()
     slack = max(torch.finfo(got.dtype).eps / 2, 1e-7) + 2e-6
     torch.testing.assert_close(got.double(), exact, rtol=slack, atol=1e-7)
 
 
-def make_sum(rows, width, dtype, seed=0):
+def make_sum(
+    rows: int, width: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (x, residual, weight)."""
     generator = torch.Generator().manual_seed(seed)
     x, residual, weight = (torch.randn(size, generator=generator) for size in ((rows, width), (rows, width), (width,)))
     return x.to(dtype), residual.to(dtype), (1 + 0.3 * weight).to(dtype)
 
 
-def check_norm(x, residual, weight, eps=1e-5, **how):
+def check_norm(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float = 1e-5, **how: Any
+) -> Report:
+    """Compare with the reference; return the report of the launch."""
     (normed, total), report = on_device(triton_layers.add_rms_norm, x, residual, weight, eps, **how)
     summed = reference.add_rms_norm(x, residual, weight, eps)[1]
     assert total.equal(summed)
@@ -56,8 +66,8 @@ def check_norm(x, residual, weight, eps=1e-5, **how):
 
 @every_sm
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_add_rms_norm(sm, dtype):
-    """GOOD's width, of which a quarter of the lanes' numbers are masked off; one of four warps; nothing to add."""
+def test_add_rms_norm(sm: int, dtype: torch.dtype) -> None:
+    """GOOD's width of 768, which masks off a quarter of the lanes' numbers; a width of four warps; no residual."""
     check_norm(*make_sum(3, 768, dtype), sm=sm)
     check_norm(*make_sum(2, 4096, dtype), sm=sm)
     x, _, weight = make_sum(2, 768, dtype)
@@ -65,23 +75,23 @@ def test_add_rms_norm(sm, dtype):
 
 
 @pytest.mark.parametrize("width", [1, 7, 224, 1030])
-def test_widths_that_are_no_powers_of_two(width):
+def test_widths_that_are_no_powers_of_two(width: int) -> None:
     check_norm(*make_sum(2, width, torch.bfloat16))
 
 
-def test_what_the_norm_reads_and_writes():
-    """Each number once, 16 bytes a lane."""
+def test_reads_and_writes_of_the_norm() -> None:
+    """Each number is read or written once, 16 bytes per lane."""
     x, residual, weight = make_sum(4, 768, torch.bfloat16)
     report = check_norm(x, residual, weight)
-    for name in ("x", "residual"):
+    for name in ("x_ptr", "residual_ptr"):
         assert (report.reads(name) == 1).all() and report.traffic(name, width=16).bytes == x.nbytes
-    assert (report.reads("weight") == 4).all()
-    for name in ("normed", "total"):
+    assert (report.reads("weight_ptr") == 4).all()
+    for name in ("normed_ptr", "total_ptr"):
         assert (report.writes(name) == 1).all() and report.traffic(name, width=16).bytes == x.nbytes
     assert report.thread_instructions / x.numel() <= 16
 
 
-def test_infinite_and_tiny_sums():
+def test_infinite_and_tiny_sums() -> None:
     x, residual, weight = make_sum(3, 64, torch.float32)
     x[0, 3], x[1], residual[1], x[2, 5] = torch.inf, 0, 0, torch.nan
     (normed, _), _ = on_device(triton_layers.add_rms_norm, x, residual, weight, 1e-5)
@@ -89,21 +99,33 @@ def test_infinite_and_tiny_sums():
     torch.testing.assert_close(normed, wanted, rtol=1e-6, atol=0, equal_nan=True)
 
 
-def make_turn(tokens, heads, kv_heads, dim, dtype, cache_dtype=None, page=16):
-    """Arguments of rope_and_store: q, k and v are views of one product, the caches are all NaN; slots in any order."""
+def make_rotation(
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype | None = None,
+    page: int = 16,
+) -> tuple[torch.Tensor, ...]:
+    """Return arguments of rope_and_store.
+
+    q, k and v are views of one product, the cache is all NaN, and the slots are in random order.
+    """
     generator = torch.Generator().manual_seed(dim)
     product = torch.randn(tokens, (heads + 2 * kv_heads) * dim, generator=generator).to(dtype)
     parts = product.split([heads * dim, kv_heads * dim, kv_heads * dim], 1)
     q, k, v = (part.unflatten(1, (-1, dim)) for part in parts)
     angle = torch.rand(40, dim // 2, generator=generator) * 6
     position = torch.randint(0, 40, (tokens,), generator=generator)
-    slots = torch.randperm(3 * page, generator=generator)[:tokens]
-    slots[1:2] = -1
+    slot_mapping = torch.randperm(3 * page, generator=generator)[:tokens]
+    slot_mapping[1:2] = -1
     cache = torch.full((2, 3, kv_heads, page, dim), torch.nan, dtype=cache_dtype or dtype)
-    return q, k, v, angle.cos(), angle.sin(), position, slots, cache[0], cache[1]
+    return q, k, v, angle.cos(), angle.sin(), position, slot_mapping, cache[0], cache[1]
 
 
-def check_turn(*problem, **how):
+def check_rotation(*problem: torch.Tensor, **how: Any) -> Report:
+    """Compare with the reference; return the report of the launch."""
     *inputs, keys, values = problem
     wanted_keys, wanted_values = keys.clone(), values.clone()
     wanted = reference.rope_and_store(*inputs, wanted_keys, wanted_values)
@@ -116,43 +138,43 @@ def check_turn(*problem, **how):
 
 @every_sm
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rope_and_store(sm, dtype):
-    """GOOD's heads; groups of four, where keys need fewer programs than queries; cached in another dtype."""
-    check_turn(*make_turn(3, 12, 12, 64, dtype), sm=sm)
-    check_turn(*make_turn(3, 32, 8, 128, dtype, torch.float16), sm=sm)
+def test_rope_and_store(sm: int, dtype: torch.dtype) -> None:
+    """GOOD's heads; groups of four heads, whose keys need fewer programs than queries, cached in another dtype."""
+    check_rotation(*make_rotation(3, 12, 12, 64, dtype), sm=sm)
+    check_rotation(*make_rotation(3, 32, 8, 128, dtype, torch.float16), sm=sm)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "page"), [(3, 1, 80, 16), (6, 2, 20, 3), (1, 1, 2, 1)])
-def test_odd_heads_and_pages(heads, kv_heads, dim, page):
-    """Halves that are no powers of two; heads that fill no tile; pages of 3 and of 1."""
-    check_turn(*make_turn(3, heads, kv_heads, dim, torch.bfloat16, page=page))
+def test_odd_heads_and_pages(heads: int, kv_heads: int, dim: int, page: int) -> None:
+    """Halves that are no powers of two; too few heads to fill a tile; pages of 3 and of 1."""
+    check_rotation(*make_rotation(3, heads, kv_heads, dim, torch.bfloat16, page=page))
 
 
-def test_what_the_rotation_reads_and_writes():
-    """Each number once, 16 bytes a lane; nothing of k and v where there is no slot."""
-    problem = make_turn(5, 12, 12, 64, torch.bfloat16)
-    report = check_turn(*problem)
+def test_reads_and_writes_of_the_rotation() -> None:
+    """Each number is read or written once, 16 bytes per lane; k and v are not read if the slot is negative."""
+    problem = make_rotation(5, 12, 12, 64, torch.bfloat16)
+    report = check_rotation(*problem)
     stored = problem[6] >= 0
-    assert (report.reads("q")[:, :, :] == 1).all()
-    for name in ("k", "v"):
+    assert (report.reads("q_ptr") == 1).all()
+    for name in ("k_ptr", "v_ptr"):
         assert (report.reads(name)[stored] == 1).all() and not report.reads(name)[~stored].any()
-    for name, tensor in (("keys", problem[7]), ("values", problem[8])):
+    for name, tensor in (("keys_ptr", problem[7]), ("values_ptr", problem[8])):
         assert report.writes(name).sum() == int(stored.sum()) * 12 * 64 * 2
         assert report.traffic(name, "store", 16).bytes == report.traffic(name, "store").bytes
         assert (report.writes(name) > 0).any(-1).sum() == (~tensor.isnan()).sum()
-    assert report.traffic("out", width=16).bytes == problem[0].numel() * 2
+    assert report.traffic("out_ptr", width=16).bytes == problem[0].numel() * 2
     assert report.thread_instructions / (5 * 36 * 64) <= 8
 
 
-def test_nothing_to_do():
+def test_empty_batches() -> None:
     with Device(90) as device:
-        assert triton_layers.rope_and_store(*make_turn(0, 2, 2, 8, torch.float32)).shape == (0, 2, 8)
+        assert triton_layers.rope_and_store(*make_rotation(0, 2, 2, 8, torch.float32)).shape == (0, 2, 8)
         x, residual, weight = make_sum(0, 8, torch.float32)
         assert triton_layers.add_rms_norm(x, residual, weight, 1e-5)[0].shape == (0, 8)
     assert not device.launches
 
 
-def last(ptx, opcode):
+def last(ptx: str, opcode: str) -> int:
     return len(find(ptx, opcode)) - 1
 
 
@@ -166,31 +188,32 @@ NORM_FAULTS = [
 
 
 @pytest.mark.parametrize("fault", NORM_FAULTS)
-def test_faults_in_the_norm_are_caught(fault):
-    """A width that four warps share: of the last thousand numbers there are 16."""
+def test_faults_in_the_norm_are_caught(fault: Callable[[str], str]) -> None:
+    """A width that four warps share, and whose last part is only 16 numbers."""
     with pytest.raises((errors.Fault, AssertionError)):
         check_norm(*make_sum(2, 3088, torch.bfloat16), mutate=fault)
 
 
-TURN_FAULTS = [
+ROTATION_FAULTS = [
     lambda ptx: remove(ptx, "st.global"),
     lambda ptx: remove(ptx, "st.global", last(ptx, "st.global")),
     lambda ptx: shift_address(ptx, "st.global", 128, last(ptx, "st.global")),
     lambda ptx: shift_address(ptx, "ld.global", 4),  # the position
     lambda ptx: unguard(ptx, "st.global", last(ptx, "st.global")),
     lambda ptx: substitute(ptx, "sub", "sub", "add"),
-    lambda ptx: substitute(ptx, "setp.lt.s64", ".lt.", ".gt."),  # whether there is a slot
+    lambda ptx: substitute(ptx, "setp.lt.s64", ".lt.", ".gt."),  # whether the slot is negative
 ]
 
 
-@pytest.mark.parametrize("fault", TURN_FAULTS)
-def test_faults_in_the_rotation_are_caught(fault):
+@pytest.mark.parametrize("fault", ROTATION_FAULTS)
+def test_faults_in_the_rotation_are_caught(fault: Callable[[str], str]) -> None:
     with pytest.raises((errors.Fault, AssertionError)):
-        check_turn(*make_turn(3, 12, 12, 64, torch.bfloat16), mutate=fault)
+        check_rotation(*make_rotation(3, 12, 12, 64, torch.bfloat16), mutate=fault)
 
 
-def test_source_in_tritons_interpreter():
-    """Its own process, since Triton's mode is fixed when a kernel is decorated. It cuts to bfloat16, unrounded."""
+def test_source_in_tritons_interpreter() -> None:
+    """Run in another process, since Triton's mode is fixed when a kernel is decorated. The interpreter truncates to
+    bfloat16 instead of rounding."""
     code = """
 import torch
 from cdgen_kernels import reference

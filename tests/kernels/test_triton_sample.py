@@ -1,18 +1,19 @@
-"""The Triton sampling kernels without a GPU: their compiled PTX is executed, their source runs in Triton's interpreter.
+"""The Triton sampling kernels without a GPU: compiled PTX is executed, and Triton's interpreter runs the source.
 
-Scores and noise are float32 there and float64 in the reference. They draw the same token unless the two best noisy
-scores lie within about 1e-5 of each other; the seeds here have no such tie, so all tokens must be equal.
+Scores and noise are float32 in the kernels and float64 in the reference. Both draw the same token unless the two best
+noisy scores lie within about 1e-5 of each other. The seeds here have no such tie, so all tokens must be equal.
 """
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from cdgen_kernels import codes, reference
-from cdgen_kernels.ops import make_sampling_tensors
+from cdgen_kernels import Samples, SamplingTensors, codes, make_sampling_tensors, reference
 from tests.helpers.chi_square import FALSE_ALARM, p_value
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -23,15 +24,26 @@ from cdgen_kernels.triton import candidates as triton_candidates  # noqa: E402
 from cdgen_kernels.triton import sample as triton_sample  # noqa: E402
 from cdgen_kernels.triton import settings as triton_settings  # noqa: E402
 from tools.ptx_sim import Device, errors, intercept, launch  # noqa: E402
+from tools.ptx_sim.device import Launch  # noqa: E402
 from tools.ptx_sim.faults import find, remove, shift_address, unguard  # noqa: E402
 from tools.ptx_sim.versions import bound, needs_interpreter  # noqa: E402
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-MASK = (0, 0.0)  # outside the head
+MASK = (codes.MASK, 0.0)  # `outside` and `value`
 
 
-def make_pair(batch, vocab_size, dtype, bad_dtype=None, width=None, seed=0):
-    """Zipf-like rows in the middle of wider, NaN-filled storage, so that reading beside them shows."""
+def make_pair(
+    batch: int,
+    vocab_size: int,
+    dtype: torch.dtype,
+    bad_dtype: torch.dtype | None = None,
+    width: int | None = None,
+    seed: int = 0,
+) -> list[torch.Tensor]:
+    """Return Zipf-like logits of GOOD and BAD, [batch, vocab_size] in NaN-filled storage [batch, width].
+
+    The NaN reveal reads past the end of a row.
+    """
     generator = torch.Generator().manual_seed(seed)
     ranks = torch.stack([torch.randperm(vocab_size, generator=generator) for _ in range(batch)]).float()
     good = -1.5 * torch.log1p(ranks) + 0.2 * torch.randn(batch, vocab_size, generator=generator)
@@ -43,24 +55,32 @@ def make_pair(batch, vocab_size, dtype, bad_dtype=None, width=None, seed=0):
     return [wide[:, :vocab_size] for wide in pair]
 
 
-def on_device(function, *arguments, sm=90, **how):
-    """(what the function returns, the one launch it makes), executed from compiled PTX."""
+def on_device(function: Callable[..., Any], *arguments: Any, sm: int = 90, **how: Any) -> tuple[Any, Launch]:
+    """Execute a launcher's compiled PTX; return (its result, its only launch)."""
     with Device(sm, max_blocks=20_000_000, **how) as device:
         result = function(*arguments)
     (only,) = device.launches
     return result, only
 
 
-def sample_both(good, bad, sampling, banned=None, outside=MASK, logprobs=False, **how):
-    """(what the kernel draws, what the reference draws, the launch)"""
+def sample_both(
+    good: torch.Tensor,
+    bad: torch.Tensor | None,
+    sampling: SamplingTensors,
+    banned: torch.Tensor | None = None,
+    outside: tuple[int, float] = MASK,
+    logprobs: bool = False,
+    **how: Any,
+) -> tuple[Samples, Samples, Launch]:
+    """Return (the kernel's samples, the reference's samples, the launch)."""
     problem = (good, bad, sampling, banned, good.shape[1], *outside, logprobs)
     got, launched = on_device(triton_sample.contrastive_sample, *problem, **how)
     return got, reference.contrastive_sample(*problem), launched
 
 
 @pytest.fixture(params=["alone", "shared"])
-def programs(request, monkeypatch):
-    """A device with room for one program a row, or for several."""
+def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make room on the device for one program per row ("alone"), or for several ("shared")."""
     if request.param == "alone":
         monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 0)
     return request.param
@@ -68,8 +88,8 @@ def programs(request, monkeypatch):
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_compiled_code_draws_the_references_tokens(sm, dtype):
-    """A size that is a multiple of nothing, rows that begin anywhere, bans, and other parameters in each row."""
+def test_compiled_code_draws_the_references_tokens(sm: int, dtype: torch.dtype) -> None:
+    """An odd size, unaligned rows, bans, and different parameters per row."""
     good, bad = make_pair(5, 4099, dtype, torch.float32, width=4101, seed=sm)
     alpha, temperature = [0.1, 0.02, 0.3, 0.05, 1e-3], [1, 0.7, 2, 0, 1]
     sampling = make_sampling_tensors(
@@ -82,16 +102,16 @@ def test_compiled_code_draws_the_references_tokens(sm, dtype):
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 7, 8, 9, 127, 1024, 4096, 9000])
-def test_awkward_sizes(vocab_size, programs):
-    """Around a group of 8, less than a tile of 4096, one tile, several and a part."""
+def test_awkward_sizes(vocab_size: int, programs: str) -> None:
+    """Sizes around a group of 8, below a tile of 4096, exactly one tile, and several tiles plus a part."""
     good, bad = make_pair(4, vocab_size, torch.bfloat16, width=vocab_size + 3)
     got, wanted, launched = sample_both(good, bad, make_sampling_tensors(4, alpha=0.01, seed=vocab_size))
     assert got.token.equal(wanted.token)
     assert (launched.grid[1] > 1) == (programs == "shared" and vocab_size > 4096)
 
 
-@pytest.mark.parametrize("outside", [(0, 0.0), (1, -2.0), (2, 0.0)])
-def test_modes_cuts_and_log_probabilities(outside):
+@pytest.mark.parametrize("outside", [MASK, (codes.CONSTANT, -2.0), (codes.SHIFTED_GOOD, 0.0)])
+def test_modes_cuts_and_log_probabilities(outside: tuple[int, float]) -> None:
     good, bad = make_pair(4, 300, torch.float32, torch.bfloat16)
     sampling = make_sampling_tensors(
         4, alpha=[0, 0.1, 0.01, 0.2], top_k=[40, 0, 5, 0], top_p=[1, 0.7, 0.9, 0.5], seed=5
@@ -102,10 +122,10 @@ def test_modes_cuts_and_log_probabilities(outside):
 
 
 @pytest.mark.parametrize("bad_dtype", [None, torch.float32])
-def test_methods_without_a_head(bad_dtype):
-    """Ancestral, top_k and top_p over a whole vocabulary: by bounds of the chunks or, where a row is flat, without."""
+def test_methods_without_candidates(bad_dtype: torch.dtype | None) -> None:
+    """Ancestral, top-k and top-p sampling over a whole vocabulary; a flat row cannot use the bounds of its chunks."""
     good, bad = make_pair(6, 1100, torch.bfloat16, bad_dtype, width=1104)
-    good[5] = (good[5].float() / 50).bfloat16()  # nearly flat: a nucleus of hundreds, full of ties
+    good[5] = (good[5].float() / 50).bfloat16()  # nearly flat: a nucleus of hundreds of tokens with many ties
     top_k, top_p = [0, 7, 0, 300, 7, 0], [1, 1, 0.9, 1, 0.5, 0.9]
     strength = 0 if bad_dtype is None else [0, 0, 0, 0.5, 0, 0]
     sampling = make_sampling_tensors(
@@ -117,8 +137,8 @@ def test_methods_without_a_head(bad_dtype):
     torch.testing.assert_close(torch.stack(got[1:3]), torch.stack(wanted[1:3]), rtol=1e-4, atol=1e-4)
 
 
-def test_cuts_of_a_whole_vocabulary_visit_little_of_it():
-    """top_k = 50 and top_p = 0.9 of 32,000: a fifth of what noise for every token costs, exactly."""
+def test_top_k_and_top_p_of_a_whole_vocabulary_read_little_of_it() -> None:
+    """top_k = 50 and top_p = 0.9 of 32,000 tokens are exact, at a fifth of the cost of noise for every token."""
     good, _ = make_pair(2, 32_000, torch.bfloat16)
     sampling = make_sampling_tensors(2, alpha=0, contrast_strength=0, top_k=[50, 0], top_p=[1, 0.9])
     got, wanted, launched = sample_both(good, None, sampling)
@@ -126,12 +146,12 @@ def test_cuts_of_a_whole_vocabulary_visit_little_of_it():
     assert launched.report.thread_instructions / good.numel() < 50
 
 
-def test_heads_longer_than_the_list_and_rows_without_an_answer():
+def test_more_candidates_than_the_list_holds_and_faulty_rows() -> None:
     good, bad = make_pair(6, 400, torch.float16)
-    good[0] = 1.5  # a head of all 400
+    good[0] = 1.5  # all 400 are candidates
     good[1, 333] = torch.nan
     good[2] = -torch.inf
-    good[4, 3], bad[4, 5] = torch.inf, torch.nan  # outside the head: not read
+    good[4, 3], bad[4, 5] = torch.inf, torch.nan  # not candidates, so not read
     bad[3] = torch.nan
     bad[5, int(good[5].argmax())] = -torch.inf
     sampling = make_sampling_tensors(6, alpha=0.1, seed=2)
@@ -143,23 +163,20 @@ def test_heads_longer_than_the_list_and_rows_without_an_answer():
 
 
 @pytest.mark.parametrize("place", [0, 1, 4100, 8191, 8997, 8999])
-def test_nan_anywhere_is_told(place):
-    """In the edge, in any program's part, under a ban and beside one."""
+def test_nan_is_reported_wherever_it_is(place: int) -> None:
+    """NaN on the edge, in any program's part, in a banned token and next to one."""
     good, _ = make_pair(3, 9000, torch.bfloat16, width=9003)
     good[:, place] = torch.nan
     banned = torch.tensor([[-1], [place], [max(place - 1, 0)]])
-    assert sample_both(good, None, make_sampling_tensors(3, contrast_strength=0), banned)[0].token.tolist() == [
-        -1,
-        -1,
-        -1,
-    ]
+    got, _, _ = sample_both(good, None, make_sampling_tensors(3, contrast_strength=0), banned)
+    assert got.token.tolist() == [codes.NAN_GOOD] * 3
 
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
-def test_what_it_reads_and_issues(sm, monkeypatch):
-    """V = 32,000, bfloat16, a head of ten; as many programs a row as 128 rows have on an A100, H100 or B200.
+def test_reads_and_instructions(sm: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V = 32,000, bfloat16, ten candidates; as many programs per row as 128 rows have on an A100, H100 or B200.
 
-    16 bytes a thread; every byte once but in chunks that hold head tokens; BAD at head tokens only.
+    The kernel reads 16 bytes per thread, every byte once except in chunks with candidates, and BAD at candidates only.
     """
     programs = triton_settings.PROGRAMS_PER_MULTIPROCESSOR * {80: 108, 90: 132, 100: 148}[sm] // 128
     monkeypatch.setattr(triton_settings, "PROGRAMS_PER_MULTIPROCESSOR", 1)
@@ -174,21 +191,21 @@ def test_what_it_reads_and_issues(sm, monkeypatch):
     assert got.token.equal(wanted.token)
     assert launched.grid == (2, programs)
     report = launched.report
-    wide = report.traffic("good", "load", 16)
+    wide = report.traffic("good_ptr", "load", 16)
     assert wide.bytes == good.nbytes and wide.sectors_per_request == 16
-    in_head = good.float() >= 7.6
+    is_candidate = good.float() >= 7.6
     threads, place = triton_settings.THREADS, torch.arange(vocab_size)
     tile = threads * 8 * triton_settings.GROUPS
     chunk = place // tile * threads + place % (threads * 8) // 8
     for row in range(2):
-        visited = torch.isin(chunk, chunk[in_head[row]])
-        assert (torch.from_numpy(report.reads("good")[row].max(1))[~visited] == 1).all()
-    assert int((report.reads("bad") > 0).all(2).sum()) == int(in_head.sum()) == 20
+        visited = torch.isin(chunk, chunk[is_candidate[row]])
+        assert (torch.from_numpy(report.reads("good_ptr")[row].max(1))[~visited] == 1).all()
+    assert int((report.reads("bad_ptr") > 0).all(2).sum()) == int(is_candidate.sum()) == 20
     assert report.thread_instructions / good.numel() <= bound(f"instructions per logit of sample, sm_{sm}", 8)
 
 
-def test_settings_are_looked_up_at_each_launch(monkeypatch):
-    """By all three ops, for what they allocate and for what they launch."""
+def test_settings_are_looked_up_at_each_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All three ops do, for their allocations and for their launches."""
     for name, value in dict(THREADS=64, GROUPS=2, CAPACITY=70, PROGRAMS_PER_MULTIPROCESSOR=3).items():
         monkeypatch.setattr(triton_settings, name, value)
     monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 2)
@@ -210,18 +227,19 @@ def test_settings_are_looked_up_at_each_launch(monkeypatch):
     assert [(given["R"], given["CAPACITY"]) for given in constants[:2]] == [(2, 70)] * 2
 
 
-def same(a, b):
+def same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:
+    """Return whether tensors are equal, with NaN equal to NaN."""
     return all(torch.equal(x.nan_to_num(99), y.nan_to_num(99)) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_head_and_sample_candidates(sm, dtype):
-    """Lists of the reference to the bit; draws from them by BAD's rows and by BAD's gathered logits."""
+def test_select_candidates_and_sample_candidates(sm: int, dtype: torch.dtype) -> None:
+    """Lists equal the reference's bit for bit; draws use BAD's rows, or BAD's gathered logits."""
     good, bad = make_pair(7, 4099, dtype, torch.float32, width=4103)
     good[2, 77] = torch.nan
     good[3] = -torch.inf
-    good[5] = 0.5  # longer than any list
+    good[5] = 0.5  # more candidates than any list holds
     alpha, top_k, top_p = [0.1, 3e-4, 0.01, 0.2, 1e-3, 1, 0.05], [0, 3, 0, 0, 5, 0, 0], [1, 1, 1, 1, 0.8, 1, 0.6]
     sampling = make_sampling_tensors(7, alpha=alpha, seed=sm, top_k=top_k, top_p=top_p)
     banned = torch.tensor([[-1, -1], [5, 6], [-1, -1], [0, 1], [int(good[4].argmax()), 4098], [3, 3], [9, -1]])
@@ -233,16 +251,16 @@ def test_head_and_sample_candidates(sm, dtype):
     gathered = torch.where(wanted.token >= 0, bad.gather(1, wanted.token.clamp(min=0).long()), torch.nan)
     expected = reference.sample_candidates(wanted, bad, sampling, 4099, False, True)
     sound = expected.token >= 0
-    for of_bad, is_gathered in ((bad, False), (gathered, True)):
+    for bad_logits, is_gathered in ((bad, False), (gathered, True)):
         drawn, _ = on_device(
-            triton_candidates.sample_candidates, wanted, of_bad, sampling, 4099, is_gathered, True, sm=sm
+            triton_candidates.sample_candidates, wanted, bad_logits, sampling, 4099, is_gathered, True, sm=sm
         )
         assert drawn.token.equal(expected.token)
         torch.testing.assert_close(drawn.logprob[sound], expected.logprob[sound], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("capacity", [1, 4, 1000])
-def test_head_in_lists_of_any_length(capacity, programs):
+def test_lists_of_any_capacity(capacity: int, programs: str) -> None:
     good, _ = make_pair(3, 9000, torch.float32)
     sampling = make_sampling_tensors(3, alpha=[0.1, 1e-4, 0])
     problem = (good, sampling.margin, None, 8999, capacity)
@@ -257,20 +275,20 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_draws_follow_the_exact_distribution(method):
-    """800 draws, which find a strength 50 % off; tests/kernels/test_sample_statistics.py draws more from the others."""
+def test_draws_follow_the_exact_distribution(method: str) -> None:
+    """800 draws detect a strength that is 50 % off; test_sample_statistics.py draws more from other implementations."""
     good, bad = make_pair(1, 300, torch.float32, seed=8)
     bad = 0.5 * good + 0.3 * bad
     sampling = make_sampling_tensors(800, seed=11, position=3, **METHODS[method])
     one = make_sampling_tensors(1, **METHODS[method])
-    scores = reference.contrastive_scores(good, bad, one, 0, 0.0)
+    scores = reference.contrastive_scores(good, bad, one, *MASK)
     exact = torch.softmax(reference.keep_top(scores, one.top_k, one.top_p), 1)[0]
     rest = (sampling, None, 300, *MASK, False)
     drawn, _ = on_device(triton_sample.contrastive_sample, good.expand(800, 300), bad.expand(800, 300), *rest)
     assert p_value(drawn.token.numpy(), exact.numpy()) > FALSE_ALARM
     if method == "contrastive":
         stronger = one._replace(contrast_strength=one.contrast_strength * 1.5)
-        off = reference.contrastive_scores(good, bad, stronger, 0, 0.0)
+        off = reference.contrastive_scores(good, bad, stronger, *MASK)
         assert p_value(drawn.token.numpy(), torch.softmax(off, 1)[0].numpy()) < FALSE_ALARM
 
 
@@ -282,14 +300,14 @@ FAULTS = {
     "the last tile is not masked": lambda ptx: unguard(ptx, "ld.global.v4", len(find(ptx, "ld.global.v4")) - 1),
     "no barriers": lambda ptx: "".join(line for line in ptx.splitlines(True) if "bar.sync" not in line),
     "arrivals do not acquire": lambda ptx: ptx.replace("atom.global.gpu.acq_rel", "atom.global.gpu.relaxed"),
-    "nobody counts as last": lambda ptx: remove(ptx, "atom.global"),
+    "no program counts as last": lambda ptx: remove(ptx, "atom.global"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_injected_faults_are_caught(fault):
-    good, bad = make_pair(3, 9003, torch.bfloat16)  # a last tile of 811, and rows that begin 3 tokens past a group
-    for row, best in enumerate((5, 4097, 9002)):  # heads in the first chunk, in another program's, at the very end
+def test_injected_faults_are_caught(fault: str) -> None:
+    good, bad = make_pair(3, 9003, torch.bfloat16)  # a last tile of 811 tokens; rows begin 3 tokens past a group
+    for row, best in enumerate((5, 4097, 9002)):  # candidates in the first chunk, in another program's, at the end
         good[row, best] = 9
     sampling = make_sampling_tensors(3, alpha=0.5, seed=1)
     expected = reference.contrastive_sample(good, bad, sampling, None, 9003, *MASK, False).token
@@ -301,7 +319,7 @@ def test_injected_faults_are_caught(fault):
     assert not got.token.equal(expected)
 
 
-def test_a_grid_too_large_is_caught():
+def test_a_grid_that_is_too_large_is_caught() -> None:
     good, bad = make_pair(2, 100, torch.bfloat16)
     _, _, launched = sample_both(good, bad, make_sampling_tensors(2))
     with pytest.raises(errors.Fault):
@@ -309,17 +327,19 @@ def test_a_grid_too_large_is_caught():
 
 
 @needs_interpreter
-def test_source_in_tritons_interpreter():
-    """Its own process, since Triton's mode is fixed when a kernel is decorated."""
+def test_source_in_tritons_interpreter() -> None:
+    """Run in another process, since Triton's mode is fixed when a kernel is decorated."""
     code = """
 import torch
-from cdgen_kernels import reference
+from cdgen_kernels import make_sampling_tensors, reference
+from cdgen_kernels.codes import CONSTANT, MASK, SHIFTED_GOOD
 from cdgen_kernels.triton import candidates as triton_candidates
 from cdgen_kernels.triton import sample as triton_sample
-from cdgen_kernels.ops import make_sampling_tensors
 torch.manual_seed(1)
 for dtype, sizes, modes in (
-    (torch.float32, (5, 333), (0, 1, 2)), (torch.float16, (70,), (0,)), (torch.bfloat16, (70,), (0,))
+    (torch.float32, (5, 333), (MASK, CONSTANT, SHIFTED_GOOD)),
+    (torch.float16, (70,), (MASK,)),
+    (torch.bfloat16, (70,), (MASK,)),
 ):
     for size in sizes:
         for outside in modes:

@@ -1,11 +1,12 @@
-"""Which launches share a compiled kernel: what Triton's own binder specialises for. Nothing is compiled or run."""
+"""Which launches share a compiled kernel, according to Triton's own binder. Nothing is compiled or run."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
 
-from cdgen_kernels.ops import make_sampling_tensors
+from cdgen_kernels import codes, make_sampling_tensors
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET"):
@@ -29,10 +30,10 @@ MODULES = (triton_attention, triton_cross_entropy, triton_candidates, triton_lay
 KERNELS = {value for module in MODULES for name, value in vars(module).items() if name.endswith("_kernel")}
 
 
-def record(shift: int) -> list:
-    """(function, arguments by name) of a launch of every kernel.
+def record(shift: int) -> list[tuple[triton.JITFunction, dict[str, Any]]]:
+    """Launch every kernel and return (function, arguments by name) of each.
 
-    What has one element per row, a row of bans or a row of pages begins `shift` elements into its storage.
+    Tensors with one element, one list of bans or one list of pages per row begin `shift` elements into their storage.
     """
 
     def shifted(x: torch.Tensor) -> torch.Tensor:
@@ -41,12 +42,12 @@ def record(shift: int) -> list:
     shapes = [(B, V), (B, V), (B, D), (V, D), (B, 2, D)]
     logits, bad, hidden, weight, heads = (torch.zeros(shape, dtype=torch.bfloat16) for shape in shapes)
     sampling = type(make_sampling_tensors(B))(*map(shifted, make_sampling_tensors(B)))
-    banned, place, slots = (shifted(torch.zeros(shape, dtype=torch.int64)) for shape in [(B, 3), B, B])
+    banned, place, slot_mapping = (shifted(torch.zeros(shape, dtype=torch.int64)) for shape in [(B, 3), B, B])
     row, table = (shifted(torch.zeros(shape, dtype=torch.int32)) for shape in [B, (B, 3)])
     angles, cache = torch.zeros(8, D // 2), torch.zeros(2, 9, 2, 16, D)
     noted = []
     with intercept(lambda function, grid, arguments, options: noted.append((function, arguments))):
-        triton_sample.contrastive_sample(logits, bad, sampling, banned, V, 0, 0.0, True)
+        triton_sample.contrastive_sample(logits, bad, sampling, banned, V, codes.MASK, 0.0, True)
         found = triton_candidates.select_candidates(logits, sampling.margin, banned, V, C)
         found = found._replace(count=shifted(found.count), max=shifted(found.max))
         triton_candidates.sample_candidates(found, bad, sampling, V, False, True)
@@ -54,22 +55,22 @@ def record(shift: int) -> list:
         triton_linear.gather_logits(hidden, weight, found.token, found.count)
         triton_cross_entropy.softmax_gradient(logits, place, -100, True)
         triton_layers.add_rms_norm(hidden, hidden, weight[0], 1e-5)
-        triton_layers.rope_and_store(heads, heads, heads, angles, angles, place, slots, *cache)
+        triton_layers.rope_and_store(heads, heads, heads, angles, angles, place, slot_mapping, *cache)
         noise = (0.1, sampling.seed[:1], sampling.sequence, 3)
         triton_attention.paged_attention(heads, *cache, table, row, place, 1.0, 0, *noise)
     return noted
 
 
-def bind(function, arguments: dict) -> dict:
-    """Name of an argument -> (type, attribute or value), as Triton's launcher keys its compiled kernels."""
+def bind(function: triton.JITFunction, arguments: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Return {argument: (type, attribute or value)}, the key under which Triton's launcher stores compiled kernels."""
     backend = make_backend(GPUTarget("cuda", 90, 32))
     binder = create_function_from_signature(function.signature, function.params, backend)
     return dict(zip(function.arg_names, binder(**arguments)[1], strict=True))
 
 
 @pytest.mark.parametrize("shift", [1, 3])
-def test_tensors_of_one_element_per_row_may_begin_anywhere(shift):
-    """An address that is a multiple of 4 or 8 only, as that of every other row of an [n, odd] tensor."""
+def test_tensors_with_one_element_per_row_may_begin_anywhere(shift: int) -> None:
+    """Their addresses may be multiples of only 4 or 8, like every other row of an [n, odd] tensor."""
     aligned, odd = record(0), record(shift)
     assert {function for function, _ in aligned} == KERNELS
     for (function, arguments), (_, others) in zip(aligned, odd, strict=True):
@@ -78,14 +79,14 @@ def test_tensors_of_one_element_per_row_may_begin_anywhere(shift):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_specialise_finds_what_tritons_launcher_finds(shift):
+def test_specialise_agrees_with_tritons_launcher(shift: int) -> None:
     for function, arguments in record(shift):
         types, constants, divisible = specialise(function, arguments)
         for name, (type_, attribute) in bind(function, arguments).items():
             if name in constants:
                 assert type_ == "constexpr" and attribute == constants[name]
             elif type_ == "constexpr":
-                assert arguments[name] == 1  # specialise leaves such an integer an argument
+                assert arguments[name] == 1  # specialise keeps such an integer as an argument
             else:
                 assert types[name] == type_, (function.__name__, name)
                 assert (name in divisible) == ("D" in (attribute or "")), (function.__name__, name)

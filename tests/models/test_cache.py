@@ -1,4 +1,4 @@
-"""The in-place cache: transformers' own logits, no copying, forks."""
+"""The in-place cache: the logits of transformers' own cache, no copying, and forks."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.helpers.families import FAMILIES, family, ids
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_cache_gives_the_logits_of_transformers_own(name):
+def test_logits_equal_those_of_transformers_own_cache(name) -> None:
     model = family(name)
     tokens = ids(2, 14)
     ours, theirs = LanguageModel(model, name).new_cache(14), transformers.DynamicCache(config=model.config)
@@ -28,7 +28,7 @@ def test_cache_gives_the_logits_of_transformers_own(name):
             pointers = now
 
 
-def test_cache_is_written_in_place_and_read_as_views():
+def test_cache_is_written_in_place_and_read_as_views() -> None:
     cache = InPlaceCache(1, 8)
     first = torch.randn(2, 3, 4, 5)
     keys, _ = cache.update(first, -first, 0)
@@ -39,7 +39,7 @@ def test_cache_is_written_in_place_and_read_as_views():
     assert cache.get_seq_length() == 5 and cache.get_mask_sizes(1, 0) == (6, 0)
 
 
-def test_forked_rows_copy_the_prefix_and_then_go_their_own_way():
+def test_forked_rows_copy_the_prefix_and_diverge() -> None:
     cache = InPlaceCache(1, 3)
     prefix = torch.randn(2, 1, 3, 4)
     cache.update(prefix, prefix, 0)
@@ -48,4 +48,4 @@ def test_forked_rows_copy_the_prefix_and_then_go_their_own_way():
     new = torch.randn(3, 1, 1, 4)
     keys, _ = forked.update(new, new, 0)
     assert torch.equal(keys[:, :, :3], prefix[[1, 1, 0]]) and torch.equal(keys[:, :, 3:], new)
-    assert torch.equal(cache.layers[0].keys, prefix), "the fork wrote into its origin"
+    assert torch.equal(cache.layers[0].keys, prefix), "writing to the fork changed the original"

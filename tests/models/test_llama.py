@@ -1,4 +1,7 @@
-"""The lean runner against transformers' forward: every supported family, prefill and every step, ragged batches."""
+"""LlamaRunner against transformers' forward: every supported family, prefill and every step, ragged batches."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -8,19 +11,15 @@ from cdgen.models.bad import attention_dropout, first_layers
 from cdgen.models.language_model import LanguageModel
 from cdgen.models.llama import LlamaRunner, slot_mapping, unsupported
 from cdgen.models.loading import load
-from cdgen_kernels.layers import paged_attention
+from cdgen_kernels import paged_attention
 from tests.helpers.families import FAMILIES, LLAMA_LIKE, ids
 from tests.helpers.tiny_models import SENTENCES, make_llama
 
-WINDOW = {
-    "sliding_window": 6,
-    "use_sliding_window": True,
-    "max_window_layers": 1,
-    "head_dim": 16,
-}  # of two layers in three
+# A window in two of three layers.
+WINDOW = {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1, "head_dim": 16}
 
 
-def rope(**parameters):
+def rope(**parameters: Any) -> transformers.LlamaConfig:
     return transformers.LlamaConfig(**LLAMA_LIKE, rope_parameters={"rope_theta": 10000.0} | parameters)
 
 
@@ -44,36 +43,43 @@ CONFIGS = {
 }
 
 
-def make(config):
+def make(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():
-        if parameter.dim() == 1:  # norms and biases start as ones and zeros, which would hide a mistake
+        if parameter.dim() == 1:  # norms and biases are initialised to 1 and 0, which would hide mistakes
             parameter.data.uniform_(0.5, 1.5)
     return model
 
 
 class Pages:
-    """A cache for S texts of a runner: pages of 4 tokens in shuffled order, NaN where nothing was written."""
+    """A runner's cache for several sequences: pages of 4 tokens in shuffled order, NaN until they are written."""
 
-    def __init__(self, runner, texts, length=64):
-        config, pages = runner.config, -(-length // 4) * texts
+    def __init__(self, runner: LlamaRunner, rows: int, length: int = 64) -> None:
+        config, pages = runner.config, -(-length // 4) * rows
         shape = (config.num_hidden_layers, pages, runner.num_kv_heads, 4, runner.head_dim)
         self.runner = runner
         self.keys, self.values = (torch.full(shape, float("nan"), dtype=runner.embedding.dtype) for _ in range(2))
-        self.table = torch.randperm(pages, generator=torch.Generator().manual_seed(0)).view(texts, -1).int()
+        self.table = torch.randperm(pages, generator=torch.Generator().manual_seed(0)).view(rows, -1).int()
 
     @torch.inference_mode()
-    def logits(self, tokens, texts, positions, seed=None, sequence=None):
-        """Of tokens, each of the text and at the position given, all lists of one length."""
-        row = torch.tensor(texts, dtype=torch.int32)
+    def logits(
+        self,
+        tokens: list[int],
+        rows: list[int],
+        positions: list[int],
+        seed: torch.Tensor | None = None,
+        sequence: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the logits of tokens, each in a row of the page table and at a position; all lists of one length."""
+        row = torch.tensor(rows, dtype=torch.int32)
         at = torch.tensor(positions)
         where = at, row, slot_mapping(self.table, row, at, 4), self.table, self.keys, self.values
         return self.runner.hidden_states(torch.tensor(tokens), *where, seed, sequence) @ self.runner.output_weight.T
 
 
-def ragged(runner, texts, prompts):
-    """Logits [T, V'] of each text: its first tokens as a ragged batch, the rest a token a step, all texts together."""
+def ragged(runner: LlamaRunner, texts: list[list[int]], prompts: Sequence[int]) -> list[torch.Tensor]:
+    """Return logits [T, V'] of each sequence: prompts as a ragged batch, then one token of every sequence per step."""
     pages = Pages(runner, len(texts))
     flat = [(token, row, at) for row, text in enumerate(texts) for at, token in enumerate(text[: prompts[row]])]
     found = [[] for _ in texts]
@@ -93,8 +99,8 @@ def ragged(runner, texts, prompts):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_equal_transformers_to_rounding(name):
-    """Ours may be as far from float64 as thrice what transformers' float32 is."""
+def test_logits_equal_transformers_to_rounding(name) -> None:
+    """The error against float64 is at most three times that of transformers' float32."""
     model = make(CONFIGS[name]())
     assert unsupported(model) is None
     texts = [ids(1, length, seed)[0].tolist() for seed, length in enumerate((40, 23, 31, 12))]
@@ -108,7 +114,7 @@ def test_logits_equal_transformers_to_rounding(name):
         assert (mine - truth).abs().max() <= 3 * (other - truth).abs().max()
 
 
-def test_bfloat16_is_no_further_from_the_truth_than_transformers():
+def test_bfloat16_error_is_no_larger_than_that_of_transformers() -> None:
     model = make_llama(0)
     text = ids(1, 40)[0].tolist()
     with torch.inference_mode():
@@ -118,8 +124,8 @@ def test_bfloat16_is_no_further_from_the_truth_than_transformers():
     assert (ours - exact).norm() <= 1.1 * (theirs - exact).norm()
 
 
-def test_smollm2_writes_the_same_text(smollm2):
-    """200 greedy tokens by both, and the logits of each step."""
+def test_smollm2_greedy_tokens_equal_those_of_transformers(smollm2) -> None:
+    """200 tokens, and the logits of each step."""
     model, tokenizer = load(smollm2)
     prompt = tokenizer(SENTENCES[1])["input_ids"]
     with torch.inference_mode():
@@ -140,12 +146,12 @@ def test_smollm2_writes_the_same_text(smollm2):
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt2", "gpt_neox", "bloom", "opt"])
-def test_other_families_are_told_apart(name):
+def test_other_families_are_not_supported(name) -> None:
     model = make(FAMILIES[name]())
     assert "is not of the Llama family" in unsupported(model)
 
 
-def test_what_a_llama_may_be_that_is_not_supported():
+def test_unsupported_features_of_the_family() -> None:
     assert "type dynamic" in unsupported(make(rope(rope_type="dynamic", factor=2.0)))
     partial = rope(rope_type="linear", factor=2.0, partial_rotary_factor=0.5)
     assert "only a part of each head" in unsupported(make(partial))
@@ -157,13 +163,13 @@ def test_what_a_llama_may_be_that_is_not_supported():
     assert "not plain" in unsupported(wrapped)
 
 
-def test_where_tokens_are_written():
+def test_slot_mapping() -> None:
     table = torch.tensor([[7, 2, -1], [4, -1, -1]]).int()
     row, position = torch.tensor([0, 0, 0, 1, -1]).int(), torch.tensor([3, 4, 8, 1, 1])
     assert slot_mapping(table, row, position, 4).tolist() == [31, 8, -1, 17, -1]
 
 
-def test_weights_are_shared_with_the_module_and_with_a_bad_made_of_it(tmp_path):
+def test_weights_are_shared_with_the_module_and_with_bads_made_from_it(tmp_path) -> None:
     model = make_llama(0)
     before = {name: x.clone() for name, x in model.state_dict().items()}
     good = LanguageModel(model, "good")
@@ -180,12 +186,12 @@ def test_weights_are_shared_with_the_module_and_with_a_bad_made_of_it(tmp_path):
     assert all(torch.equal(before[name], loaded[name]) for name in before)
 
 
-def test_dropout_belongs_to_the_text_and_not_to_the_batch(monkeypatch):
+def test_dropout_depends_on_the_sequence_and_not_on_the_batch(monkeypatch) -> None:
     runner = LlamaRunner(make_llama(0), 64, dropout=0.3)
     seed, text = torch.tensor([7]), ids(1, 12)[0].tolist()
 
-    def run(rows, seed=seed):
-        """Logits of the text, in each of the rows (row of the cache, number of the text) at once."""
+    def run(rows: list[tuple[int, int]], seed: torch.Tensor = seed) -> tuple[torch.Tensor, ...]:
+        """Return the logits of the tokens, run at once as several sequences: (cache row, sequence number) pairs."""
         pages, n = Pages(runner, 4), len(text)
         tokens, texts, at = text * len(rows), [row for row, _ in rows for _ in text], list(range(n)) * len(rows)
         sequence = torch.tensor([number for _, number in rows]).repeat_interleave(n)

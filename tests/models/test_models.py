@@ -1,15 +1,18 @@
-"""Loading, what is refused, BADs made of GOOD, and the cache."""
+"""Loading, unsupported models, vocabularies, and BADs made from GOOD."""
 
 import copy
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.errors import InputError
@@ -24,7 +27,7 @@ from tests.helpers.tiny_models import VOCABULARY, make_llama, make_tokenizer
 # ------------------------------------------------------------------------------------------------ loading
 
 
-def test_loads_a_folder_as_it_was_saved(folders, good):
+def test_loads_a_folder_as_it_was_saved(folders, good) -> None:
     model, tokenizer = load(folders["good"])
     assert not model.module.training and model.width == VOCABULARY and model.eos_token_ids == {1}
     for name, tensor in good.state_dict().items():
@@ -34,8 +37,8 @@ def test_loads_a_folder_as_it_was_saved(folders, good):
     assert load(folders["good"], dtype="bfloat16")[0].module.dtype == torch.bfloat16
 
 
-def test_on_a_gpu_float32_checkpoints_are_used_in_bfloat16(folders, good, tmp_path, monkeypatch, caplog):
-    """Without a GPU: the device says that it is one, and stays where it is. Rotary frequencies keep float32."""
+def test_on_a_gpu_float32_checkpoints_are_used_in_bfloat16(folders, good, tmp_path, monkeypatch, caplog) -> None:
+    """With a stand-in for the device, since there is no GPU. Rotary frequencies keep float32."""
     monkeypatch.setattr("cdgen.models.loading._device", lambda name: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, *rest: module)
     monkeypatch.setattr("cdgen.models.loading.free_memory", lambda device: None)
@@ -64,13 +67,13 @@ def test_on_a_gpu_float32_checkpoints_are_used_in_bfloat16(folders, good, tmp_pa
         assert module.model.rotary_emb.inv_freq.dtype == torch.float32
         said = [record.getMessage() for record in caplog.records]
         kind = {"good": "float32", "old": "float32", "silent": "quantised or unstated"}.get(source.name)
-        line = f"{source}: weights ({kind}) are loaded in bfloat16; use dtype='float32' (--dtype float32) for"
+        line = f"{source}: weights ({kind}) are loaded in bfloat16; use dtype='float32' for"
         assert said == ([f"{line} full precision"] if kind and not given else [])
         assert default_dtype(stored_dtype(source), "cuda") == wanted or given, "what cdgen plan assumes"
     assert load(folders["good"])[0].module.model.norm.weight.equal(good.model.norm.weight.bfloat16())
 
 
-def test_fingerprint_follows_contents_not_place(folders, tmp_path):
+def test_fingerprint_depends_on_contents_not_on_the_folder(folders, tmp_path) -> None:
     here = load(folders["good"])[0]
     load(folders["good"])[0].module.save_pretrained(tmp_path / "copy")
     there = load(tmp_path / "copy")[0]
@@ -80,10 +83,10 @@ def test_fingerprint_follows_contents_not_place(folders, tmp_path):
     changed.model.norm.weight.data[0] += 1e-3
     changed.save_pretrained(tmp_path / "changed")
     assert load(tmp_path / "changed")[0].fingerprint != here.fingerprint
-    assert load(changed)[0].fingerprint != load(here.module)[0].fingerprint  # models handed over loaded
+    assert load(changed)[0].fingerprint != load(here.module)[0].fingerprint  # models that are passed loaded
 
 
-def test_loads_gguf(tmp_path, tokenizer):
+def test_loads_gguf(tmp_path, tokenizer) -> None:
     gguf = pytest.importorskip("gguf")
     model = make_llama(5)
     write_gguf(gguf, tmp_path / "model.gguf", model, tokenizer)
@@ -94,12 +97,12 @@ def test_loads_gguf(tmp_path, tokenizer):
         assert shared_vocab_size(loaded, load(model)[0], found, tokenizer) == VOCABULARY
         assert loaded.fingerprint.startswith("sha256:") and len(loaded.files) == 1
     (tmp_path / "second.gguf").write_bytes((tmp_path / "model.gguf").read_bytes())
-    with pytest.raises(InputError, match="holds 2 GGUF files; name one"):
+    with pytest.raises(InputError, match="holds 2 GGUF files; name one of them"):
         load(tmp_path)
 
 
-def write_gguf(gguf, path, model, tokenizer):
-    """A Llama as a GGUF file of float32, in llama.cpp's layout (its rotary order of rows)."""
+def write_gguf(gguf: Any, path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write a Llama as a float32 GGUF file in llama.cpp's layout, with its order of rows for rotary embeddings."""
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -139,11 +142,11 @@ def write_gguf(gguf, path, model, tokenizer):
     writer.close()
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path, good):
+def test_errors_of_loading_name_the_source(tmp_path, good) -> None:
     for source, reason in (
         (tmp_path / "nothing", "no such folder or file"),
         (tmp_path, "holds neither config.json nor a .gguf file"),
-        (__file__, "give a folder with config.json and safetensors"),
+        (__file__, "use a folder with config.json and safetensors"),
     ):
         with pytest.raises(InputError, match=reason):
             load(source)
@@ -153,8 +156,8 @@ def test_what_cannot_be_loaded_is_named(tmp_path, good):
         load(tmp_path / "pickled")
 
 
-def test_weights_that_are_not_whole_are_named(tmp_path, good):
-    """Of a tensor that is missing transformers would draw numbers at random."""
+def test_incomplete_weights_are_refused(tmp_path, good) -> None:
+    """transformers would initialise a missing tensor at random."""
     good.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
@@ -163,11 +166,11 @@ def test_weights_that_are_not_whole_are_named(tmp_path, good):
     with pytest.raises(InputError, match=r"1 tensors are missing from its weights, such as model\.norm\.weight"):
         load(tmp_path)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(InputError, match="a weight file is cut short or damaged"):
+    with pytest.raises(InputError, match="a weight file is truncated or damaged"):
         load(tmp_path)
 
 
-def test_models_without_attention_cache_are_refused():
+def test_models_without_attention_cache_are_refused() -> None:
     mamba = transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
     rwkv = transformers.RwkvConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
     for config in (mamba, rwkv):
@@ -181,7 +184,7 @@ def test_models_without_attention_cache_are_refused():
 # ------------------------------------------------------------------------------------------------ vocabularies
 
 
-def test_models_must_share_a_vocabulary(folders, good, tokenizer):
+def test_models_must_share_a_vocabulary(folders, good, tokenizer) -> None:
     with pytest.raises(InputError, match=r"id \d+ is '.*' to GOOD and '.*' to BAD"):
         ContrastiveLM(folders["good"], folders["other"])
     narrow = make_llama(4, vocab_size=VOCABULARY - 1)
@@ -196,9 +199,9 @@ def test_models_must_share_a_vocabulary(folders, good, tokenizer):
         shared_vocab_size(wide, wide, tokenizer, larger)
 
 
-def test_padding_of_an_output_layer_is_never_drawn(folders, tokenizer):
+def test_padding_of_an_output_layer_is_never_drawn(folders, tokenizer) -> None:
     wide, wider = make_llama(3, vocab_size=VOCABULARY + 20), make_llama(3, vocab_size=VOCABULARY + 33)
-    wide.lm_head.weight.data[VOCABULARY:] *= 50  # GOOD would nearly always draw padding
+    wide.lm_head.weight.data[VOCABULARY:] *= 50  # GOOD alone would nearly always draw padding
     for models in ((wide, folders["bad"]), (folders["bad"], wide), (wide, wider)):
         lm = ContrastiveLM(*models, tokenizer=tokenizer)
         assert lm.pair.vocab_size == VOCABULARY
@@ -210,18 +213,18 @@ def test_padding_of_an_output_layer_is_never_drawn(folders, tokenizer):
 # ------------------------------------------------------------------------------------------------ BAD from GOOD
 
 
-def logits(model, tokens):
+def logits(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
     at = torch.arange(tokens.shape[1]).expand_as(tokens)
     with torch.inference_mode():
         return model.last_logits(tokens, torch.ones_like(tokens), at, model.new_cache(tokens.shape[1]))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_dropout_bad_is_good_with_noise_in_its_attention_alone(name):
+def test_dropout_bad_is_good_with_noise_in_its_attention_alone(name) -> None:
     good = LanguageModel(family(name), name)
     before, state = logits(good, ids(2, 10)), torch.get_rng_state()
     bad = attention_dropout(good, 0.4)
-    assert torch.equal(torch.get_rng_state(), state), "making it moved the user's generator"
+    assert torch.equal(torch.get_rng_state(), state), "attention_dropout changed the state of the user's generator"
     drawn = [logits(bad, ids(2, 10)) for _ in range(3)]
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
     assert torch.equal(logits(good, ids(2, 10)), before), "GOOD itself became noisy"
@@ -231,27 +234,27 @@ def test_dropout_bad_is_good_with_noise_in_its_attention_alone(name):
     assert torch.equal(logits(bad, ids(2, 10)), again)
     shared = {t.data_ptr() for t in (*good.module.parameters(), *good.module.buffers())}
     assert {t.data_ptr() for t in (*bad.module.parameters(), *bad.module.buffers())} == shared
-    quiet = copy.deepcopy(bad.module).eval()  # every dropout off: GOOD again, so nothing else was changed
+    quiet = copy.deepcopy(bad.module).eval()  # with every dropout off it equals GOOD, so nothing else changed
     assert torch.equal(logits(LanguageModel(quiet, name), ids(2, 10)), before)
     loud = [part for part in bad.module.modules() if part.training]
     assert loud and all("Attention" in type(part).__name__ or isinstance(part, torch.nn.Dropout) for part in loud)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.6])
-def test_dropout_probability_is_the_one_asked_for(p):
-    """Equal weights over 16 keys, values unit vectors: the output shows each weight, scaled or dropped."""
+def test_dropout_probability_is_the_given_one(p) -> None:
+    """Equal weights over 16 keys and unit vectors as values: the output shows each weight, scaled or dropped."""
     bad = attention_dropout(LanguageModel(family("llama"), "llama"), p).module
     attention = bad.model.layers[0].self_attn
     interface = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS[bad.config._attn_implementation]
     keys, values = torch.ones(500, 2, 16, 16), torch.eye(16).expand(500, 2, 16, 16)
     out, _ = interface(attention, torch.ones(500, 4, 1, 16), keys, values, None, dropout=attention.attention_dropout)
     assert attention.training
-    dropped = out == 0  # of 32,000 weights: p, give or take ten standard deviations
+    dropped = out == 0  # 32,000 weights: p within ten standard deviations
     assert abs(dropped.float().mean() - p) < 10 * (p * (1 - p) / dropped.numel()) ** 0.5
     torch.testing.assert_close(out[~dropped], torch.full_like(out[~dropped], 1 / 16 / (1 - p)))
 
 
-def test_dropout_is_refused_where_the_attention_has_none():
+def test_dropout_is_refused_if_the_attention_has_none() -> None:
     class Quiet(transformers.LlamaForCausalLM):
         pass
 
@@ -269,7 +272,7 @@ def test_dropout_is_refused_where_the_attention_has_none():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_layers_bad_equals_a_model_cut_by_hand(name):
+def test_layers_bad_equals_a_truncated_model(name) -> None:
     good = LanguageModel(family(name), name)
     before = logits(good, ids(2, 10))
     bad = first_layers(good, 2)
@@ -291,9 +294,9 @@ def test_layers_bad_equals_a_model_cut_by_hand(name):
             first_layers(good, n)
 
 
-def test_bad_as_the_command_line_writes_it():
+def test_parse_bad() -> None:
     assert parse_bad("dropout:0.3") == {"dropout": 0.3}
     assert parse_bad("layers:12") == {"layers": 12}
     assert parse_bad("some/folder") == {"bad": "some/folder"}
-    with pytest.raises(InputError, match=r"use dropout:0\.3, layers:12, or a path or name"):
+    with pytest.raises(InputError, match=r"^bad = 'dropout:much': use dropout:0\.3, layers:12, or a path or hub name"):
         parse_bad("dropout:much")

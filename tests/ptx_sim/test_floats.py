@@ -1,14 +1,19 @@
-"""Single PTX instructions on floating-point numbers against exact fractions."""
+"""Single PTX instructions on floating-point numbers, compared with exact fractions."""
 
 import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.helpers.awkward_operands import COUNT, RANDOM, ints, one, signed
 from tools.ptx_sim.snippet import execute
+from tools.ptx_sim.types import Array
+
+pytestmark = pytest.mark.ptx
 
 SPECIAL = [
     0.0,
@@ -34,8 +39,8 @@ LARGEST = {"f16": 65504.0, "bf16": (2 - 2.0**-7) * 2.0**127, "tf32": (2 - 2.0**-
 LARGEST |= {"f32": (2 - 2.0**-23) * 2.0**127, "f64": math.inf}
 
 
-def rounded(exact, name, mode="rn"):
-    """A fraction rounded to a format: the definition, in integers."""
+def rounded(exact: Fraction, name: str, mode: str = "rn") -> float:
+    """Round a fraction to a format with integer arithmetic: the definition."""
     precision, lowest = PRECISION[name]
     if exact == 0:
         return 0.0
@@ -44,7 +49,7 @@ def rounded(exact, name, mode="rn"):
     exponent -= magnitude < Fraction(2) ** exponent
     unit = Fraction(2) ** (max(exponent, lowest) - precision + 1)
     ratio = exact / unit
-    whole = {"rn": round, "rz": math.trunc, "rm": math.floor, "rp": math.ceil}
+    whole: dict[str, Callable[[Any], int]] = {"rn": round, "rz": math.trunc, "rm": math.floor, "rp": math.ceil}
     whole["rna"] = lambda x: int(math.copysign(math.floor(abs(x) + Fraction(1, 2)), x))
     result = float(whole[mode](ratio) * unit)
     if abs(result) > LARGEST[name]:
@@ -53,8 +58,8 @@ def rounded(exact, name, mode="rn"):
     return result
 
 
-def floats(count=COUNT):
-    """float32 numbers over the whole range of exponents, and the special ones among them."""
+def floats(count: int = COUNT) -> Array:
+    """Return float32 numbers over the whole range of exponents, among them the special ones."""
     bits = RANDOM.integers(0, 2**32, count, dtype=np.uint64).astype(np.uint32)
     near_one = RANDOM.standard_normal(count).astype(np.float32)
     values = np.where(RANDOM.random(count) < 0.5, bits.view(np.float32), near_one)
@@ -62,14 +67,15 @@ def floats(count=COUNT):
     return RANDOM.permutation(values)
 
 
-def same(found, expected):
+def same(found: Any, expected: Any) -> None:
+    """Check that numbers are equal, NaN included."""
     with np.errstate(invalid="ignore"):  # signalling NaNs
         np.testing.assert_array_equal(np.asarray(found, np.float64), np.asarray(expected, np.float64))
 
 
-def exactly(function, name, mode, *operands):
-    """Applies a function of fractions, elementwise; where an operand is not finite, the same in float64."""
-    results = []
+def exactly(function: Callable[..., Any], name: str, mode: str, *operands: Array) -> list[float]:
+    """Apply a function to fractions, elementwise, and round; if an operand is not finite, apply it in float64."""
+    results: list[float] = []
     with np.errstate(all="ignore"):
         for row in zip(*(operand.astype(np.float64) for operand in operands), strict=True):
             if all(np.isfinite(row)):
@@ -80,7 +86,7 @@ def exactly(function, name, mode, *operands):
 
 
 @pytest.mark.parametrize("mode", ("rn", "rz", "rm", "rp"))
-def test_float32_rounding(mode):
+def test_float32_rounding(mode: str) -> None:
     a, b, c = floats(), floats(), floats()
     with np.errstate(all="ignore"):  # operands that cancel
         b[:128] = -a[:128] * np.float32(1 + 2.0**-20)
@@ -94,8 +100,8 @@ def test_float32_rounding(mode):
     same(fused, exactly(lambda x, y, z: x * y + z, "f32", mode, a, b, c))
 
 
-def test_float32_fma_next_to_a_tie():
-    """1 + 2^-24 is a tie in float32; what is added beyond float64's reach must still decide it."""
+def test_float32_fma_next_to_a_tie() -> None:
+    """1 + 2^-24 is a tie in float32. A term beyond float64's precision must still decide it."""
     tie = np.float32(2.0**-12)
     for sign, expected in ((1, 1 + 2.0**-23), (-1, 1.0)):
         a = np.full(32, tie, np.float32)
@@ -104,24 +110,26 @@ def test_float32_fma_next_to_a_tie():
         same(one("fma.rn.f32 {d}, {a}, {b}, {c}", a, b, c, out=np.float32), [expected] * 32)
 
 
-def test_float64_fma():
+def test_float64_fma() -> None:
     a, b, c = (RANDOM.standard_normal(COUNT) for _ in "abc")
     c[:128] = -a[:128] * b[:128]
     found = one("fma.rn.f64 {d}, {a}, {b}, {c}", a, b, c, out=np.float64)
     same(found, exactly(lambda x, y, z: x * y + z, "f64", "rn", a, b, c))
 
 
-def halves(name, count=COUNT):
-    bits = RANDOM.integers(0, 2**16, count).astype(np.uint16)
-    return bits, (bits.view(np.float16) if name == "f16" else (bits.astype(np.uint32) << 16).view(np.float32))
-
-
-def as_float(bits, name):
+def as_float(bits: Array, name: str) -> Array:
+    """Return the values of raw f16 or bf16 bits."""
     return bits.view(np.float16) if name == "f16" else (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def halves(name: str, count: int = COUNT) -> tuple[Array, Array]:
+    """Return random 16-bit patterns and their values."""
+    bits = RANDOM.integers(0, 2**16, count).astype(np.uint16)
+    return bits, as_float(bits, name)
+
+
 @pytest.mark.parametrize("name", ("f16", "bf16"))
-def test_arithmetic_of_16_bits(name):
+def test_arithmetic_of_16_bits(name: str) -> None:
     (a, x), (b, y), (c, z) = halves(name), halves(name), halves(name)
     for opcode, function, operands in (
         ("add", lambda p, q: p + q, ((a, x), (b, y))),
@@ -138,7 +146,7 @@ def test_arithmetic_of_16_bits(name):
     same(as_float(found[:, 1].copy(), name), exactly(fused, name, "rn", y, z, x))
 
 
-def test_packed_float32():
+def test_packed_float32() -> None:
     values = [RANDOM.standard_normal((512, 2)).astype(np.float32) for _ in "abc"]
     a, b, c = (value.view(np.uint64)[:, 0] for value in values)
     total = one("add.rn.f32x2 {d}, {a}, {b}", a, b, out=np.uint64).view(np.float32).reshape(-1, 2)
@@ -149,7 +157,7 @@ def test_packed_float32():
 
 
 @pytest.mark.parametrize("to, modes", (("f16", ("rn", "rz", "rm", "rp")), ("bf16", ("rn", "rz")), ("tf32", ("rna",))))
-def test_conversion_from_float32(to, modes):
+def test_conversion_from_float32(to: str, modes: tuple[str, ...]) -> None:
     a = floats()
     for mode in modes:
         width = np.uint32 if to == "tf32" else np.uint16
@@ -164,7 +172,7 @@ def test_conversion_from_float32(to, modes):
 
 @pytest.mark.parametrize("to", ("s32", "u32", "s64", "u8", "s16"))
 @pytest.mark.parametrize("mode", ("rni", "rzi", "rmi", "rpi"))
-def test_conversion_to_integers_saturates(to, mode):
+def test_conversion_to_integers_saturates(to: str, mode: str) -> None:
     a, bits = floats(), int(to[1:])
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if to[0] == "s" else (0, 2**bits - 1)
     width = max(bits, 32)
@@ -179,7 +187,7 @@ def test_conversion_to_integers_saturates(to, mode):
 
 @pytest.mark.parametrize("from_", ("s32", "u32", "s64", "u64"))
 @pytest.mark.parametrize("mode", ("rn", "rz", "rp"))
-def test_conversion_of_integers(from_, mode):
+def test_conversion_of_integers(from_: str, mode: str) -> None:
     bits = int(from_[1:])
     a = ints(bits)
     a[:3] = 2 ** (bits - 2) + 2 ** (bits - 26), 2 ** (bits - 2) + 2 ** (bits - 26) + 1, 2 ** (bits - 2) + 1  # near ties
@@ -190,7 +198,7 @@ def test_conversion_of_integers(from_, mode):
     same(as_float(narrow, "bf16"), [rounded(value, "bf16", mode) for value in values])
 
 
-def test_flushing_and_saturation():
+def test_flushing_and_saturation() -> None:
     a = floats()
     tiny = 2.0**-126
     flat = np.where(np.abs(a) < tiny, np.copysign(0, a), a)
@@ -198,7 +206,7 @@ def test_flushing_and_saturation():
     same(one("cvt.ftz.sat.f32.f32 {d}, {a}", a, out=np.float32), np.nan_to_num(np.clip(flat, 0, 1), nan=0))
 
 
-def test_extremes_and_special_numbers():
+def test_extremes_and_special_numbers() -> None:
     pairs = np.array(list(itertools.product([0.0, -0.0, 1.0, math.nan], repeat=2)), np.float32)
     a, b = (np.ascontiguousarray(pairs.repeat(2, 0)[:, i]) for i in (0, 1))
     names = ("max", "max.NaN", "min", "min.NaN")
@@ -227,7 +235,7 @@ COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": "
 
 
 @pytest.mark.parametrize("name", [*COMPARISONS, *(f"{name}u" for name in COMPARISONS), "num", "nan"])
-def test_comparisons_of_floats(name):
+def test_comparisons_of_floats(name: str) -> None:
     pairs = np.array(list(itertools.product([0.0, -0.0, 1.0, math.nan], repeat=2)), np.float32).repeat(2, 0)
     a, b = pairs[:, 0], pairs[:, 1]
     body = f"setp.{name}.f32 %p1|%p2, %a0, %a1; selp.b32 %d0, 1, 0, %p1; selp.b32 %d1, 1, 0, %p2;"
@@ -243,7 +251,7 @@ def test_comparisons_of_floats(name):
     assert (found + opposite == 1).all()
 
 
-def test_predicates_combine():
+def test_predicates_combine() -> None:
     a, b = ints(32, 64), ints(32, 64)
     body = """
     setp.lt.s32 %p1, %a0, %a1;

@@ -1,4 +1,4 @@
-"""PTX instructions of warps and of memory, and what the interpreter does not know."""
+"""PTX instructions on warps and memory, and the errors for unknown instructions."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,14 @@ from tests.helpers.awkward_operands import RANDOM, ints
 from tools.ptx_sim.errors import Uninitialised, UnknownOpcode
 from tools.ptx_sim.snippet import execute
 
+pytestmark = pytest.mark.ptx
+
 # ---- warps
 
 
 @pytest.mark.parametrize("mode", ("up", "down", "bfly", "idx"))
 @pytest.mark.parametrize("width", (32, 8))
-def test_shuffles(mode, width):
+def test_shuffles(mode: str, width: int) -> None:
     a, by = ints(32, 64), 3
     clamp = (32 - width) << 8 | (0 if mode == "up" else 31)
     body = f"shfl.sync.{mode}.b32 %d0|%p1, %a0, {by}, {clamp}, -1; selp.b32 %d1, 1, 0, %p1;"
@@ -25,7 +27,7 @@ def test_shuffles(mode, width):
         assert found[thread] == a[32 * warp + (source if inside else lane)] and in_range[thread] == inside
 
 
-def test_votes_and_matches():
+def test_votes_and_matches() -> None:
     a = RANDOM.integers(0, 4, 64).astype(np.uint32)
     body = """
     setp.eq.u32 %p1, %a0, 2;
@@ -41,8 +43,8 @@ def test_votes_and_matches():
         assert match[thread] == sum((value == a[thread]) << i for i, value in enumerate(lanes))
 
 
-def test_part_of_a_warp():
-    """Lanes below 8 go one way; what they and the others see of each other is only themselves."""
+def test_part_of_a_warp() -> None:
+    """A branch divides the warp at lane 8. Each part sees only its own lanes."""
     a = ints(32, 64)
     body = """
     and.b32 %r1, %r0, 31;
@@ -66,7 +68,7 @@ $together:
 # ---- memory
 
 
-def test_cache_hints_and_vectors():
+def test_cache_hints_and_vectors() -> None:
     a = ints(32, 64)
     body = """
     createpolicy.fractional.L2::evict_last.b64 %q1, 1.0;
@@ -79,7 +81,7 @@ def test_cache_hints_and_vectors():
 
 
 @pytest.mark.parametrize("by", ("cta", "warp"))
-def test_shared_memory_by_both_addresses(by):
+def test_shared_memory_by_both_addresses(by: str) -> None:
     """The threads reverse their values through shared memory; the second half reads by generic addresses."""
     a = ints(32, 64)
     body = """
@@ -95,7 +97,7 @@ def test_shared_memory_by_both_addresses(by):
     assert (found == a[::-1]).all()
 
 
-def test_shared_atomics():
+def test_shared_atomics() -> None:
     a = ints(32, 64)
     body = """
     setp.eq.u32 %p1, %r0, 0;
@@ -112,7 +114,7 @@ def test_shared_atomics():
     assert (most == a.max()).all()
 
 
-def test_asynchronous_copies_and_their_groups():
+def test_asynchronous_copies_and_their_groups() -> None:
     a, b = ints(32, 64), ints(32, 64)
     body = """
     shl.b32 %r1, %r0, 2; add.u32 %r2, %r1, 256;
@@ -130,7 +132,7 @@ def test_asynchronous_copies_and_their_groups():
     assert (second == np.where(np.arange(64) % 2, b, 0)).all()  # a source size of zero fills with zeros
 
 
-def test_stack():
+def test_stack() -> None:
     a = ints(32, 64)
     body = """
     .local .align 8 .b8 __local_depot0[16];
@@ -140,7 +142,7 @@ def test_stack():
     assert (execute(body, [a], [np.uint32])[0] == a).all()
 
 
-# ---- what is not known
+# ---- unknown instructions
 
 
 @pytest.mark.parametrize(
@@ -156,15 +158,15 @@ def test_stack():
         "barrier.cta.red.popc.aligned.u32 %r1, 0, %p1;",
     ),
 )
-def test_the_unknown_is_named(body):
+def test_unknown_instructions_are_named(body: str) -> None:
     opcode = body.split()[0].rstrip(";")
     with pytest.raises(UnknownOpcode) as caught:
         execute(body + " mov.b32 %d0, 0;", [ints(32, 32)], [np.uint32])
     assert opcode in str(caught.value) and "PTX line" in str(caught.value)
 
 
-def test_a_half_that_nothing_writes_is_nan():
-    """sm_100's pairs of float32, where only one half is wanted; one that is written later is no such half."""
+def test_a_half_that_nothing_writes_is_nan() -> None:
+    """On sm_100, float32 pairs of which one half is unused hold an undefined register. Writing it later is a fault."""
     pack = "mov.b64 %q1, {%a0, %r9}; add.rn.f32x2 %q1, %q1, %q1; "
     values = np.arange(40, dtype=np.float32)
     assert (execute(pack + "mov.b64 {%d0, _}, %q1;", [values], [np.float32])[0] == 2 * values).all()

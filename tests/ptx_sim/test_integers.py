@@ -1,4 +1,4 @@
-"""Single PTX instructions on integers against Python's, on values chosen to be awkward."""
+"""Single PTX integer instructions on awkward values, compared with Python's integers."""
 
 import math
 from fractions import Fraction
@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers.awkward_operands import COUNT, RANDOM, ints, one, signed
 from tools.ptx_sim.snippet import execute
+
+pytestmark = pytest.mark.ptx
 
 BINARY = {
     "add.s32": lambda a, b: a + b,
@@ -33,14 +35,14 @@ BINARY = {
 
 
 @pytest.mark.parametrize("opcode", BINARY)
-def test_binary_integers(opcode):
+def test_binary_integers(opcode: str) -> None:
     bits = int(opcode[-2:])
     a, b = ints(bits), np.maximum(ints(bits), 1)
     expected = [BINARY[opcode](x, y) % 2**bits for x, y in zip(a.tolist(), b.tolist(), strict=True)]
     assert one(f"{opcode} {{d}}, {{a}}, {{b}}", a, b, out=a.dtype).tolist() == expected
 
 
-def test_wide_products():
+def test_wide_products() -> None:
     a, b, c = ints(32), ints(32), ints(64)
     results = execute("mul.wide.s32 %d0, %a0, %a1; mad.wide.u32 %d1, %a0, %a1, %a2;", [a, b, c], [np.int64, np.uint64])
     rows = list(zip(a.tolist(), b.tolist(), c.tolist(), strict=True))
@@ -48,7 +50,7 @@ def test_wide_products():
     assert results[1].tolist() == [(x * y + z) % 2**64 for x, y, z in rows]
 
 
-def test_long_addition_with_carries():
+def test_long_addition_with_carries() -> None:
     a, b, c, d = (ints(32) for _ in range(4))
     low, high = execute("add.cc.u32 %d0, %a0, %a2; addc.u32 %d1, %a1, %a3;", [a, b, c, d], [np.uint32] * 2)
     whole = [x + (y << 32) for x, y in zip(low.tolist(), high.tolist(), strict=True)]
@@ -66,7 +68,7 @@ SHIFTS = {
 
 
 @pytest.mark.parametrize("opcode", SHIFTS)
-def test_shifts_beyond_the_width(opcode):
+def test_shifts_beyond_the_width(opcode: str) -> None:
     bits = int(opcode[-2:])
     a, n = ints(bits), RANDOM.integers(0, 80, COUNT).astype(np.uint32)
     expected = [SHIFTS[opcode](x, y) % 2**bits for x, y in zip(a.tolist(), n.tolist(), strict=True)]
@@ -74,7 +76,7 @@ def test_shifts_beyond_the_width(opcode):
 
 
 @pytest.mark.parametrize("mode", ("wrap", "clamp"))
-def test_funnel_shifts(mode):
+def test_funnel_shifts(mode: str) -> None:
     a, b, n = ints(32), ints(32), RANDOM.integers(0, 40, COUNT).astype(np.uint32)
     left = one(f"shf.l.{mode}.b32 {{d}}, {{a}}, {{b}}, {{c}}", a, b, n).tolist()
     right = one(f"shf.r.{mode}.b32 {{d}}, {{a}}, {{b}}, {{c}}", a, b, n).tolist()
@@ -85,7 +87,7 @@ def test_funnel_shifts(mode):
 
 
 @pytest.mark.parametrize("type_", ("u32", "s32", "u64", "s64"))
-def test_field_extraction(type_):
+def test_field_extraction(type_: str) -> None:
     bits = int(type_[1:])
     a = ints(bits)
     position, length = (RANDOM.integers(0, bits + 9, COUNT).astype(np.uint32) for _ in "ab")
@@ -97,7 +99,7 @@ def test_field_extraction(type_):
 
 
 @pytest.mark.parametrize("bits", (32, 64))
-def test_field_insertion(bits):
+def test_field_insertion(bits: int) -> None:
     a, b = ints(bits), ints(bits)
     position, length = (RANDOM.integers(0, bits + 9, COUNT).astype(np.uint32) for _ in "ab")
     found = one(f"bfi.b{bits} {{d}}, {{a}}, {{b}}, {{c}}, {{e}}", a, b, position, length, out=a.dtype).tolist()
@@ -108,7 +110,7 @@ def test_field_insertion(bits):
 
 
 @pytest.mark.parametrize("table", (0x96, 0xE8, 0xCA, 0x01, 0x5B))
-def test_logic_of_three(table):
+def test_logic_of_three(table: int) -> None:
     a, b, c = ints(32), ints(32), ints(32)
     found = one(f"lop3.b32 {{d}}, {{a}}, {{b}}, {{c}}, {table}", a, b, c).tolist()
     for x, y, z, result in zip(a.tolist(), b.tolist(), c.tolist(), found, strict=True):
@@ -116,7 +118,7 @@ def test_logic_of_three(table):
         assert result == sum(value << i for i, value in enumerate(bit))
 
 
-def test_byte_permutation():
+def test_byte_permutation() -> None:
     a, b, selector = ints(32), ints(32), ints(32)
     found = one("prmt.b32 {d}, {a}, {b}, {c}", a, b, selector).tolist()
     for x, y, s, result in zip(a.tolist(), b.tolist(), selector.tolist(), found, strict=True):
@@ -128,7 +130,7 @@ def test_byte_permutation():
 
 
 @pytest.mark.parametrize("bits", (32, 64))
-def test_bit_counts(bits):
+def test_bit_counts(bits: int) -> None:
     a = ints(bits)
     count, zeros = execute(f"popc.b{bits} %d0, %a0; clz.b{bits} %d1, %a0;", [a], [np.uint32] * 2)
     assert count.tolist() == [x.bit_count() for x in a.tolist()]
@@ -137,7 +139,7 @@ def test_bit_counts(bits):
     assert backwards == [int(f"{x:0{bits}b}"[::-1], 2) for x in a.tolist()]
 
 
-def test_narrow_loads_extend():
+def test_narrow_loads_extend() -> None:
     a = ints(32)
     results = execute(
         "ld.global.s8 %d0, [%qa0]; ld.global.u8 %d1, [%qa0+3]; ld.global.s16 %d2, [%qa0+2];",

@@ -1,5 +1,6 @@
-"""Token pools: a corpus tokenised once; nothing twice in a pass, and less than a block left over."""
+"""Token pools: a corpus is tokenised once; a pass contains no token twice and drops less than one block."""
 
+from collections.abc import Iterator
 from itertools import chain, pairwise
 
 import numpy as np
@@ -14,9 +15,9 @@ from tests.helpers.tiny_models import make_tokenizer
 
 
 class Numbers:
-    """A corpus in memory whose every token is another number."""
+    """A corpus in memory, in place of a TokenFile. All its tokens are different numbers."""
 
-    def __init__(self, lengths, first=0):
+    def __init__(self, lengths: list[int], first: int = 0) -> None:
         self.starts = np.cumsum([0, *lengths])
         self.tokens = np.arange(first, first + self.starts[-1])
 
@@ -26,26 +27,28 @@ LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=30)
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(LENGTHS, min_size=1, max_size=3), st.integers(1, 20), st.integers(0, 2**31), st.integers(0, 3))
-def test_a_pass_has_every_token_once_but_for_less_than_a_block(corpora, size, seed, at):
+def test_a_pass_has_every_token_once_except_for_less_than_a_block(
+    corpora: list[list[int]], size: int, seed: int, at: int
+) -> None:
     files = [Numbers(lengths, first=1000 * number) for number, lengths in enumerate(corpora)]
     total = sum(map(sum, corpora))
     if total < size:
-        with pytest.raises(InputError, match=f"books: has {total} tokens, not one block of {size}"):
+        with pytest.raises(InputError, match=f"books: has {total} tokens, fewer than one block of {size}"):
             Pool(files, size, seed, "books")
         return
     pool = Pool(files, size, seed, "books")
     assert pool.blocks == total // size
     joined = np.concatenate([pool.block(at * pool.blocks + number) for number in range(pool.blocks)])
-    assert len(set(joined.tolist())) == len(joined) > total - size, "no token twice, and less than a block left over"
+    assert len(set(joined.tolist())) == len(joined) > total - size, "no token twice, and less than one block dropped"
     everything = {token for file in files for token in file.tokens.tolist()}
     assert set(joined.tolist()) <= everything
     breaks = set(np.concatenate([file.tokens[file.starts[1:] - 1] for file in files]).tolist())
     gaps = [a for a, b in pairwise(joined) if b != a + 1]
-    assert set(gaps) <= breaks, "documents are whole: the text goes on but at their ends"
+    assert set(gaps) <= breaks, "the text is only interrupted at the ends of documents"
 
 
-def test_passes_are_shuffled_anew_and_by_the_seed():
-    def read(seed, at):
+def test_the_shuffle_depends_on_the_pass_and_the_seed() -> None:
+    def read(seed: int, at: int) -> list[list[int]]:
         pool = Pool([Numbers([7] * 40)], 10, seed, "")
         return [pool.block(at * pool.blocks + number).tolist() for number in range(pool.blocks)]
 
@@ -54,11 +57,11 @@ def test_passes_are_shuffled_anew_and_by_the_seed():
         assert sorted(chain(*read(1, at))) == list(range(280))
 
 
-def test_tokenised_once_into_documents_between_bos_and_eos(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "_AT_ONCE", 15)  # characters: more than one group
+def test_a_corpus_is_tokenised_once_into_documents_between_bos_and_eos(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tokens, "_GROUP", 15)  # characters, so that there is more than one group
     tokenizer, texts, calls = make_tokenizer(), ["One fish.", "  ", "Two fish, æøå.", "a </s> b"], []
 
-    def read():
+    def read() -> Iterator[str]:
         calls.append(1)
         return iter(texts)
 
@@ -67,18 +70,18 @@ def test_tokenised_once_into_documents_between_bos_and_eos(tmp_path, monkeypatch
     assert len(calls) == 1 and file.tokens.dtype == np.uint16
     documents = [file.tokens[a:b].tolist() for a, b in pairwise(file.starts)]
     assert [(d[0], d[-1]) for d in documents] == [(0, 1)] * 3
-    assert not {0, 1} & {token for document in documents for token in document[1:-1]}, "a written </s> ends nothing"
+    assert not {0, 1} & {token for document in documents for token in document[1:-1]}, "a </s> in the text ends nothing"
     assert [tokenizer.decode(d, skip_special_tokens=True) for d in documents] == [texts[0], *texts[2:]]
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]
 
 
-def test_a_pool_that_cannot_be_made_leaves_nothing(tmp_path):
+def test_a_pool_that_cannot_be_made_leaves_no_files(tmp_path) -> None:
     with pytest.raises(InputError, match="books: holds no documents"):
         tokenize(lambda: iter(["", " "]), make_tokenizer(), tmp_path / "pool", "books")
-    with pytest.raises(InputError, match="books: the tokenizer has no start or end of text"):
+    with pytest.raises(InputError, match="books: the tokenizer has no BOS or no EOS token"):
         tokenize(lambda: iter(["a"]), make_tokenizer(bos=False), tmp_path / "pool", "books")
 
-    def failing():
+    def failing() -> Iterator[str]:
         yield "One fish."
         raise OSError(28, "No space left on device")
 
@@ -88,15 +91,15 @@ def test_a_pool_that_cannot_be_made_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("file", "cut"), [("tokens.bin", 4), ("tokens.bin", 3), ("starts.bin", 8), ("pool.json", 2)])
-def test_a_pool_cut_short_is_told(file, cut, tmp_path):
+def test_a_pool_that_is_cut_short_is_reported(file, cut, tmp_path) -> None:
     tokenize(lambda: iter(["One fish."]), make_tokenizer(), tmp_path / "pool", "books")
     path = tmp_path / "pool" / file
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(CorpusError, match=r"pool: .*; delete the folder and run again"):
+    with pytest.raises(CorpusError, match=r"pool: .*; delete this folder and rerun"):
         TokenFile(tmp_path / "pool")
 
 
-def test_a_wide_vocabulary_takes_four_bytes(tmp_path):
+def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([f"word{number}" for number in range(2**16)])
     file = tokenize(lambda: iter(["word65535 word0"]), tokenizer, tmp_path / "pool", "books")

@@ -1,10 +1,12 @@
-"""Training: the curve of transformers' Trainer, perplexities, corpora, and every mistake in one line."""
+"""Training: the loss curve of transformers' Trainer, perplexities, corpora, and mistakes, each reported in one line."""
 # ruff: noqa: F401, F811 (fixtures are imported)
 
 import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -31,7 +33,7 @@ from tests.helpers.small_runs import (
     documents,
     log_of,
     settings,
-    unbroken,
+    uninterrupted,
     write_config,
     write_parquet,
 )
@@ -40,8 +42,8 @@ from tests.helpers.tiny_models import VOCABULARY, make_tokenizer
 # ------------------------------------------------------------------------------------------------ the numbers
 
 
-def test_the_curve_is_that_of_transformers_trainer(settings, tmp_path):
-    """100 steps on the same blocks from the same weights; the plain loss over all logits, Trainer's own loop."""
+def test_the_loss_curve_equals_that_of_transformers_trainer(settings, tmp_path) -> None:
+    """Trainer trains for 100 steps from the same weights on the same blocks, with its own loop and the plain loss."""
     config = TrainConfig(**settings(tmp_path / "run", steps=100, save_every=100))
     train(config)
     ours = [record["loss"] for record in log_of(tmp_path / "run") if "loss" in record]
@@ -55,7 +57,7 @@ def test_the_curve_is_that_of_transformers_trainer(settings, tmp_path):
     rows = [{"input_ids": row, "labels": row} for step in range(100) for row in mixture.blocks(step)]
 
     class InOrder(Trainer):
-        def _get_train_sampler(self, *_):
+        def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     arguments = TrainingArguments(
@@ -75,14 +77,14 @@ def test_the_curve_is_that_of_transformers_trainer(settings, tmp_path):
         assert (mine[name] - weight).norm() <= 1e-3 * weight.norm(), name
 
 
-def test_perplexity_is_the_models_own(unbroken, data, settings):
-    """Of the checkpoint as transformers loads it, token by token over all blocks of the test text."""
-    run = json.loads((unbroken / "run.json").read_text())
+def test_perplexity_is_that_of_the_saved_model(uninterrupted, data) -> None:
+    """transformers loads the checkpoints and computes it over all blocks of the test text."""
+    run = json.loads((uninterrupted / "run.json").read_text())
     tokenizer = corpora.load_tokenizer(data / "tokenizer")
     pool = Pool([corpora.token_file(corpora.find(data / "real", "test"), tokenizer)], BLOCK, 0, "")
     blocks = torch.from_numpy(np.stack([pool.block(number) for number in range(pool.blocks)]))
     for entry in (run["checkpoints"][0], run["checkpoints"][-1]):
-        model = AutoModelForCausalLM.from_pretrained(unbroken / f"step_{entry['step']:06d}").eval()
+        model = AutoModelForCausalLM.from_pretrained(uninterrupted / f"step_{entry['step']:06d}").eval()
         with torch.no_grad():
             logits = model(blocks).logits[:, :-1]
         assert entry["perplexity"] == pytest.approx(
@@ -90,7 +92,7 @@ def test_perplexity_is_the_models_own(unbroken, data, settings):
         )
 
 
-def test_what_decays_is_what_trainer_decays():
+def test_the_same_parameters_decay_as_in_trainer() -> None:
     lm = LlamaForCausalLM(LlamaConfig(vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                                       num_attention_heads=2, num_key_value_heads=2, attention_bias=True))  # fmt: skip
     due = set(Trainer.get_decay_parameter_names(None, lm))
@@ -100,13 +102,13 @@ def test_what_decays_is_what_trainer_decays():
     assert {names[id(x)] for x in rest["params"]} == set(names.values()) - due and rest["weight_decay"] == 0
 
 
-def test_presets_are_the_papers():
-    """Sizes by name: 10x is about a tenth of GOOD's weights without its embeddings, and so on."""
+def test_presets_have_the_papers_sizes() -> None:
+    """Presets with larger factors are smaller, counted without embeddings."""
 
     class Tokenizer:
         bos_token_id, eos_token_id = 0, 1
 
-        def __len__(self):
+        def __len__(self) -> int:
             return 32_000
 
     made = {}
@@ -120,13 +122,13 @@ def test_presets_are_the_papers():
     assert good.lm_head.weight.shape == (32_000, 768)
     smaller = [name for name in PRESETS if name.startswith("paper")]
     assert sorted(smaller, key=inner.get, reverse=True) == smaller
-    # weights that multiply: layers, norms and output layer; attention's products with keys and with values
+    # weights of layers, norms and output layer; attention's products with keys and with values
     products = inner["paper"] + 768 + 32_000 * 768
     assert operations_per_token(good, 1024) == 6 * products + 12 * 12 * 768 * 1024
 
 
-def test_bfloat16_learns_alike(settings, tmp_path):
-    """Products in bfloat16; weights stay float32."""
+def test_bfloat16_has_nearly_the_same_loss_curve(settings, tmp_path) -> None:
+    """Only products are computed in bfloat16; weights stay in float32."""
     curves = {}
     for dtype in ("float32", "bfloat16"):
         train(TrainConfig(**settings(tmp_path / dtype, steps=40, dtype=dtype)))
@@ -137,8 +139,8 @@ def test_bfloat16_learns_alike(settings, tmp_path):
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-def test_on_a_gpu_products_are_in_bfloat16_by_default(settings, tmp_path, monkeypatch, caplog):
-    """Without a GPU: accelerate says that it would use one, and then stays on the CPU."""
+def test_products_on_a_gpu_are_in_bfloat16_by_default(settings, tmp_path, monkeypatch, caplog) -> None:
+    """No GPU is needed: PartialState is made to report one, and training still runs on the CPU."""
     given = settings(tmp_path / "gpu", steps=1)
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
     monkeypatch.setattr("cdgen.training.trainer.PartialState", lambda cpu: on_gpu)
@@ -146,7 +148,7 @@ def test_on_a_gpu_products_are_in_bfloat16_by_default(settings, tmp_path, monkey
         run = train(TrainConfig(**given))
         assert run["config"]["dtype"] == "bfloat16"
         (said,) = caplog.messages
-        assert said == "matrix products in bfloat16, weights in float32; --dtype float32 for float32 products"
+        assert said == 'matrix products in bfloat16, weights in float32; set dtype="float32" for float32 products'
         caplog.clear()
         train(TrainConfig(**given | {"out": str(tmp_path / "asked"), "dtype": "bfloat16"}))
         monkeypatch.undo()
@@ -154,20 +156,20 @@ def test_on_a_gpu_products_are_in_bfloat16_by_default(settings, tmp_path, monkey
         assert run["config"]["dtype"] == "float32" and caplog.messages == []
 
 
-def test_a_checkpoint_contrasts_with_an_earlier_one(unbroken):
-    """GOOD is a run's best, BAD an earlier step; the tokenizer comes along."""
-    lm = ContrastiveLM(f"{unbroken}@best", f"{unbroken}@40")
+def test_a_checkpoint_is_contrasted_with_an_earlier_one(uninterrupted) -> None:
+    """GOOD is the best checkpoint of a run and BAD an earlier one; both come with their tokenizer."""
+    lm = ContrastiveLM(f"{uninterrupted}@best", f"{uninterrupted}@40")
     plain = SamplingParams(max_tokens=8, temperature=0, contrast_strength=0, ignore_eos=True)
     found = lm.generate(["Once upon"], plain)[0].outputs[0].token_ids
     prompt = torch.tensor([lm.prompt_ids("Once upon", "")])
-    best = runs.resolve(f"{unbroken}@best")
+    best = runs.resolve(f"{uninterrupted}@best")
     model = AutoModelForCausalLM.from_pretrained(best)
     due = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)[0]
     assert found == due[prompt.shape[1] :].tolist()
     assert len(lm.generate(["Once upon"], SamplingParams(max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids) == 8
 
 
-def test_tensorboard_has_the_log(settings, tmp_path):
+def test_tensorboard_has_the_values_of_the_log(settings, tmp_path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -180,13 +182,13 @@ def test_tensorboard_has_the_log(settings, tmp_path):
 # ------------------------------------------------------------------------------------------------ corpora
 
 
-def test_a_generated_corpus_is_read_by_its_documents(folders, tmp_path, seeds_file, caplog):
+def test_the_documents_of_a_generated_corpus_are_read(folders, tmp_path, seeds_file, caplog) -> None:
     argv = ["generate", "--good", folders["good"], "--method", "ancestral", "--seeds", seeds_file, "--max-tokens", 20,
             "--ignore-eos", "--quiet"]  # fmt: skip
     for split in ([], ["--split-documents"]):
         assert main(list(map(str, [*argv, "--out", tmp_path / f"corpus{len(split)}", *split]))) == 0
     whole, cut = (corpora.find(tmp_path / f"corpus{number}") for number in (0, 1))
-    assert "corpus0: texts run on past their end" in caplog.text and "corpus1" not in caplog.text
+    assert "corpus0: its texts continue after end-of-text tokens" in caplog.text and "corpus1" not in caplog.text
     for corpus, kind in ((whole, "shard"), (cut, "documents")):
         rows = pq.read_table(tmp_path / corpus.name / f"{kind}-00000.parquet")["text"].to_pylist()
         assert list(corpus.texts()) == rows
@@ -205,17 +207,17 @@ def test_a_generated_corpus_is_read_by_its_documents(folders, tmp_path, seeds_fi
 MISTAKES = {
     "no such corpus": (["--corpus", "nowhere"], "nowhere: no such file or folder"),
     "empty corpus": (["--corpus", "empty.jsonl"], "empty.jsonl: holds no documents"),
-    "short corpus": (["--corpus", "short.jsonl"], "corpus short.jsonl: has 5 tokens, not one block of 32; give"),
-    "short test": (["--test", "short.jsonl"], "test short.jsonl: has 5 tokens, not one block of 32"),
+    "short corpus": (["--corpus", "short.jsonl"], "corpus short.jsonl: has 5 tokens, fewer than one block of 32; give"),
+    "short test": (["--test", "short.jsonl"], "test short.jsonl: has 5 tokens, fewer than one block of 32"),
     "no texts": (["--corpus", "shape"], "shape: holds neither train.parquet, nor a generated corpus, nor a dataset"),
     "no tokenizer": (["--tokenizer", "shape"], "shape: cannot load the tokenizer"),
-    "no end of text": (["--tokenizer", "bare"], "the tokenizer has no start or end of text"),
+    "no end of text": (["--tokenizer", "bare"], "the tokenizer has no BOS or no EOS token"),
     "unknown preset": (["--model", "papre"], "model = 'papre': use paper, paper-5x"),
     "small vocabulary": (["--model", "small"], "small': has a vocabulary of 200, but the tokenizer"),
     "small context": (["--block-size", 128], "block_size = 128: the model"),
-    "scaled logits": (["--model", "scaled"], "does more to its logits than a product"),
+    "scaled logits": (["--model", "scaled"], "does more to its logits than a matrix product"),
     "ratio": (["--ratio", 1.5], "ratio = 1.5: must be 0 to 1"),
-    "no synthetic row": (["--ratio", 0.1], "ratio = 0.1: of 8 rows in a batch none is synthetic"),
+    "no synthetic row": (["--ratio", 0.1], "ratio = 0.1: none of the 8 rows of a batch is synthetic"),
     "steps": (["--steps", 0], "steps = 0: must be 1 or more"),
     "dtype": (["--dtype", "float16"], "--dtype: invalid choice: 'float16'"),
     "diverging": (["--learning-rate", 1e30], "the loss is nan; lower learning_rate"),
@@ -223,7 +225,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_line(name, settings, data, tmp_path, capfd, monkeypatch):
+def test_mistakes_are_reported_in_one_line(name, settings, data, tmp_path, capfd, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "shape")
     write_config(tmp_path / "small", vocab_size=200)
@@ -233,37 +235,49 @@ def test_mistakes_are_one_line(name, settings, data, tmp_path, capfd, monkeypatc
     (tmp_path / "empty.jsonl").write_text('{"text": " "}\n')
     (tmp_path / "short.jsonl").write_text('{"text": "time"}\n')
     extra, due = MISTAKES[name]
-    capfd.readouterr()  # what transformers says of the configs above
+    capfd.readouterr()  # drops what transformers printed about the configs above
     assert main(list(map(str, [*command(settings("run")), *extra, "--quiet"]))) == 2
     error = capfd.readouterr().err
     assert error.startswith("cdgen: error: ") and error.count("\n") == 1 and due in error, error
     assert name == "diverging" or not (tmp_path / "run").exists()
 
 
-def test_another_configuration_is_refused(settings, unbroken, data, tmp_path):
-    given = settings(unbroken)
+@pytest.mark.parametrize(("error", "reason"), [(OSError(), "OSError"), (ValueError("\n \n why\nmore"), "why")])
+def test_a_tokenizer_error_without_a_message_is_reported(error, reason, data, monkeypatch) -> None:
+    def fail(folder: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(corpora.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(InputError, match=f"tokenizer: cannot load the tokenizer: {reason}$"):
+        corpora.load_tokenizer(data / "tokenizer")
+
+
+def test_a_run_is_not_resumed_with_another_configuration(settings, uninterrupted, data, tmp_path) -> None:
+    given = settings(uninterrupted)
     for name, value in (("seed", 43), ("ratio", 0.5), ("steps", 300), ("block_size", 16), ("synthetic", [])):
         with pytest.raises(
-            InputError, match=f"{unbroken}: was begun with {name} = .*, this run has {name} = "
+            InputError, match=f"{uninterrupted}: was started with {name} = .*, but now {name} = "
         ) as error:
             train(TrainConfig(**given | {name: value}))
-        assert str(error.value).endswith("; use the same, or another folder")
+        assert str(error.value).endswith("; use the same value, or choose another folder")
     shutil.copytree(data / "real", tmp_path / "moved")
-    before = (unbroken / "log.jsonl").read_text()
-    train(TrainConfig(**given | {"corpus": str(tmp_path / "moved"), "micro_batch_size": 8}))  # the same text
-    assert (unbroken / "log.jsonl").read_text() == before, "all was done already"
+    before = (uninterrupted / "log.jsonl").read_text()
+    train(
+        TrainConfig(**given | {"corpus": str(tmp_path / "moved"), "micro_batch_size": 8})
+    )  # the same text in another folder
+    assert (uninterrupted / "log.jsonl").read_text() == before, "there was nothing left to train"
     write_parquet(tmp_path / "moved" / "train.parquet", documents(100, 7))
-    with pytest.raises(InputError, match=r"was begun with corpus = .*real, this run has corpus = .*moved"):
+    with pytest.raises(InputError, match=r"was started with corpus = .*real, but now corpus = .*moved"):
         train(TrainConfig(**given | {"corpus": str(tmp_path / "moved")}))
 
 
-def test_checkpoints_without_run_json_are_not_overwritten(settings, tmp_path):
+def test_checkpoints_without_run_json_are_not_overwritten(settings, tmp_path) -> None:
     (tmp_path / "run" / "step_000040").mkdir(parents=True)
     with pytest.raises(CorpusError, match=r"run: holds step_000040 but no run\.json; choose another folder"):
         train(TrainConfig(**settings(tmp_path / "run")))
 
 
-def test_every_field_is_an_option(capsys):
+def test_every_field_is_an_option(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Training on two processes, whole and sharded models: the run of one."""
+"""Training on two processes, with whole and with sharded models, equals training on one."""
 # ruff: noqa: F401, F811 (fixtures are imported)
 
 import os
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from cdgen import TrainConfig, train
 from tests.helpers.small_runs import command, data, log_of, settings
 
-# accelerate shards on GPUs alone; told so, its FSDP works on CPUs too
+# accelerate uses FSDP only on GPUs. If it is set explicitly, it works on CPUs too.
 SHARDED = """
 import sys
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
@@ -40,8 +40,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
-def test_two_processes_train_as_one(sharded, settings, tmp_path, data):
-    """20 steps under gloo, two parts a step, 5 test blocks; and what two processes began, one goes on with."""
+def test_two_processes_train_like_one(sharded, settings, tmp_path, data) -> None:
+    """20 steps with gloo, two micro-batches per step, 5 test blocks. Then one process resumes the run of two."""
     given = settings(tmp_path / "one", steps=20, save_every=10, micro_batch_size=2, eval_blocks=5)
     train(TrainConfig(**given))
     given["out"] = str(tmp_path / "two")
@@ -54,9 +54,9 @@ def test_two_processes_train_as_one(sharded, settings, tmp_path, data):
     argv = list(map(str, command(given)))
     done = subprocess.run([*launch, *argv], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained to step 20") == 1, "the first process speaks"
+    assert done.stdout.count("trained to step 20") == 1, "only the first process prints"
 
-    def assert_alike():
+    def assert_equal_runs() -> None:
         one, two = (log_of(tmp_path / name) for name in ("one", "two"))
         for kind in ("loss", "gradient_norm", "test_loss"):
             found, due = ([record[kind] for record in log if kind in record] for log in (two, one))
@@ -66,7 +66,7 @@ def test_two_processes_train_as_one(sharded, settings, tmp_path, data):
         for name, weight in weights[0].items():
             assert (weights[1][name] - weight).norm() <= 1e-4 * weight.norm(), name
 
-    assert_alike()
+    assert_equal_runs()
     shutil.rmtree(tmp_path / "two" / "step_000020")
     train(TrainConfig(**given))
-    assert_alike()
+    assert_equal_runs()

@@ -1,4 +1,4 @@
-"""Training runs that are killed, interrupted or out of space: they go on to the same weights."""
+"""Training runs that are killed, interrupted or out of disk space resume to the same weights."""
 # ruff: noqa: F401, F811 (fixtures are imported)
 
 import json
@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,18 +25,18 @@ from tests.helpers.small_runs import (
     data,
     log_of,
     settings,
-    unbroken,
+    uninterrupted,
     write_config,
 )
 
 
-def on_cpu(data):
-    """Environment of a process of its own."""
+def on_cpu(data: Path) -> dict[str, str]:
+    """Return the environment of a separate process."""
     return {"CDGEN_CACHE": str(data / "cache"), "ACCELERATE_USE_CPU": "true"}
 
 
-def test_a_killed_run_resumes_to_the_same_weights(settings, unbroken, cdgen_command, tmp_path, data):
-    """kill -9 in step 97 or soon after, between the checkpoints of steps 80 and 120."""
+def test_a_killed_run_resumes_to_the_same_weights(settings, uninterrupted, cdgen_command, tmp_path, data) -> None:
+    """kill -9 comes at step 97 or soon after, between the checkpoints of steps 80 and 120."""
     out = tmp_path / "run"
     argv = command(settings(out))
     child = cdgen_command.start(*argv, **on_cpu(data))
@@ -49,12 +50,12 @@ def test_a_killed_run_resumes_to_the_same_weights(settings, unbroken, cdgen_comm
     assert code == -signal.SIGKILL, output
     assert 97 <= log_of(out)[-1]["step"] < 120 and not (out / "step_000120").exists()
     code, output = cdgen_command(*argv, **on_cpu(data))
-    assert code == 0 and "200 steps to train, 80 done before" in output
-    assert_same_run(out, unbroken)
+    assert code == 0 and "200 steps to train, 80 already done" in output
+    assert_same_run(out, uninterrupted)
 
 
-def test_noise_follows_from_the_step(settings, tmp_path):
-    """A model with dropout, resumed halfway."""
+def test_dropout_depends_on_the_step_alone(settings, tmp_path) -> None:
+    """A run of a model with dropout resumes halfway to the same weights."""
     write_config(tmp_path / "shape", attention_dropout=0.2)
     given = settings(tmp_path / "run", model=tmp_path / "shape", steps=10, save_every=5)
     train(TrainConfig(**given))
@@ -66,7 +67,7 @@ def test_noise_follows_from_the_step(settings, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_step_it_comes_in(number, settings, unbroken, cdgen_command, tmp_path, data):
+def test_a_signal_saves_the_step_it_arrives_in(number, settings, uninterrupted, cdgen_command, tmp_path, data) -> None:
     out = tmp_path / "run"
     child = cdgen_command.start(*command(settings(out)), **on_cpu(data))
     deadline = time.monotonic() + 60
@@ -77,19 +78,19 @@ def test_a_signal_saves_the_step_it_comes_in(number, settings, unbroken, cdgen_c
     code, output = cdgen_command.wait()
     step = json.loads((out / "run.json").read_text())["checkpoints"][-1]["step"]
     assert code == 128 + number and step > 80 and step % EVERY and log_of(out)[-1]["step"] == step
-    assert output.splitlines()[-1].startswith(f"cdgen: interrupted; saved as step {step}, and the same command goes on")
+    assert output.splitlines()[-1].startswith(f"cdgen: interrupted; saved as step {step}, rerun the same command")
     train(TrainConfig(**settings(out)))
-    assert_same_run(out, unbroken)
-    assert not (out / f"step_{step:06d}").exists(), "the next checkpoint takes its place"
+    assert_same_run(out, uninterrupted)
+    assert not (out / f"step_{step:06d}").exists(), "the next checkpoint replaces it"
     steps = [one["step"] for one in json.loads((out / "run.json").read_text())["checkpoints"]]
     assert steps == list(range(EVERY, STEPS + 1, EVERY))
 
 
-def test_a_checkpoint_has_its_name_only_when_it_is_whole(settings, tmp_path, monkeypatch):
-    """Broken off while it writes its last file; and what a kill leaves, before run.json or before the name, is gone."""
+def test_an_incomplete_checkpoint_never_has_its_name(settings, tmp_path, monkeypatch) -> None:
+    """It is interrupted while its last file is written. What a killed process leaves is removed by the next one."""
     out, seen, write = tmp_path / "run", [], checkpoints.save_file
 
-    def breaking(tensors, path):
+    def interrupting(tensors: dict[str, torch.Tensor], path: Path) -> None:
         write(tensors, path)
         seen.append(sorted(folder.name for folder in out.glob("step_*")))
         if len(seen) == 2:
@@ -97,61 +98,71 @@ def test_a_checkpoint_has_its_name_only_when_it_is_whole(settings, tmp_path, mon
 
     given = settings(out, steps=15, save_every=5)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoints, "save_file", breaking)
+        patch.setattr(checkpoints, "save_file", interrupting)
         train(TrainConfig(**given))
     assert seen == [[], ["step_000005"]]
     assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "run.json", "step_000005"]
     for name in (".tmp-step_000010", "step_000010"):
         (out / name).mkdir()
-        (out / name / "rest").write_text("of a run that was killed")
+        (out / name / "rest").write_text("left by a killed process")
     train(TrainConfig(**given))
     assert sorted(path.name for path in out.glob("*step*")) == ["step_000005", "step_000010", "step_000015"]
     assert not (out / "step_000010" / "rest").exists() and (out / "step_000010" / "model.safetensors").exists()
 
 
-def test_states_are_kept_for_the_last_checkpoints(unbroken):
-    kept = sorted(path.parent.name for path in unbroken.glob("*/state.safetensors"))
+def test_the_last_checkpoints_keep_their_states(uninterrupted) -> None:
+    kept = sorted(path.parent.name for path in uninterrupted.glob("*/state.safetensors"))
     assert kept == ["step_000160", "step_000200"]
-    assert not list(unbroken.glob(".tmp-*"))
+    assert not list(uninterrupted.glob(".tmp-*"))
 
 
-def test_a_checkpoint_cut_short_is_refused_and_the_one_before_offered(settings, unbroken, tmp_path):
+def test_a_truncated_checkpoint_is_refused_and_the_one_before_is_offered(settings, uninterrupted, tmp_path) -> None:
     out = tmp_path / "run"
-    shutil.copytree(unbroken, out)
+    shutil.copytree(uninterrupted, out)
     last = out / "step_000200"
     for name in ("model.safetensors", "state.safetensors"):
         content = (last / name).read_bytes()
         (last / name).write_bytes(content[:-1])
-        with pytest.raises(CorpusError, match=f"{name}: is missing, cut short or altered; delete {last}, and the same "
-                                              "command goes on from step 160"):  # fmt: skip
+        message = f"{name}: is missing, truncated or altered; delete {last} and rerun to resume from step 160"
+        with pytest.raises(CorpusError, match=message):
             train(TrainConfig(**settings(out)))
         (last / name).write_bytes(content)
     shutil.rmtree(last)
     train(TrainConfig(**settings(out)))
-    assert_same_run(out, unbroken)
+    assert_same_run(out, uninterrupted)
     for name in ("step_000160", "step_000200"):
         (out / name / "state.safetensors").unlink()
-    with pytest.raises(CorpusError, match="and the same command begins anew"):
+    with pytest.raises(CorpusError, match="and rerun to start from the beginning"):
         train(TrainConfig(**settings(out)))
 
 
 @pytest.mark.parametrize(("limit", "file"), [(100_000, "step_000040"), (4_000, "log.jsonl")])
-def test_a_full_disk_is_told_and_the_run_goes_on(limit, file, settings, cdgen_command, tmp_path, data):
-    """No file may grow over so many bytes: the weights do not fit, or the log of some steps does not."""
+def test_a_full_disk_is_reported_and_the_run_resumes(limit, file, settings, cdgen_command, tmp_path, data) -> None:
+    """File sizes are limited, so that either the weights or the log of all steps does not fit."""
     out = tmp_path / "run"
     code, output = cdgen_command(*command(settings(out, steps=80)), limit=limit, **on_cpu(data))
     assert code == 1 and "Traceback" not in output
     assert f"cdgen: error: {out}/{file}: cannot be written: " in output.splitlines()[-1]
     assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "run.json"]
     code, output = cdgen_command(*command(settings(out, steps=80)), **on_cpu(data))
-    assert code == 0 and "80 steps to train, 0 done before" in output
+    assert code == 0 and "80 steps to train, 0 already done" in output
     assert [record["step"] for record in log_of(out) if "loss" in record] == list(range(1, 81))
 
 
-def test_the_log_is_cut_where_a_run_goes_on(tmp_path):
+def test_the_log_is_cut_to_the_step_that_a_run_resumes_from(tmp_path) -> None:
     with OutputFolder(tmp_path) as folder:
         (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step')
         log = Log(folder, 2, tensorboard=False)
         log.write(3, loss=1.5)
         log.close()
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.5}\n'
+
+
+@pytest.mark.parametrize("damage", ["{\n", "[1]\n", '{"loss": 1.5}\n', '{"step": null}\n', "\udcff\n"])
+def test_a_damaged_log_is_reported(damage, tmp_path) -> None:
+    content = f'{{"step": 1}}\n{damage}{{"step": 3}}\n'.encode(errors="surrogateescape")
+    (tmp_path / "log.jsonl").write_bytes(content)
+    message = r"log\.jsonl: line 2 is damaged; delete this line, or the file, and rerun"
+    with OutputFolder(tmp_path) as folder, pytest.raises(CorpusError, match=message):
+        Log(folder, 3, tensorboard=False)
+    assert (tmp_path / "log.jsonl").read_bytes() == content

@@ -1,44 +1,48 @@
-"""Compiles a Triton function to PTX for a GPU that need not be there."""
+"""Compile a Triton function to PTX for a GPU that need not be present."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .launch import launch
+from .launch import Kernel, Report, launch
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """PTX and what a launch of it needs."""
-
-    ptx: str
-    name: str
-    argument_names: tuple  # of the Triton function, constexprs left out
-    shared_bytes: int
-    sm: int
-
-    def with_ptx(self, ptx):
-        return replace(self, ptx=ptx)
-
-
-def _check_compilable(function):
+def _check_compilable(function: triton.JITFunction) -> None:
     if not isinstance(function, triton.JITFunction):
-        raise TypeError(f"{function} is no triton.jit function; was TRITON_INTERPRET set when it was decorated?")
+        raise TypeError(f"{function} is not a triton.jit function; was TRITON_INTERPRET set when it was decorated?")
 
 
 def compile_kernel(
-    function, signature, constexprs, target, num_warps=4, divisible_by_16=(), fp_fusion=False, **options
-):
-    """Compiles `function` (a triton.jit function) for a triton GPUTarget; returns Triton's compiled kernel.
+    function: triton.JITFunction,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, Any],
+    target: GPUTarget,
+    num_warps: int = 4,
+    divisible_by_16: Sequence[str] = (),
+    fp_fusion: bool = False,
+    **options: Any,
+) -> Any:
+    """Compile a triton.jit function for a GPUTarget and return Triton's compiled kernel.
 
-    `signature` maps the arguments that remain at run time to Triton types ("*bf16", "i32", "fp32"), `constexprs` the
-    others to values. `divisible_by_16` names pointers and integers that Triton may assume to be multiples of 16, as
-    its own launcher would find them; vector loads depend on it. `fp_fusion` lets the compiler contract a * b + c: it
-    is always passed on, since Triton's default differs between versions. Further options (num_stages, maxnreg) go to
-    Triton.
+    Args:
+        function: the triton.jit function.
+        signature: Triton types ("*bf16", "i32", "fp32") of the run-time arguments, by name.
+        constexprs: values of the other arguments, by name.
+        target: the GPU to compile for.
+        num_warps: warps per CTA.
+        divisible_by_16: names of the pointers and integers that Triton may assume to be multiples of 16, as its own
+            launcher would; vector loads depend on it.
+        fp_fusion: whether the compiler may contract a * b + c. Always passed on, since Triton's default differs
+            between versions.
+        options: further options of Triton (num_stages, maxnreg).
+
+    Raises:
+        TypeError: `function` is not a triton.jit function, or an argument is not in exactly one of signature and
+            constexprs.
     """
     _check_compilable(function)
     names = function.arg_names
@@ -53,9 +57,16 @@ def compile_kernel(
     )
 
 
-def compile_ptx(function, signature, constexprs, sm, *how, **options):
-    """:func:`compile_kernel` for compute capability sm: 80, 90 or 100; returns a :class:`Kernel` to launch."""
-    compiled = compile_kernel(function, signature, constexprs, GPUTarget("cuda", sm, 32), *how, **options)
+def compile_ptx(
+    function: triton.JITFunction,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, Any],
+    sm: int,
+    *positional: Any,
+    **options: Any,
+) -> Kernel:
+    """Call :func:`compile_kernel` for compute capability `sm` (80, 90 or 100) and return a Kernel to launch."""
+    compiled = compile_kernel(function, signature, constexprs, GPUTarget("cuda", sm, 32), *positional, **options)
     return Kernel(
         ptx=compiled.asm["ptx"],
         name=compiled.metadata.name,
@@ -82,15 +93,25 @@ _TYPES = {
 }
 
 
-def specialise(function, arguments):
-    """(signature, constexprs, divisible_by_16) of given arguments, by name, as Triton's launcher finds them.
+class Specialisation(NamedTuple):
+    """The arguments of :func:`compile_kernel` that follow from a launch's arguments."""
 
-    Unlike the launcher it does not specialise for integers equal to 1.
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    divisible_by_16: list[str]
+
+
+def specialise(function: triton.JITFunction, arguments: Mapping[str, Any]) -> Specialisation:
+    """Derive signature, constexprs and divisibility from arguments given by name, as Triton's launcher does.
+
+    Unlike the launcher, it does not specialise for integers equal to 1.
     """
     _check_compilable(function)
     if wrong := set(function.arg_names) ^ set(arguments):
-        raise TypeError(f"arguments {sorted(wrong)} are missing, or not the function's")
-    signature, fixed, divisible = {}, {}, []
+        raise TypeError(f"arguments {sorted(wrong)} are missing, or are not arguments of the function")
+    signature: dict[str, str] = {}
+    fixed: dict[str, Any] = {}
+    divisible: list[str] = []
     for parameter in function.params:
         name, value = parameter.name, arguments[parameter.name]
         if parameter.is_constexpr:
@@ -98,24 +119,40 @@ def specialise(function, arguments):
             continue
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + _TYPES[value.dtype]
-            place = value.storage_offset() * value.element_size()
+            alignment = value.storage_offset() * value.element_size()
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            place = value
+            alignment = value
         else:
-            signature[name], place = "fp32", 1
-        if place % 16 == 0 and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):
+            signature[name], alignment = "fp32", 1
+        if alignment % 16 == 0 and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):
             divisible.append(name)
-    return signature, fixed, divisible
+    return Specialisation(signature, fixed, divisible)
 
 
-def compile_for(function, arguments, sm, num_warps=4, fp_fusion=False, **options):
-    """compile_ptx for given arguments, by name."""
+def compile_for(
+    function: triton.JITFunction,
+    arguments: Mapping[str, Any],
+    sm: int,
+    num_warps: int = 4,
+    fp_fusion: bool = False,
+    **options: Any,
+) -> Kernel:
+    """Compile for arguments given by name, constexprs included."""
     signature, fixed, divisible = specialise(function, arguments)
     return compile_ptx(function, signature, fixed, sm, num_warps, divisible, fp_fusion, **options)
 
 
-def run(function, grid, arguments, sm, num_warps=4, fp_fusion=False, options=None, **how):
-    """Compiles for the arguments (by name, constexprs included) and launches; `how` goes to launch."""
+def run(
+    function: triton.JITFunction,
+    grid: Sequence[int],
+    arguments: Mapping[str, Any],
+    sm: int,
+    num_warps: int = 4,
+    fp_fusion: bool = False,
+    options: Mapping[str, Any] | None = None,
+    **launch_options: Any,
+) -> Report:
+    """Compile for arguments given by name (constexprs included) and launch."""
     kernel = compile_for(function, arguments, sm, num_warps, fp_fusion, **(options or {}))
-    return launch(kernel, grid, *(arguments[name] for name in kernel.argument_names), **how)
+    return launch(kernel, grid, *(arguments[name] for name in kernel.argument_names), **launch_options)

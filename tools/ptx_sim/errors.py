@@ -1,17 +1,21 @@
-"""What the interpreter can find wrong with a kernel: a class for each kind, so that a test can name the one it
-expects."""
+"""The faults that the interpreter detects: one class per kind, so that a test can name the one that it expects."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .parser import Instruction
 
 
 class Fault(Exception):
-    """Something the PTX does that no correct kernel does. `lane` is the first offending lane of the running group."""
+    """Something that no correct kernel does. `lane` is the first offending lane of the running group."""
 
-    def __init__(self, message, lane=None):
+    def __init__(self, message: str, lane: int | None = None) -> None:
         super().__init__(message)
         self.lane = lane
         self.located = False
 
-    def locate(self, instruction, where):
-        """Say which instruction did it, once: the innermost caller knows best."""
+    def locate(self, instruction: "Instruction", where: str) -> "Fault":
+        """Add the faulting instruction to the message. Only the first, innermost call has an effect."""
         if not self.located:
             source = f", from {instruction.source}" if instruction.source else ""
             self.args = (f"{self.args[0]}\n  PTX line {instruction.line}: {instruction.text}{source}\n  {where}",)
@@ -20,7 +24,7 @@ class Fault(Exception):
 
 
 class UnknownOpcode(Fault):
-    """An opcode, a qualifier or an operand that the interpreter does not implement."""
+    """An opcode, qualifier or operand that the interpreter does not implement."""
 
 
 class StrayAccess(Fault):
@@ -32,15 +36,15 @@ class Misaligned(Fault):
 
 
 class WriteConflict(Fault):
-    """Two CTAs touch one byte and at least one of them stores to it, with nothing to order them."""
+    """Two CTAs access the same byte, at least one of them stores to it, and nothing orders the accesses."""
 
 
 class Race(Fault):
-    """Two warps of one CTA touch one byte between two barriers, and at least one of them stores to it."""
+    """Two warps of a CTA access the same byte between two barriers, and at least one of them stores to it."""
 
 
 class Uninitialised(Fault):
-    """A read of a register, of shared memory or of an output that nothing has written."""
+    """A read of a register, shared memory or an output that has not been written."""
 
 
 class DivergentBarrier(Fault):
@@ -48,8 +52,8 @@ class DivergentBarrier(Fault):
 
 
 class InactiveLane(Fault):
-    """A warp-wide instruction that needs a lane which is not executing it."""
+    """A warp-wide instruction that needs a lane that does not execute it."""
 
 
 class Endless(Fault):
-    """The kernel does not stop."""
+    """The kernel has not ended within its limit of executed blocks."""

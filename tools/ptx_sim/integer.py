@@ -1,22 +1,26 @@
-"""Integers and bits: arithmetic, logic, shifts, bit fields, permutations, and the integer side of shared opcodes."""
+"""Integer and bit operations: arithmetic, logic, shifts, bit fields, permutations.
+
+Opcodes that integers and floats share are registered here and delegate floats to floating.py.
+"""
 
 import numpy as np
 
 from .floating import float_arithmetic, fused_multiply_add
-from .operands import semantics
-from .types import DTYPES, FLOATS, SIGNED, bits_type
+from .lanes import Lanes, Step
+from .operands import Op, semantics
+from .types import DTYPES, FLOATS, SIGNED, Array, Function, Mask, bits_type
 
 
-def _bits(op):
-    return 8 * np.dtype(DTYPES[op.typed()]).itemsize
+def _bits(op: Op) -> int:
+    return int(8 * np.dtype(DTYPES[op.typed()]).itemsize)
 
 
-def _packed(function, dtype):
-    """`function` on the two 16-bit halves of 32-bit registers."""
+def _packed(function: Function, dtype: type[np.generic]) -> Function:
+    """Return `function` applied to the two 16-bit halves of 32-bit registers."""
     return lambda *words: function(*[word.view(dtype) for word in words]).view(np.uint32)
 
 
-_SIMPLE = {
+_SIMPLE: dict[str, Function] = {
     "add": np.add,
     "sub": np.subtract,
     "min": np.minimum,
@@ -27,7 +31,7 @@ _SIMPLE = {
 
 
 @semantics(*_SIMPLE)
-def simple(op):
+def simple(op: Op) -> Step:
     if op.type in FLOATS:
         return float_arithmetic(op)
     family = op.instruction.family
@@ -40,8 +44,8 @@ def simple(op):
     return op.compute(function, *op.sources(op.typed()))
 
 
-def _high(a, b):
-    """The upper half of the product. Python integers for 64 bits, whose product numpy cannot hold."""
+def _high(a: Array, b: Array) -> Array:
+    """Return the upper half of the product; for 64 bits, from products of 32-bit halves."""
     bits = 8 * a.dtype.itemsize
     if bits < 64:
         wide = np.int64 if np.issubdtype(a.dtype, np.signedinteger) else np.uint64
@@ -57,17 +61,17 @@ def _high(a, b):
     return high.view(a.dtype)
 
 
-def _wide(a, b):
+def _wide(a: Array, b: Array) -> Array:
     signed = np.issubdtype(a.dtype, np.signedinteger)
     wide = np.dtype(f"{'i' if signed else 'u'}{2 * a.dtype.itemsize}")
     return a.astype(wide) * b.astype(wide)
 
 
-_PRODUCTS = {"lo": np.multiply, "hi": _high, "wide": _wide}
+_PRODUCTS: dict[str, Function] = {"lo": np.multiply, "hi": _high, "wide": _wide}
 
 
 @semantics("mul")
-def multiply(op):
+def multiply(op: Op) -> Step:
     if op.type in FLOATS:
         return float_arithmetic(op)
     op.allow("lo", "hi", "wide", count=3)
@@ -75,7 +79,7 @@ def multiply(op):
 
 
 @semantics("mad")
-def multiply_add(op):
+def multiply_add(op: Op) -> Step:
     if op.type in FLOATS:
         return fused_multiply_add(op)
     if op.has("cc"):
@@ -89,8 +93,8 @@ def multiply_add(op):
 
 
 @semantics("addc", "subc", "madc")
-def with_carry(op):
-    """The 32-bit links of long arithmetic: .cc leaves a carry, the ...c opcodes take one. For sub it is a borrow."""
+def with_carry(op: Op) -> Step:
+    """Compile 32-bit multi-word arithmetic: .cc writes the carry, the ...c opcodes read it. For sub it is a borrow."""
     family = op.instruction.family
     product = _PRODUCTS[op.one_of(("lo", "hi"))] if family.startswith("mad") else None
     op.allow("cc", "lo", "hi", count=4 if product else 3)
@@ -99,7 +103,7 @@ def with_carry(op):
     takes, leaves, write = family.endswith("c"), op.has("cc"), op.target()
     readers = op.sources(op.type)
 
-    def step(lanes, mask):
+    def step(lanes: Lanes, mask: Mask) -> None:
         values = [read(lanes) for read in readers]
         if product:
             values[:2] = [product(*values[:2])]
@@ -115,7 +119,7 @@ def with_carry(op):
 
 
 @semantics("div")
-def divide(op):
+def divide(op: Op) -> Step:
     if op.type in FLOATS:
         return float_arithmetic(op)
     op.allow(count=3)
@@ -123,13 +127,13 @@ def divide(op):
 
 
 @semantics("rem")
-def remainder(op):
+def remainder(op: Op) -> Step:
     op.allow(count=3)
     return op.compute(lambda a, b: a - _quotient(a, b) * b, *op.sources(op.typed()))
 
 
-def _quotient(a, b):
-    """Truncated towards zero; all ones for a division by zero, as the hardware gives."""
+def _quotient(a: Array, b: Array) -> Array:
+    """Divide, truncating towards zero. Division by zero gives all ones, as on the hardware."""
     safe = np.where(b == 0, b.dtype.type(1), b)
     floor = a // safe
     quotient = floor + ((a - floor * safe != 0) & ((a < 0) != (safe < 0))).astype(a.dtype)
@@ -137,18 +141,23 @@ def _quotient(a, b):
 
 
 @semantics("and", "or", "xor", "not")
-def logic(op):
+def logic(op: Op) -> Step:
     op.allow(count=2 if op.instruction.family == "not" else 3)
-    function = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert}
-    return op.compute(function[op.instruction.family], *op.sources(op.typed()))
+    functions: dict[str, Function] = {
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+        "xor": np.bitwise_xor,
+        "not": np.invert,
+    }
+    return op.compute(functions[op.instruction.family], *op.sources(op.typed()))
 
 
 @semantics("lop3")
-def logic_of_three(op):
+def logic_of_three(op: Op) -> Step:
     op.allow(count=5)
     table = int(op.operands[4], 0)
 
-    def function(a, b, c):
+    def function(a: Array, b: Array, c: Array) -> Array:
         result = np.zeros_like(a)
         for row in range(8):
             if table >> row & 1:
@@ -159,12 +168,12 @@ def logic_of_three(op):
 
 
 @semantics("shl", "shr")
-def shift(op):
+def shift(op: Op) -> Step:
     op.allow(count=3)
     bits, left = _bits(op), op.instruction.family == "shl"
     last = bits - 1
 
-    def function(values, amount):
+    def function(values: Array, amount: Array) -> Array:
         dtype = values.dtype.type
         kept = np.minimum(amount, last).astype(values.dtype)
         if left:
@@ -176,12 +185,12 @@ def shift(op):
 
 
 @semantics("shf")
-def funnel_shift(op):
-    """The upper (left) or lower (right) word of {b, a} shifted by c."""
+def funnel_shift(op: Op) -> Step:
+    """Compile shf: the upper (left) or lower (right) word of {b, a} shifted by c."""
     op.allow("l", "r", "wrap", "clamp", count=4)
     left, wraps = op.has("l"), op.has("wrap")
 
-    def function(low, high, amount):
+    def function(low: Array, high: Array, amount: Array) -> Array:
         both = high.astype(np.uint64) << np.uint64(32) | low
         amount = (amount & np.uint32(31) if wraps else np.minimum(amount, 32)).astype(np.uint64)
         return (both << amount >> np.uint64(32) if left else both >> amount).astype(np.uint32)
@@ -190,15 +199,15 @@ def funnel_shift(op):
 
 
 @semantics("bfe")
-def extract_field(op):
+def extract_field(op: Op) -> Step:
     op.allow(count=4)
     bits = _bits(op)
     signed = op.typed().startswith("s")
 
-    def function(values, position, length):
+    def function(values: Array, position: Array, length: Array) -> Array:
         position, length = (x.astype(np.int64) & 255 for x in (position, length))
         wide = values.view(SIGNED[values.dtype.itemsize]) if signed else values
-        # An arithmetic shift supplies the sign bits that the field may need beyond the value's top.
+        # An arithmetic shift supplies the sign bits of a field that extends beyond the value's top.
         moved = wide >> np.minimum(position, bits - 1).astype(wide.dtype)
         if not signed:
             moved = np.where(position >= bits, wide.dtype.type(0), moved)
@@ -209,11 +218,11 @@ def extract_field(op):
 
 
 @semantics("bfi")
-def insert_field(op):
+def insert_field(op: Op) -> Step:
     op.allow(count=5)
     bits = _bits(op)
 
-    def function(field, base, position, length):
+    def function(field: Array, base: Array, position: Array, length: Array) -> Array:
         dtype = base.dtype.type
         position, length = (x.astype(np.int64) & 255 for x in (position, length))
         ones = np.where(length >= bits, ~dtype(0), (dtype(1) << np.minimum(length, bits - 1).astype(dtype)) - dtype(1))
@@ -221,15 +230,15 @@ def insert_field(op):
         mask = np.where(position >= bits, dtype(0), ones << place)
         return base & ~mask | field << place & mask
 
-    bits_of = bits_type(op.type)
-    return op.compute(function, *op.sources(bits_of, 1, 3), op.source(3, "u32"), op.source(4, "u32"))
+    bits_name = bits_type(op.type)
+    return op.compute(function, *op.sources(bits_name, 1, 3), op.source(3, "u32"), op.source(4, "u32"))
 
 
 @semantics("prmt")
-def permute_bytes(op):
+def permute_bytes(op: Op) -> Step:
     op.allow(count=4)
 
-    def function(a, b, selector):
+    def function(a: Array, b: Array, selector: Array) -> Array:
         source = np.stack([a, b], 1).view(np.uint8)  # [lanes, 8]
         nibbles = selector[:, None] >> np.arange(0, 16, 4, dtype=np.uint32) & np.uint32(15)
         picked = np.take_along_axis(source, (nibbles & 7).astype(np.int64), 1)
@@ -240,17 +249,17 @@ def permute_bytes(op):
 
 
 @semantics("popc")
-def count_ones(op):
+def count_ones(op: Op) -> Step:
     op.allow(count=2)
     return op.compute(lambda values: np.bitwise_count(values).astype(np.uint32), *op.sources(op.typed()))
 
 
 @semantics("clz")
-def count_leading_zeros(op):
+def count_leading_zeros(op: Op) -> Step:
     op.allow(count=2)
     bits = _bits(op)
 
-    def function(values):
+    def function(values: Array) -> Array:
         for distance in (1, 2, 4, 8, 16, 32)[: bits.bit_length() - 1]:
             values = values | values >> values.dtype.type(distance)
         return np.uint32(bits) - np.bitwise_count(values)
@@ -259,10 +268,10 @@ def count_leading_zeros(op):
 
 
 @semantics("brev")
-def reverse_bits(op):
+def reverse_bits(op: Op) -> Step:
     op.allow(count=2)
 
-    def function(values):
+    def function(values: Array) -> Array:
         width = values.dtype.itemsize
         each = np.unpackbits(values.view(np.uint8).reshape(-1, width), axis=1, bitorder="little")
         return np.packbits(each, axis=1)[:, ::-1].copy().view(values.dtype)[:, 0]

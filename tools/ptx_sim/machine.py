@@ -1,20 +1,22 @@
-"""Runs a program: which threads execute which block of instructions, and when barriers let them go on.
+"""The scheduler: which threads execute which block of instructions, and when barriers release them.
 
-A group of threads runs in lock step. Where its lanes part at a branch, the lanes at the lowest place in the program
-go first, which brings them together again at the end of structured code. In CTA mode a group is all the threads of as
-many CTAs as fit, which is fast; in warp mode every warp is a group, and warps run one after another, in random order,
-from barrier to barrier. Both see the same races; what a racing warp reads differs. A CTA that spins until another CTA
-stores something is not helped by any fairness here, and ends as Endless.
+A group of threads runs in lockstep. If its lanes diverge at a branch, the lanes at the lowest index in the program run
+first, so that they reconverge at the end of structured code. In CTA mode a group holds all threads of as many CTAs as
+fit, which is fast. In warp mode every warp is a group, and warps run one after another, in random order, from barrier
+to barrier. Both modes detect the same races; what a racing warp reads differs. Scheduling is not fair: a CTA that spins
+until another CTA stores something ends as Endless.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from . import async_copy, convert, floating, integer, matrix, memory_ops, warp  # noqa: F401 - the opcodes
+from . import async_copy, convert, floating, integer, matrix, memory_ops, warp  # noqa: F401, register the opcodes
 from .errors import DivergentBarrier, Endless, Fault, UnknownOpcode
-from .lanes import WARP, Batch, Lanes
+from .lanes import WARP, Batch, Grid, Lanes, Step
 from .operands import compile_instruction
+from .parser import Instruction, Program
+from .types import Array, Mask
 
 _RUNNING, _EXITED = -1, -2
 _LANES_AT_ONCE = 4096
@@ -22,12 +24,12 @@ _LANES_AT_ONCE = 4096
 
 class Block(NamedTuple):
     first: int
-    straight: list  # of (step, instruction)
+    straight: list[tuple[Step, Instruction]]
     end: int  # index of the branch, barrier or exit that ends it, or of the instruction it falls through to
 
 
-def _control(instruction, program):
-    """ "branch", "exit" or "barrier" for an instruction that ends a block."""
+def _control(instruction: Instruction, program: Program) -> str | None:
+    """Return "branch", "exit" or "barrier" for an instruction that ends a block, else None."""
     family, qualifiers = instruction.family, instruction.qualifiers
     if family == "bra":
         if instruction.operands[0] not in program.labels:
@@ -44,9 +46,9 @@ def _control(instruction, program):
 
 
 class Code:
-    """A program compiled to steps and cut into blocks."""
+    """A program compiled to steps and divided into basic blocks."""
 
-    def __init__(self, program):
+    def __init__(self, program: Program) -> None:
         self.program = program
         self.control = [_control(instruction, program) for instruction in program.instructions]
         self.steps = [
@@ -54,54 +56,57 @@ class Code:
             for instruction, control in zip(program.instructions, self.control, strict=True)
         ]
         self.starts = {0, *program.labels.values()}
-        self.starts |= {place + 1 for place, control in enumerate(self.control) if control}
+        self.starts |= {index + 1 for index, control in enumerate(self.control) if control}
         self.blocks = {first: self._block(first) for first in self.starts}
 
-    def _block(self, first):
-        place, straight = first, []
-        while place < len(self.steps) and not self.control[place] and (place == first or place not in self.starts):
-            straight.append((self.steps[place], self.program.instructions[place]))
-            place += 1
-        return Block(first, straight, place)
+    def _block(self, first: int) -> Block:
+        index, straight = first, []
+        while index < len(self.steps) and (step := self.steps[index]) and (index == first or index not in self.starts):
+            straight.append((step, self.program.instructions[index]))
+            index += 1
+        return Block(first, straight, index)
 
 
 class Group:
-    """Lanes that run in lock step, and where each of them is."""
+    """Lanes that run in lockstep, and the place in the program that each of them has reached."""
 
-    def __init__(self, code, lanes, counters, max_blocks):
+    def __init__(self, code: Code, lanes: Lanes, max_blocks: int) -> None:
         self.code = code
         self.lanes = lanes
-        self.counters = counters
+        self.counters = lanes.batch.grid.counters
         self.blocks_left = max_blocks
-        self.entries = {0: np.ones(lanes.count, np.bool_)}  # place -> the lanes about to run from there
-        self.state = np.full(lanes.count, _RUNNING)  # or the place of the barrier that a lane waits at
+        # The lanes about to run from an instruction, by its index.
+        self.entries: dict[int, Array] = {0: np.ones(lanes.count, np.bool_)}
+        # _RUNNING, _EXITED, or the index of the barrier at which a lane waits.
+        self.state = np.full(lanes.count, _RUNNING)
 
-    def run(self):
-        """Until every lane waits at a barrier or has exited."""
+    def run(self) -> None:
+        """Run until every lane waits at a barrier or has exited."""
         while self.entries:
-            place = min(self.entries)
-            mask = self.entries.pop(place)
+            index = min(self.entries)
+            mask = self.entries.pop(index)
             self.blocks_left -= 1
             if self.blocks_left < 0:
-                raise Endless(f"still running after many blocks, {self.lanes.describe(mask.argmax())}")
-            self._run_block(self.code.blocks[place], mask)
+                where = self.lanes.describe(int(mask.argmax()))
+                raise Endless(f"still running after max_blocks blocks, {where}")
+            self._run_block(self.code.blocks[index], mask)
 
-    def _run_block(self, block, mask):
+    def _run_block(self, block: Block, mask: Array) -> None:
         everywhere = bool(mask.all())
-        base = None if everywhere else mask
+        base: Mask = None if everywhere else mask
         lanes = self.lanes
         try:
             for step, instruction in block.straight:
                 executing = base
                 if instruction.guard is not None:
-                    executing = self._guarded(instruction, mask)
-                    if executing.all():
+                    executing = guarded = self._guarded(instruction.guard, instruction.guard_is_negated, mask)
+                    if guarded.all():
                         executing = None
-                    elif not executing.any():
+                    elif not guarded.any():
                         continue
                 step(lanes, executing)
         except Fault as fault:
-            where = lanes.describe(mask.argmax() if fault.lane is None else fault.lane)
+            where = lanes.describe(int(mask.argmax()) if fault.lane is None else fault.lane)
             raise fault.locate(instruction, where) from None
         last = block.end
         if last >= len(self.code.steps):
@@ -110,51 +115,53 @@ class Group:
         elif self.code.control[last]:
             self._end_block(last, mask)
         else:
-            self._go(last, mask)
+            self._enter(last, mask)
             last -= 1
         if last >= block.first:
             warps = lanes.count // WARP if everywhere else int(mask.reshape(-1, WARP).any(1).sum())
             self.counters.runs[block.first, last] += warps
 
-    def _guarded(self, instruction, mask):
-        chosen = self.lanes.registers[instruction.guard]
-        return (~chosen if instruction.guard_is_negated else chosen) & mask
+    def _guarded(self, guard: str, is_negated: bool, mask: Array) -> Array:
+        chosen = self.lanes.registers[guard]
+        return (~chosen if is_negated else chosen) & mask
 
-    def _end_block(self, place, mask):
-        instruction = self.code.program.instructions[place]
-        chosen = mask if instruction.guard is None else self._guarded(instruction, mask)
-        control = self.code.control[place]
+    def _end_block(self, index: int, mask: Array) -> None:
+        instruction = self.code.program.instructions[index]
+        chosen = mask
+        if instruction.guard is not None:
+            chosen = self._guarded(instruction.guard, instruction.guard_is_negated, mask)
+        control = self.code.control[index]
         if control == "branch":
-            self._go(self.code.program.labels[instruction.operands[0]], chosen)
+            self._enter(self.code.program.labels[instruction.operands[0]], chosen)
         else:
-            self.state[chosen] = place if control == "barrier" else _EXITED
+            self.state[chosen] = index if control == "barrier" else _EXITED
         if chosen is not mask:
-            self._go(place + 1, mask & ~chosen)
+            self._enter(index + 1, mask & ~chosen)
 
-    def _go(self, place, mask):
+    def _enter(self, index: int, mask: Array) -> None:
         if mask.any():
-            self.entries[place] = self.entries[place] | mask if place in self.entries else mask
+            self.entries[index] = self.entries[index] | mask if index in self.entries else mask
 
-    def resume(self, released):
-        """Lets the lanes of the released CTAs go on behind their barriers."""
-        leaving = released[self.lanes.cta_slot] & (self.state >= 0)
-        for place in np.unique(self.state[leaving]):
-            self._go(int(place) + 1, leaving & (self.state == place))
+    def resume(self, released: Array) -> None:
+        """Let the lanes of the released CTAs continue behind their barriers. `released` is bool [CTAs of the batch]."""
+        leaving = released[self.lanes.cta_index] & (self.state >= 0)
+        for index in np.unique(self.state[leaving]):
+            self._enter(int(index) + 1, leaving & (self.state == index))
         self.state[leaving] = _RUNNING
 
 
-def run_batch(code, launch, first, count, by_warp, max_blocks):
-    """Runs CTAs first to first + count - 1 to their end."""
-    batch = Batch(launch, first, count)
+def run_batch(code: Code, grid: Grid, first: int, count: int, by_warp: bool, max_blocks: int) -> None:
+    """Run CTAs `first` to `first + count - 1` to their end."""
+    batch = Batch(grid, first, count)
     thread = np.tile(np.arange(batch.threads, dtype=np.uint32), count)
-    slot = np.repeat(np.arange(count), batch.threads)
+    cta_index = np.repeat(np.arange(count), batch.threads)
     pieces = thread.size // WARP if by_warp else 1
     groups = [
-        Group(code, Lanes(batch, some_threads, some_slots), launch.counters, max_blocks)
-        for some_threads, some_slots in zip(np.split(thread, pieces), np.split(slot, pieces), strict=True)
+        Group(code, Lanes(batch, threads, indices), max_blocks)
+        for threads, indices in zip(np.split(thread, pieces), np.split(cta_index, pieces), strict=True)
     ]
     while True:
-        for index in launch.random.permutation(len(groups)):
+        for index in grid.random.permutation(len(groups)):
             groups[index].run()
         state = np.concatenate([group.state for group in groups]).reshape(count, batch.threads)
         _check_barriers(code, batch, state)
@@ -166,29 +173,30 @@ def run_batch(code, launch, first, count, by_warp, max_blocks):
             group.resume(released)
 
 
-def _check_barriers(code, batch, state):
-    """All threads of a CTA must wait at one barrier, or all have exited. `state` is [ctas, threads]."""
+def _check_barriers(code: Code, batch: Batch, state: Array) -> None:
+    """Check that the threads of each CTA (`state` [CTAs, threads]) wait at the same barrier or have all exited."""
     split = (state != state[:, :1]).any(1)
     if not split.any():
         return
-    slot = split.argmax()
-    places, threads = np.unique(state[slot], return_counts=True)
-    stories = [
-        f"{number} threads " + ("have exited" if place == _EXITED else f"wait at {_describe(code, place)}")
-        for place, number in zip(places, threads, strict=True)
+    cta_index = split.argmax()
+    states, threads = np.unique(state[cta_index], return_counts=True)
+    found = [
+        f"{number} threads " + ("have exited" if index == _EXITED else f"wait at {_describe(code, index)}")
+        for index, number in zip(states, threads, strict=True)
     ]
-    raise DivergentBarrier(f"in CTA {batch.first + slot}, " + " and ".join(stories))
+    raise DivergentBarrier(f"in CTA {batch.first + cta_index}, " + " and ".join(found))
 
 
-def _describe(code, place):
-    instruction = code.program.instructions[place]
+def _describe(code: Code, index: int) -> str:
+    instruction = code.program.instructions[index]
     return f"`{instruction.text}` (PTX line {instruction.line}, {instruction.source})"
 
 
-def run_grid(code, launch, by_warp, max_blocks):
-    width, height, depth = launch.grid
+def run_grid(code: Code, grid: Grid, by_warp: bool, max_blocks: int) -> None:
+    """Run all CTAs of a grid, in random order."""
+    width, height, depth = grid.shape
     ctas = width * height * depth
     at_once = 1 if by_warp else max(1, _LANES_AT_ONCE // code.program.threads)
     with np.errstate(all="ignore"):
-        for start in launch.random.permutation(np.arange(0, ctas, at_once)):
-            run_batch(code, launch, int(start), min(at_once, ctas - int(start)), by_warp, max_blocks)
+        for start in grid.random.permutation(np.arange(0, ctas, at_once)):
+            run_batch(code, grid, int(start), min(at_once, ctas - int(start)), by_warp, max_blocks)

@@ -1,14 +1,16 @@
-"""Loads, stores, atomics and fences. Cache hints and memory-order qualifiers other than acquire change nothing
-here."""
+"""Loads, stores, atomics and fences. Cache hints, and memory orders other than acquire, have no effect here."""
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
+from .access import Access
 from .convert import LOCAL_WINDOW, SHARED_WINDOW
-from .operands import semantics
+from .lanes import Lanes, Step
+from .operands import Op, semantics
 from .rounding import decode, encode
-from .types import DTYPES, UNSIGNED
+from .types import DTYPES, UNSIGNED, Array, Function, Mask
 
 _SPACES = ("global", "shared", "local", "param")
 _ORDERS = ("weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "gpu", "cta", "sys", "cluster")
@@ -16,20 +18,20 @@ _HINTS = ("nc", "ca", "cg", "cs", "cv", "lu", "wb", "wt")
 _VECTORS = {"v2": 2, "v4": 4, "v8": 8}
 
 
-def _is_hint(qualifier):
+def _is_hint(qualifier: str) -> bool:
     return re.fullmatch(r"L[12]::\w+|shared::cta", qualifier) is not None
 
 
-def _prepare(op, *extra):
-    """Checks the qualifiers of a memory instruction; returns its address space (None: generic) and vector length."""
+def _prepare(op: Op, *extra: str) -> tuple[str | None, int]:
+    """Check the qualifiers of a memory instruction. Return its address space (None: generic) and vector length."""
     hints = [qualifier for qualifier in op.qualifiers if _is_hint(qualifier)]
     op.allow(*_SPACES, *_ORDERS, *_HINTS, *_VECTORS, *hints, *extra)
-    space = "shared" if op.has("shared", "shared::cta") else op.one_of(_SPACES)
+    space = "shared" if op.has("shared", "shared::cta") else op.one_of(_SPACES) or None
     return space, _VECTORS.get(op.one_of(_VECTORS), 1)
 
 
-def _resolve(space, access):
-    """The space of a generic access, by the window its addresses lie in; what lies in none is left to global memory."""
+def _resolve(space: str | None, access: Access) -> str:
+    """Return the space of an access; if generic, by the window of its addresses. Outside all windows it is global."""
     if space is not None:
         return space
     for name, low, high in (("local", LOCAL_WINDOW, SHARED_WINDOW), ("shared", SHARED_WINDOW, 2 * SHARED_WINDOW)):
@@ -40,7 +42,7 @@ def _resolve(space, access):
 
 
 @semantics("ld", "ldu")
-def load(op):
+def load(op: Op) -> Step:
     space, length = _prepare(op)
     if space == "param":
         return _load_parameter(op, length)
@@ -50,7 +52,7 @@ def load(op):
     address, line, acquires = op.address(1), op.instruction.line, op.has("acquire")
     strong = op.has("acquire", "relaxed", "volatile") or (op.operands[1], op.operands[0]) in op.program.swapped
 
-    def step(lanes, mask):
+    def step(lanes: Lanes, mask: Mask) -> None:
         access = lanes.access("load", address(lanes), width, mask)
         access.strong = strong
         where = _resolve(space, access)
@@ -70,28 +72,28 @@ def load(op):
     return step
 
 
-def _load_parameter(op, length):
+def _load_parameter(op: Op, length: int) -> Step:
     found = re.fullmatch(r"\[\s*\w+_param_(\d+)\s*\]", op.operands[1])
     if not found or length != 1:
         raise op.unknown(f"parameter {op.operands[1]}")
     index, dtype, write = int(found.group(1)), DTYPES[op.typed()], op.target()
 
-    def step(lanes, mask):
-        value = np.frombuffer(lanes.batch.launch.arguments[index], dtype, 1)
+    def step(lanes: Lanes, mask: Mask) -> None:
+        value = np.frombuffer(lanes.batch.grid.arguments[index], dtype, 1)
         write(lanes, np.repeat(value, lanes.count), mask)
 
     return step
 
 
 @semantics("st")
-def store(op):
+def store(op: Op) -> Step:
     space, length = _prepare(op)
     dtype = DTYPES[op.typed()]
     width = length * np.dtype(dtype).itemsize
     readers = [op.reader(text, op.type) for text in op.vector(1)]
     address, line = op.address(0), op.instruction.line
 
-    def step(lanes, mask):
+    def step(lanes: Lanes, mask: Mask) -> None:
         access = lanes.access("store", address(lanes), width, mask)
         where = _resolve(space, access)
         columns = np.stack([read(lanes) for read in readers], 1)
@@ -107,30 +109,34 @@ def store(op):
     return step
 
 
-def _float_add(name):
-    """Addition of raw bits that hold one or two 16-bit floats."""
+def _float_add(name: str) -> Function:
+    """Return the addition of raw bits that hold one or two 16-bit floats."""
 
-    def function(old, value):
+    def function(old: Array, value: Array) -> Array:
         total = decode(old.view(np.uint16), name) + decode(value.view(np.uint16), name)
         return encode(total, name).view(old.dtype)
 
     return function
 
 
-def _update(op):
-    """The atomic's operation: a function of (old, operand[, new])."""
+def _compare_and_swap(old: Array, expected: Array, value: Array) -> Array:
+    return np.where(old == expected, value, old)
+
+
+def _update(op: Op) -> Function:
+    """Return the atomic's operation, a function of (old, operand[, new])."""
     halves = op.type.removesuffix("x2")
     if op.has("add"):
         return _float_add(halves) if halves in ("f16", "bf16") else np.add
     one = DTYPES[op.type](1)
-    functions = {
+    functions: dict[str, Function] = {
         "min": np.minimum,
         "max": np.maximum,
         "and": np.bitwise_and,
         "or": np.bitwise_or,
         "xor": np.bitwise_xor,
         "exch": lambda old, value: value,
-        "cas": lambda old, expected, value: np.where(old == expected, value, old),
+        "cas": _compare_and_swap,
         "inc": lambda old, limit: np.where(old >= limit, one - one, old + one),
         "dec": lambda old, limit: np.where((old == 0) | (old > limit), limit, old - one),
     }
@@ -141,8 +147,11 @@ _OPERATIONS = ("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "d
 
 
 @semantics("atom", "red")
-def atomic(op):
-    """Every lane in turn, in an order that the launch's seed decides, as the hardware's order is anybody's."""
+def atomic(op: Op) -> Step:
+    """Compile an atomic operation. Lanes take turns in an order that depends on the launch's seed.
+
+    The order on hardware is unspecified.
+    """
     space, length = _prepare(op, *_OPERATIONS)
     if not op.has(*_OPERATIONS):
         raise op.unknown()
@@ -155,20 +164,20 @@ def atomic(op):
     writers = [op.writer(text) for text in op.vector(0)] if returns else []
     line, acquires = op.instruction.line, op.has("acquire", "acq_rel")
 
-    def step(lanes, mask):
+    def step(lanes: Lanes, mask: Mask) -> None:
         access = lanes.access("atomic", address(lanes), length * size, mask)
         where = _resolve(space, access)
         inputs = [np.stack([read(lanes) for read in readers], 1)[access.active] for readers in operands]
         old = np.empty((access.active.size, length), dtype)
         if where == "global":
-            places = lanes.memory.update(access, line)
+            places: Iterable[tuple[Array, Array, Array]] = lanes.memory.update(access, line)
         else:
             shared = lanes.batch.shared
             rows = shared.rows(access)
             places = [(shared.bytes.begin_update(rows, access), rows, np.arange(rows.size))]
         for data, rows, positions in places:
             cells = data.view(dtype)
-            for turn in _turns(rows, lanes.batch.launch.random):
+            for turn in _turns(rows, lanes.batch.grid.random):
                 row, lane = rows[turn], positions[turn]
                 old[lane] = cells[row]
                 cells[row] = function(cells[row], *[values[lane] for values in inputs])
@@ -180,8 +189,8 @@ def atomic(op):
     return step
 
 
-def _turns(rows, random):
-    """Splits positions into turns that touch each row once, in random order."""
+def _turns(rows: Array, random: np.random.Generator) -> list[Array]:
+    """Split positions into turns that touch each row at most once, in random order."""
     shuffled = random.permutation(rows.size)
     order = shuffled[np.argsort(rows[shuffled], kind="stable")]
     is_first = np.diff(rows[order], prepend=-1) != 0
@@ -191,15 +200,15 @@ def _turns(rows, random):
 
 
 @semantics("fence", "membar")
-def fence(op):
-    """Orders memory, which is always in order here; after it, what other CTAs wrote may be read."""
+def fence(op: Op) -> Step:
+    """Compile a fence: after it, a CTA may read what other CTAs wrote. Memory itself is always in order here."""
     acquires = not op.has("cta", "proxy")
     return lambda lanes, mask: lanes.acquire(mask) if acquires else None
 
 
 @semantics("griddepcontrol", "createpolicy", "prefetch", "nanosleep", "discard", "applypriority")
-def hint(op):
-    """Advice to the hardware. A cache policy is a value that only hints consume."""
+def hint(op: Op) -> Step:
+    """Compile a hint to the hardware, which has no effect. A cache policy is a value that only hints use."""
     if op.instruction.family != "createpolicy":
         return lambda lanes, mask: None
     write = op.target()

@@ -1,6 +1,6 @@
-"""Reads the PTX that LLVM writes for one Triton kernel: parameters, registers, labels and instructions.
+"""Parse the PTX that LLVM emits for one Triton kernel: parameters, registers, labels and instructions.
 
-Debug sections are skipped; there is one entry function, and no calls.
+There must be one entry function without calls. Debug sections are skipped.
 """
 
 import re
@@ -19,47 +19,50 @@ _UNDEFINED = re.compile(r"\s*// implicit-def: [$%](\w+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    opcode: str  # with its qualifiers: "ld.global.v4.b32"
-    operands: tuple
+    opcode: str  # includes the qualifiers: "ld.global.v4.b32"
+    operands: tuple[str, ...]
     guard: str | None  # the predicate register of "@%p1" or "@!%p1"
     guard_is_negated: bool
     text: str
-    line: int  # in the PTX, from 1
-    source: str  # "kernels.py:12:5", where the PTX carries line information
+    line: int  # PTX line, starting at 1
+    source: str  # "kernels.py:12:5", or empty if the PTX has no line information
 
     @property
-    def family(self):
+    def family(self) -> str:
         return self.opcode.partition(".")[0]
 
     @property
-    def qualifiers(self):
+    def qualifiers(self) -> list[str]:
         return self.opcode.split(".")[1:]
 
 
 @dataclass
 class Program:
-    name: str = ""
-    parameters: list = field(default_factory=list)  # PTX types, in order
-    threads: int = 0  # of a CTA
-    local_bytes: int = 0  # of a thread's stack
-    register_types: dict = field(default_factory=dict)  # "%r" -> "b32", or a whole name
-    instructions: list = field(default_factory=list)
-    labels: dict = field(default_factory=dict)  # name -> index of an instruction
-    constants: dict = field(default_factory=dict)  # name -> the bytes of module-level data
-    symbols: dict = field(default_factory=dict)  # name -> device address, filled in by the launch
-    maybe_undefined: set = field(default_factory=set)  # registers that may be read before they are written
-    swapped: set = field(default_factory=set)  # (address, register) of each compare-and-swap and what it compares
+    """A parsed entry function."""
 
-    def register_type(self, name):
+    name: str = ""
+    parameters: list[str] = field(default_factory=list)  # PTX types, in order
+    threads: int = 0  # threads per CTA
+    local_bytes: int = 0  # size of a thread's stack
+    register_types: dict[str, str] = field(default_factory=dict)  # PTX type by prefix ("%r" -> "b32") or full name
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)  # index of an instruction by label
+    constants: dict[str, bytes] = field(default_factory=dict)  # module-level data by name
+    symbols: dict[str, int] = field(default_factory=dict)  # device address of each constant, set by the launch
+    maybe_undefined: set[str] = field(default_factory=set)  # registers that may be read before they are written
+    swapped: set[tuple[str, ...]] = field(default_factory=set)  # (address, compared register) of compare-and-swaps
+
+    def register_type(self, name: str) -> str:
         try:
             return self.register_types.get(name) or self.register_types[name.rstrip("0123456789")]
         except KeyError:
-            raise UnknownOpcode(f"operand {name} is no declared register") from None
+            raise UnknownOpcode(f"operand {name} is not a declared register") from None
 
 
-def split_operands(text):
-    """Splits at the commas outside braces and brackets."""
-    parts, depth, current = [], 0, ""
+def split_operands(text: str) -> tuple[str, ...]:
+    """Split at the commas outside braces and brackets."""
+    parts: list[str] = []
+    depth, current = 0, ""
     for character in text:
         depth += (character in "{[(") - (character in "}])")
         if character == "," and depth == 0:
@@ -72,10 +75,12 @@ def split_operands(text):
     return tuple(parts)
 
 
-def parse(ptx):
+def parse(ptx: str) -> Program:
+    """Parse the entry function of a PTX text. Raises UnknownOpcode for what the interpreter does not implement."""
     program = Program()
     header, body, body_line = _split_entry(ptx)
-    program.name = re.search(r"\.entry\s+(\w+)", header).group(1)
+    if found := re.search(r"\.entry\s+(\w+)", header):
+        program.name = found.group(1)
     program.parameters = re.findall(r"\.param\s+\.(\w+)", header)
     if not (threads := re.search(r"\.reqntid\s+(\d+)", header)):
         raise UnknownOpcode("an entry function without .reqntid")
@@ -97,19 +102,19 @@ def parse(ptx):
         for statement in statements:
             _statement(program, statement, pending_line, source)
             pending_line = number
-        # A label needs no semicolon, and a brace that opens a scope of inline assembly stands alone.
+        # A label has no semicolon, and a brace that opens a scope of inline assembly is on a line of its own.
         pending = _take_labels(program, rest).strip().removeprefix("{").removeprefix("}") + " "
     program.maybe_undefined |= _undefined_halves(program)
     program.swapped = _swapped(program)
     return program
 
 
-def _swapped(program):
-    """Program.swapped. A load of such a register from such an address is a guess, and whatever it returns is harmless:
-    if the guess is wrong, the swap fails and returns the right value.
+def _swapped(program: Program) -> set[tuple[str, ...]]:
+    """Return (address, compared register) of every compare-and-swap.
 
-    LLVM writes this loop for an atomic operation that has no instruction. The load is a plain one in the PTX of Triton
-    3.6 and a relaxed one in that of 3.9.
+    A load of such a register from such an address only guesses the value. If the guess is wrong, the swap fails and
+    returns the right value, so the load needs no ordering. LLVM emits this loop for an atomic operation that has no
+    instruction. The load is plain in the PTX of Triton 3.6 and relaxed in that of 3.9.
     """
     return {
         instruction.operands[1:3]
@@ -118,9 +123,13 @@ def _swapped(program):
     }
 
 
-def _undefined_halves(program):
-    """Registers that nothing writes and that are packed into a half of 64 bits: LLVM's word for a half not needed."""
-    packed, written = set(), set()
+def _undefined_halves(program: Program) -> set[str]:
+    """Return the registers that are packed into half of a 64-bit register but never written.
+
+    LLVM uses them for a half that is not needed.
+    """
+    packed: set[str] = set()
+    written: set[str] = set()
     for instruction in program.instructions:
         written.update(_REGISTER.findall(" ".join(instruction.operands[:1])))
         if instruction.opcode == "mov.b64":
@@ -128,8 +137,8 @@ def _undefined_halves(program):
     return packed - written
 
 
-def _split_entry(ptx):
-    """The entry's header, its body without the outer braces, and the number of the body's first line."""
+def _split_entry(ptx: str) -> tuple[str, str, int]:
+    """Return the entry's header, its body without the outer braces, and the line number of the body's start."""
     entry = re.search(r"\.visible\s+\.entry", ptx)
     if not entry:
         raise UnknownOpcode("PTX without an entry function")
@@ -142,14 +151,16 @@ def _split_entry(ptx):
     raise UnknownOpcode("PTX that ends inside the entry function")
 
 
-def _take_labels(program, text):
+def _take_labels(program: Program, text: str) -> str:
+    """Add the labels at the start of `text` to the program and return the rest."""
     while found := _LABEL.match(text):
         program.labels[found.group(1)] = len(program.instructions)
         text = text[found.end() :]
     return text
 
 
-def _statement(program, text, line, source):
+def _statement(program: Program, text: str, line: int, source: str) -> None:
+    """Add a statement, given without its semicolon, to the program."""
     text = " ".join(_take_labels(program, text.strip().lstrip("{}").strip()).split()).lstrip("{} ")
     if not text:
         return
@@ -159,14 +170,14 @@ def _statement(program, text, line, source):
     guard, negated, rest = None, False, text
     if found := _GUARD.match(text):
         negated, guard, rest = found.group(1) == "!", found.group(2), found.group(3)
-    opcode, _, operands = rest.partition(" ")
-    operands = split_operands(operands)
+    opcode, _, operand_text = rest.partition(" ")
+    operands = split_operands(operand_text)
     program.instructions.append(Instruction(opcode, operands, guard, negated, text, line, source))
     if guard and operands and not operands[0].startswith("["):
         program.maybe_undefined.update(re.findall(r"[%\w]+", operands[0]))
 
 
-def _directive(program, text):
+def _directive(program: Program, text: str) -> None:
     if found := _REGISTERS.match(text):
         for name in found.group(2).split(","):
             program.register_types[name.partition("<")[0].strip()] = found.group(1)

@@ -1,22 +1,24 @@
-"""Correct rounding in float64 arithmetic: sums and fused products to round-to-odd, then to a PTX format in any mode.
+"""Correct rounding with float64 arithmetic: sums and fused products rounded to odd, then to a PTX format in any mode.
 
-A value rounded to odd in float64 can be rounded again to any format of at most 51 bits with the result of a single
-rounding, in every rounding mode (Boldo and Melquiond 2008). That makes fma.rn.f32 exact without a hardware fma.
+Rounding to odd in float64 and then to a format of at most 51 bits gives the result of a single rounding, in every
+rounding mode (Boldo and Melquiond 2008). Thus fma.rn.f32 is exact without a hardware fma.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# The rounding modes of PTX, to integers; rna rounds halves away from zero.
-INTEGRAL = {"rn": np.rint, "rz": np.trunc, "rm": np.floor, "rp": np.ceil}
+from .types import Array, Function
+
+# PTX's rounding modes as functions that round to integers. rna rounds halves away from zero.
+INTEGRAL: dict[str, Function] = {"rn": np.rint, "rz": np.trunc, "rm": np.floor, "rp": np.ceil}
 INTEGRAL["rna"] = lambda values: np.copysign(np.floor(np.abs(values) + 0.5), values)
 
 
 class Format(NamedTuple):
-    precision: int  # bits of significand, the hidden one included
-    lowest_exponent: int  # of a normal number
-    largest: float
+    precision: int  # bits of the significand, including the hidden one
+    lowest_exponent: int  # least exponent of a normal number
+    largest: float  # largest finite number
 
 
 FORMATS = {
@@ -27,8 +29,8 @@ FORMATS = {
 }
 
 
-def odd_sum(a, b):
-    """a + b in float64, rounded to odd: the exact sum where it fits, else its neighbour with an odd last bit."""
+def odd_sum(a: Array, b: Array) -> Array:
+    """Return a + b in float64, rounded to odd: the exact sum if it fits, else its neighbour with an odd last bit."""
     total = a + b
     back = total - a
     error = (a - (total - back)) + (b - back)
@@ -40,22 +42,25 @@ def odd_sum(a, b):
     return np.where(inexact & (bits & 1 == 0), bits + step, bits).view(np.float64)
 
 
-def odd_float64(values):
-    """Integers as float64, rounded to odd; other numbers as they are, exactly."""
+def odd_float64(values: Array) -> Array:
+    """Return 64-bit integers as float64, rounded to odd, and other numbers as float64, exactly."""
     if values.dtype not in (np.int64, np.uint64):
         return values.astype(np.float64)
     low = values & values.dtype.type(0xFFFFFFFF)
     return odd_sum((values - low).astype(np.float64), low.astype(np.float64))
 
 
-def _two_sum(a, b):
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return a + b in float64 and its rounding error."""
     total = a + b
     back = total - a
     return total, (a - (total - back)) + (b - back)
 
 
-def _two_product(a, b):
-    def split(x):
+def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return a * b in float64 and its rounding error."""
+
+    def split(x: Array) -> tuple[Array, Array]:
         scaled = x * 134217729.0  # 2**27 + 1
         high = scaled - (scaled - x)
         return high, x - high
@@ -65,8 +70,8 @@ def _two_product(a, b):
     return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
-def fma_f64(a, b, c):
-    """a * b + c with one rounding, barring overflow and underflow inside the splitting."""
+def fma_f64(a: Array, b: Array, c: Array) -> Array:
+    """Return a * b + c with one rounding, unless the splitting overflows or underflows."""
     high, low = _two_product(a, b)
     middle, lowest = _two_sum(c, low)
     top, rest = _two_sum(high, middle)
@@ -74,32 +79,32 @@ def fma_f64(a, b, c):
     return np.where(np.isfinite(exact), exact, a * b + c)
 
 
-def fma_f32(a, b, c):
-    """a * b + c with one rounding: a product of two float32 is exact in float64."""
+def fma_f32(a: Array, b: Array, c: Array) -> Array:
+    """Return a * b + c with one rounding. The product of two float32 numbers is exact in float64."""
     return odd_sum(a.astype(np.float64) * b, c.astype(np.float64)).astype(np.float32)
 
 
-def round_to(values, name, mode="rn"):
-    """float64 values rounded to a format, still as float64."""
+def round_to(values: Array, name: str, mode: str = "rn") -> Array:
+    """Round float64 values to a format; the result is still float64."""
     form = FORMATS[name]
     exponent = np.maximum(np.frexp(values)[1] - 1, form.lowest_exponent) - (form.precision - 1)
     scaled = np.ldexp(values, -exponent)
     rounded = np.ldexp(INTEGRAL[mode](scaled), exponent)
-    stays_finite = {"rz": True, "rm": values > 0, "rp": values < 0}.get(mode, False)
+    stays_finite = {"rz": np.isfinite(values), "rm": values > 0, "rp": values < 0}.get(mode, np.False_)
     beyond = np.where(stays_finite & np.isfinite(values), form.largest, np.inf)
     return np.where(np.abs(rounded) > form.largest, np.copysign(beyond, rounded), rounded)
 
 
-def decode(bits, name):
-    """Raw bits of a 16-bit or tf32 number, exactly, as float64."""
+def decode(bits: Array, name: str) -> Array:
+    """Convert the raw bits of f16, bf16 or tf32 numbers to float64, exactly."""
     if name == "f16":
         return bits.view(np.float16).astype(np.float64)
     wide = bits.astype(np.uint32) << 16 if name == "bf16" else bits
     return wide.view(np.float32).astype(np.float64)
 
 
-def encode(values, name, mode="rn"):
-    """float64 values as the raw bits of the nearest (or otherwise rounded) f16, bf16, tf32 or f32."""
+def encode(values: Array, name: str, mode: str = "rn") -> Array:
+    """Round float64 values to f16, bf16, tf32 or f32 and return the raw bits."""
     if name == "f16" and mode == "rn":
         bits = values.astype(np.float16).view(np.uint16)
         return np.where(np.isnan(values), np.uint16(0x7FFF), bits)

@@ -1,4 +1,4 @@
-"""What differs between versions of Triton: bounds that hold for one alone, and what one cannot do."""
+"""Differences between Triton versions: bounds that hold for one version only, and what a version cannot do."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import triton
 
 TRITON = tuple(int(number) for number in triton.__version__.split(".")[:2])
 
-# The tests' own bounds were measured on Triton 3.9. These are the figures of other versions that exceed them.
-MEASURED = {
+# The bounds in the tests were measured with Triton 3.9. These are the figures of other versions that exceed them.
+MEASURED: dict[tuple[int, ...], dict[str, float]] = {
     (3, 6): {
         "registers of paged_attention_kernel on hip:gfx942": 204,
         "instructions per key of 4 heads of 128, sm_80": 1124,
         "instructions per key of 8 heads of 128, sm_80": 1124,
-        # Its cumulative sums take more instructions, which is a cost per row and not per logit.
+        # Cumulative sums take more instructions in this version, a cost per row rather than per logit.
         "instructions per logit of sample, sm_80": 8.3,
         "instructions per logit of sample, sm_90": 8.6,
         "instructions per logit of sample, sm_100": 8.7,
@@ -26,5 +26,5 @@ needs_interpreter = pytest.mark.skipif(
 
 
 def bound(what: str, most: float) -> float:
-    """The most that `what` may be: `most`, or the figure measured on the version of Triton that is installed."""
+    """Return the upper bound of a figure: `most`, unless a higher one was measured with the installed Triton."""
     return MEASURED.get(TRITON, {}).get(what, most)

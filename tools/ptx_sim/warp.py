@@ -1,42 +1,49 @@
-"""Instructions in which the lanes of a warp see each other. They name the lanes that take part, which is checked."""
+"""Instructions that exchange values between the lanes of a warp.
+
+They name the lanes that take part, and these must be the lanes that execute the instruction.
+"""
+
+from typing import Any
 
 import numpy as np
 
 from .errors import InactiveLane
-from .operands import semantics
-from .types import DTYPES, FLOATS
+from .lanes import Lanes, Step
+from .operands import Op, semantics
+from .types import DTYPES, FLOATS, Array, Mask
 
 _LANE = np.arange(32)
 
 
-def _by_warp(values):
+def _by_warp(values: Array) -> Array:
     return values.reshape(-1, 32)
 
 
-def _active(lanes, mask):
-    """[warps, 32]"""
+def _active(lanes: Lanes, mask: Mask) -> Array:
+    """Return the active lanes as bool [warps, 32]."""
     return np.ones((lanes.count // 32, 32), np.bool_) if mask is None else _by_warp(mask)
 
 
-def _ballot(flags):
-    """[warps, 32] booleans as one uint32 a warp."""
+def _ballot(flags: Array) -> Array:
+    """Pack bool [warps, 32] into one uint32 per warp."""
     return np.packbits(flags, axis=1, bitorder="little").view(np.uint32)[:, 0]
 
 
-def _for_warp(values):
-    """One value a warp, for all its lanes."""
+def _for_warp(values: Array) -> Array:
+    """Repeat one value per warp for all its lanes."""
     return np.repeat(values, 32)
 
 
-def _check_members(members, active):
-    """The lanes that the instruction names must be those that execute it."""
+def _check_members(members: Array, active: Array) -> None:
+    """Check that the lanes that the instruction names are those that execute it."""
     wrong = active & (_by_warp(members) != _ballot(active)[:, None])
     if wrong.any():
-        raise InactiveLane("the lanes that a warp-wide instruction names are not those that execute it", wrong.argmax())
+        message = "the lanes that a warp-wide instruction names are not those that execute it"
+        raise InactiveLane(message, int(wrong.argmax()))
 
 
 @semantics("shfl")
-def shuffle(op):
+def shuffle(op: Op) -> Step:
     mode = op.one_of(("bfly", "up", "down", "idx"))
     op.allow("sync", mode, count=5)
     target, _, found = op.operands[0].partition("|")
@@ -44,7 +51,7 @@ def shuffle(op):
     value, members = op.source(1, op.typed()), op.source(4, "u32")
     distance, clamp = op.source(2, "u32"), op.source(3, "u32")
 
-    def step(lanes, mask):
+    def step(lanes: Lanes, mask: Mask) -> None:
         active = _active(lanes, mask)
         _check_members(members(lanes), active)
         by, bound = (_by_warp(read(lanes).astype(np.int64)) for read in (distance, clamp))
@@ -57,7 +64,7 @@ def shuffle(op):
         source = np.where(in_range, source, _LANE)
         unseen = active & ~np.take_along_axis(active, source, 1)
         if unseen.any():
-            raise InactiveLane("a shuffle reads a lane that does not execute it", unseen.argmax())
+            raise InactiveLane("a shuffle reads a lane that does not execute it", int(unseen.argmax()))
         write(lanes, np.take_along_axis(_by_warp(value(lanes)), source, 1).reshape(-1), mask)
         write_found(lanes, in_range.reshape(-1), mask)
 
@@ -65,39 +72,35 @@ def shuffle(op):
 
 
 @semantics("vote")
-def vote(op):
+def vote(op: Op) -> Step:
     mode = op.one_of(("ballot", "any", "all", "uni"))
     op.allow("sync", mode, count=3)
     value, members, write = op.source(1, "pred"), op.source(2, "u32"), op.target()
 
-    def step(lanes, mask):
+    def step(lanes: Lanes, mask: Mask) -> None:
         active = _active(lanes, mask)
         _check_members(members(lanes), active)
         yes = _by_warp(value(lanes)) & active
         unanimous = (yes == active).all(1)
-        outcome = {
-            "ballot": lambda: _ballot(yes),
-            "any": lambda: yes.any(1),
-            "all": lambda: unanimous,
-            "uni": lambda: unanimous | ~yes.any(1),
-        }[mode]()
+        some = yes.any(1)
+        outcome = {"ballot": _ballot(yes), "any": some, "all": unanimous, "uni": unanimous | ~some}[mode]
         write(lanes, _for_warp(outcome), mask)
 
     return step
 
 
 @semantics("activemask")
-def active_mask(op):
+def active_mask(op: Op) -> Step:
     write = op.target()
     return lambda lanes, mask: write(lanes, _for_warp(_ballot(_active(lanes, mask))), mask)
 
 
 @semantics("match")
-def match(op):
+def match(op: Op) -> Step:
     op.allow("sync", "any", count=3)
     value, members, write = op.source(1, op.typed()), op.source(2, "u32"), op.target()
 
-    def step(lanes, mask):
+    def step(lanes: Lanes, mask: Mask) -> None:
         active = _active(lanes, mask)
         _check_members(members(lanes), active)
         values = _by_warp(value(lanes))
@@ -108,12 +111,13 @@ def match(op):
 
 
 @semantics("redux")
-def reduce_warp(op):
+def reduce_warp(op: Op) -> Step:
     kind = op.one_of(("add", "min", "max", "and", "or", "xor"))
     op.allow("sync", kind, "abs", "NaN", count=3)
     value, members, write = op.source(1, op.typed()), op.source(2, "u32"), op.target()
     dtype = DTYPES[op.type]
     is_float = op.type in FLOATS
+    functions: dict[str, tuple[Any, float]]
     if is_float:
         functions = {"min": (np.fmin, np.inf), "max": (np.fmax, -np.inf)}
         if op.has("NaN"):
@@ -130,11 +134,11 @@ def reduce_warp(op):
         }
     function, identity = functions[kind]
 
-    def step(lanes, mask):
+    def step(lanes: Lanes, mask: Mask) -> None:
         active = _active(lanes, mask)
         _check_members(members(lanes), active)
         values = np.abs(value(lanes)) if op.has("abs") else value(lanes)
-        # A float extremum of NaNs alone is NaN, which no identity gives: fill with an active lane's value instead.
+        # The extremum of nothing but NaNs is NaN, so floats have no identity: fill with an active lane's value instead.
         fill = _by_warp(values)[np.arange(len(active)), active.argmax(1)][:, None] if is_float else dtype(identity)
         chosen = np.where(active, _by_warp(values), fill)
         write(lanes, _for_warp(function.reduce(chosen, axis=1, dtype=dtype)), mask)
@@ -143,8 +147,8 @@ def reduce_warp(op):
 
 
 @semantics("bar", "barrier")
-def warp_barrier(op):
-    """bar.warp.sync. Barriers of the whole CTA are the scheduler's (machine.py)."""
+def warp_barrier(op: Op) -> Step:
+    """Compile bar.warp.sync. The scheduler (machine.py) handles barriers of the whole CTA."""
     if op.qualifiers[:1] != ["warp"]:
         raise op.unknown()
     return lambda lanes, mask: None

@@ -1,4 +1,4 @@
-"""The definition of every op, in plain PyTorch, under the op's own name."""
+"""The definition of every op in plain PyTorch, under the op's own name."""
 
 from cdgen_kernels.reference.layers import add_rms_norm, dropped, paged_attention, rope_and_store
 from cdgen_kernels.reference.noise import gumbel, philox, philox_block

@@ -1,70 +1,120 @@
-"""The definition of the layer ops: what a decoder layer does besides matrix products, in plain PyTorch.
+"""The definition of the layer ops in plain PyTorch.
 
-Every other implementation answers to this file, op by op and under the same names. Arithmetic is float64 where the
-inputs are, else float32; results have the dtype of the states.
+Every other implementation is tested against this file, op by op and under the same names. The arithmetic is float64 for
+float64 inputs and float32 otherwise; results have the dtype of the hidden states.
 
-A paged cache keeps, for one layer, keys and values [pages, K, page_size, d]. The token at place p of a text lies in
-page `page_table[cache_row, p // page_size]`, at `p % page_size` in it.
+For one layer, a paged cache stores keys and values [pages, K, page_size, d]. The token at position p of a sequence is
+in page `page_table[cache_row, p // page_size]`, at offset `p % page_size`. Sizes in shapes are those of
+:mod:`cdgen_kernels.layers`.
 """
 
 import torch
+from torch import Tensor
 
 from cdgen_kernels.reference.noise import LOW32, philox_block
 
-GOLDEN = 0x9E3779B9  # apart from one another by this, the keys of layers and heads differ in every bit
+GOLDEN = 0x9E3779B9  # distance between the dropout keys of two heads, so that their bits look unrelated
 
 
-def _wide(x):
+def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def add_rms_norm(x, residual, weight, eps):
-    """(normed, total): total = x + residual, rounded to the dtype of x; normed = total / rms(total) * weight."""
+def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Compute total = x + residual, rounded to the dtype of x, and normed = total / rms(total) * weight.
+
+    Args:
+        x: [N, D].
+        residual: [N, D], or None for zero.
+        weight: [D].
+        eps: added to the mean square.
+    Returns:
+        (normed, total), both [N, D] in the dtype of x.
+    """
     total = x if residual is None else (_wide(x) + _wide(residual)).to(x.dtype)
     wide = _wide(total)
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * _wide(weight)
     return normed.to(x.dtype), total
 
 
-def _rotated(x, cos, sin):
-    """x [N, H, d] turned by the angles of each row: the first half of d is the real part, the second the imaginary."""
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [N, H, d] by the angles [N, d / 2]: the first half of d is the real part, the second the imaginary."""
     real, imaginary = _wide(x).chunk(2, -1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], -1)
 
 
-def rope_and_store(q, k, v, cos, sin, position, slot_mapping, keys, values):
-    """Return q turned; write k, turned, and v to the cache at `slot_mapping`, unless that is below 0."""
+def rope_and_store(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position: Tensor,
+    slot_mapping: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Rotate queries and keys, and write keys and values to the cache. See :func:`cdgen_kernels.rope_and_store`."""
     cos, sin = cos[position], sin[position]
-    kept = slot_mapping >= 0
-    page, place = slot_mapping[kept] // keys.shape[2], slot_mapping[kept] % keys.shape[2]
-    keys[page, :, place] = _rotated(k, cos, sin)[kept].to(keys.dtype)
-    values[page, :, place] = v[kept].to(values.dtype)
+    stored = slot_mapping >= 0
+    page, offset = slot_mapping[stored] // keys.shape[2], slot_mapping[stored] % keys.shape[2]
+    keys[page, :, offset] = _rotated(k, cos, sin)[stored].to(keys.dtype)
+    values[page, :, offset] = v[stored].to(values.dtype)
     return _rotated(q, cos, sin).to(q.dtype)
 
 
-def dropped(dropout, seed, sequence, position, layer, heads, length):
-    """bool [N, H, length]: the attention weights that dropout takes, a function of who looks at what, where.
+def dropped(
+    dropout: float, seed: Tensor, sequence: Tensor, position: Tensor, layer: int, heads: int, length: int
+) -> Tensor:
+    """Return which attention weights are dropped.
 
-    Word `key % 4` of Philox with counter (key // 4, position, sequence low, high) and as key the seed, to whose high
-    word (1 + layer * H + head) * GOLDEN is added; dropped where the word is below dropout * 2^32.
+    The word of a weight is word `key % 4` of the Philox block with counter (key // 4, position, sequence low, sequence
+    high). The Philox key is the seed, with (1 + layer * H + head) * GOLDEN added to its high word. The weight is
+    dropped if its word is below dropout * 2^32.
+
+    Args:
+        dropout: probability of dropping a weight.
+        seed: int64 [1].
+        sequence, position: int64 [N].
+        layer: index of the layer.
+        heads: number of query heads H.
+        length: number of keys L.
+    Returns:
+        bool [N, H, L].
     """
     device = sequence.device
     block = torch.arange((length + 3) // 4, device=device)
     head = torch.arange(1, heads + 1, device=device) + layer * heads
     counter = (block, position[:, None, None], sequence[:, None, None], sequence[:, None, None] >> 32)
     key = (seed, ((seed >> 32) + head * GOLDEN)[None, :, None])
-    words = philox_block(*torch.broadcast_tensors(*(x & LOW32 for x in (*counter, *key))))
+    words = philox_block(*(x & LOW32 for x in (*counter, *key)))
     return torch.stack(words, -1).flatten(2)[:, :, :length] < int(dropout * 2**32)
 
 
-def paged_attention(q, keys, values, page_table, cache_row, position, scale, window, dropout, seed, sequence, layer):
-    """softmax(q . keys * scale) values, over the keys of `cache_row` up to `position`; zeros if `cache_row` < 0."""
-    pages = page_table[cache_row.clamp(min=0).long()].clamp(min=0).long()  # [N, M]
-    heads = q.shape[1] // keys.shape[1]
+def paged_attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    cache_row: Tensor,
+    position: Tensor,
+    scale: float,
+    window: int,
+    dropout: float,
+    seed: Tensor,
+    sequence: Tensor,
+    layer: int,
+) -> Tensor:
+    """Compute softmax(q . keys * scale) values over the keys of each token's sequence up to its position.
 
-    def gathered(store):  # [N, H, L, d]
-        return _wide(store[pages].transpose(1, 2).flatten(2, 3).repeat_interleave(heads, 1))
+    The output is zeros if `cache_row` is negative. See :func:`cdgen_kernels.paged_attention`.
+    """
+    pages = page_table[cache_row.clamp(min=0).long()].clamp(min=0).long()  # [N, M]
+    group = q.shape[1] // keys.shape[1]
+
+    def gathered(store: Tensor) -> Tensor:  # [N, H, L, d]
+        return _wide(store[pages].transpose(1, 2).flatten(2, 3).repeat_interleave(group, 1))
 
     length = int(position.max()) + 1 if len(position) else 0
     key = torch.arange(length, device=q.device)

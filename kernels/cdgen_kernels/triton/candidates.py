@@ -1,45 +1,50 @@
-"""`head` and `sample_candidates` on GPUs, one launch each: the two halves of `sample`, with the candidates between."""
+"""`select_candidates` and `sample_candidates` on GPUs in one launch each: the two halves of `contrastive_sample`."""
 
 import torch
 import triton
 import triton.language as tl
 
-from cdgen_kernels.sampling_tensors import Candidates, Samples
+from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors
 from cdgen_kernels.triton import settings
+from cdgen_kernels.triton.constants import BAD_DENSE, BAD_GATHERED, CANDIDATES_OVERFLOW, MASK, NAN_BAD, NO_BAD
 from cdgen_kernels.triton.draw import (
-    BAD_DENSE,
-    BAD_GATHERED,
-    CANDIDATES_OVERFLOW,
-    NAN_BAD,
-    NAN_GOOD,
-    NO_BAD,
-    NOTHING_POSSIBLE,
+    Cuts,
+    Entries,
+    Logits,
+    Noise,
+    Weights,
     draw_few,
     draw_many,
+    nothing_outside,
 )
 from cdgen_kernels.triton.passes import (
+    Bans,
+    CandidateList,
+    begin_row,
+    candidate_threshold,
     collect,
-    first_pass,
-    is_last_to_arrive,
-    row_layout,
     row_maximum,
     second_pass,
+    with_fault,
 )
 
 
 @triton.jit
-def write_in_order(count, list_token, list_logit, token_out, logit_out, T: tl.constexpr):
-    """Copy a list of `count` to its place in the order of the token ids: each counts the ids below its own."""
+def write_in_order(count, candidates, out, T: tl.constexpr):
+    """Copy `count` entries of one :class:`CandidateList` to another in the order of the token ids.
+
+    The new place of an entry is the number of entries with a lower id.
+    """
     i = tl.arange(0, T)
     for start in range(0, count, T):
         inside = start + i < count
-        token = tl.load(list_token + start + i, mask=inside, other=0)
-        logit = tl.load(list_logit + start + i, mask=inside, other=0.0)
+        token = tl.load(candidates.token_ptr + start + i, mask=inside, other=0)
+        logit = tl.load(candidates.logit_ptr + start + i, mask=inside, other=0.0)
         place = tl.zeros([T], tl.int32)
         for j in range(0, count):
-            place += (tl.load(list_token + j) < token).to(tl.int32)
-        tl.store(token_out + place, token, mask=inside)
-        tl.store(logit_out + place, logit, mask=inside)
+            place += (tl.load(candidates.token_ptr + j) < token).to(tl.int32)
+        tl.store(out.token_ptr + place, token, mask=inside)
+        tl.store(out.logit_ptr + place, logit, mask=inside)
 
 
 @triton.jit(
@@ -47,65 +52,56 @@ def write_in_order(count, list_token, list_logit, token_out, logit_out, T: tl.co
     do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
 )
 def select_candidates_kernel(
-    good, margin, banned, arrivals, maxima, hits, list_token, list_logit, token_out, logit_out, count_out, max_out,
+    # GOOD's logits [B, V'] with unit stride along V', float32 [B], int64 [B, banned_count]
+    good_ptr, margin_ptr, banned_ptr,
+    # scratch: settings.Scratch
+    arrivals_ptr, maxima_ptr, hits_ptr, list_token_ptr, list_logit_ptr,
+    # results: Candidates, [B, capacity] or [B]
+    token_out_ptr, logit_out_ptr, count_out_ptr, max_out_ptr,
+    # sizes; a segment is what one program reads in the first pass
     vocab_size, good_stride, banned_count, chunks_stride, segment, capacity,
     SPLIT: tl.constexpr, CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    skip, full = row_layout(row, good_stride, vocab_size, G)
-    groups = good + (row * good_stride + skip) // G * G
-    good += row * good_stride
-    banned += row * banned_count
-    maxima += row * chunks_stride
-    hits += row * chunks_stride
-    list_token += row * CAPACITY
-    list_logit += row * CAPACITY
-    token_out += row * capacity
-    logit_out += row * capacity
-
-    begin = tl.program_id(1) * segment
-    first_pass(groups, begin, tl.minimum(begin + segment, full), maxima, T, G, R)
-    if SPLIT and not is_last_to_arrive(arrivals + row, tl.num_programs(1)):
+    """Write the candidates of each row. Grid: (B, programs per row; more than 1 if SPLIT)."""
+    number = tl.program_id(0).to(tl.int64)
+    maxima_ptr += number * chunks_stride
+    hits_ptr += number * chunks_stride
+    candidates = CandidateList(list_token_ptr + number * CAPACITY, list_logit_ptr + number * CAPACITY)
+    out = CandidateList(token_out_ptr + number * capacity, logit_out_ptr + number * capacity)
+    row, is_last = begin_row(
+        good_ptr, good_stride, vocab_size, banned_ptr, banned_count, maxima_ptr, arrivals_ptr, segment, SPLIT, T, G, R
+    )
+    if not is_last:
         return
-    tl.debug_barrier()
-    best, nan_good = row_maximum(good, groups, skip, full, vocab_size, banned, banned_count, maxima, T, G, R)
-    fault = tl.where(best == float("-inf"), NOTHING_POSSIBLE, 0)
-    fault = tl.where(nan_good > 0, NAN_GOOD, fault)
-    best = tl.where(fault == NAN_GOOD, float("nan"), best)  # which no logit reaches
-    threshold = tl.where(best == float("inf"), best, best - tl.load(margin + row))
-    count = second_pass(
-        good, groups, skip, full, vocab_size, threshold, banned, banned_count, maxima, hits, list_token, list_logit,
-        CAPACITY, T, G, R,
-    )  # fmt: skip
+    best, has_nan = row_maximum(row, maxima_ptr, T, G, R)
+    best = tl.where(has_nan > 0, float("nan"), best)  # no logit reaches NaN, so the list stays empty
+    threshold = candidate_threshold(best, tl.load(margin_ptr + number))
+    count = second_pass(row, threshold, maxima_ptr, hits_ptr, candidates, CAPACITY, T, G, R)
 
     i = tl.arange(0, T)
     for start in range(tl.minimum(count, capacity), capacity, T):
-        tl.store(token_out + start + i, -1, mask=start + i < capacity)
-        tl.store(logit_out + start + i, float("-inf"), mask=start + i < capacity)
+        tl.store(out.token_ptr + start + i, -1, mask=start + i < capacity)
+        tl.store(out.logit_ptr + start + i, float("-inf"), mask=start + i < capacity)
     if (count <= CAPACITY) & (count <= capacity):
-        write_in_order(count, list_token, list_logit, token_out, logit_out, T)
-    else:  # the whole row in order, which needs no sorting
+        write_in_order(count, candidates, out, T)
+    else:  # read the whole row, which is in order already
         written = 0
         for start in range(0, vocab_size, T):
             token = start + i
-            written = collect(
-                good,
-                token,
-                token < vocab_size,
-                threshold,
-                banned,
-                banned_count,
-                token_out,
-                logit_out,
-                written,
-                capacity,
-            )
-    tl.store(count_out + row, tl.where(fault < 0, fault, count))
-    tl.store(max_out + row, best)
+            written = collect(row.logits_ptr, token, token < vocab_size, threshold, row.bans, out, written, capacity)
+    tl.store(count_out_ptr + number, with_fault(count, best, has_nan))
+    tl.store(max_out_ptr + number, best)
 
 
-def select_candidates(good, margin, banned, vocab_size, capacity):
-    """:func:`cdgen_kernels.reference.sampling.head` in one launch; same arguments."""
+def select_candidates(
+    good: torch.Tensor, margin: torch.Tensor, banned: torch.Tensor | None, vocab_size: int, capacity: int
+) -> Candidates:
+    """Compute :func:`cdgen_kernels.reference.sampling.select_candidates` in one launch.
+
+    Args:
+        good: logits [B, V'], float16, bfloat16 or float32, with unit stride along V'.
+        margin: float32 [B]. banned: int64 [B, N], contiguous, or None.
+    """
     batch = good.shape[0]
     token = good.new_empty((batch, capacity), dtype=torch.int32)
     logit = good.new_empty((batch, capacity), dtype=torch.float32)
@@ -125,37 +121,65 @@ def select_candidates(good, margin, banned, vocab_size, capacity):
 
 @triton.jit(do_not_specialize=["capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
 def sample_candidates_kernel(
-    token, logit, count, maximum, bad, good_weight, contrast_strength, temperature, top_p, top_k, seed, sequence,
-    position, scores, token_out, logprob_out, bad_stride, capacity,
+    # Candidates, [B, capacity] or [B]
+    token_ptr, logit_ptr, count_ptr, max_ptr,
+    # BAD's logits, [B, V] or [B, capacity], with unit stride along the second dimension
+    bad_ptr,
+    # SamplingTensors without the margin, each [B]
+    good_weight_ptr, contrast_strength_ptr, temperature_ptr, top_p_ptr, top_k_ptr,
+    seed_ptr, sequence_ptr, position_ptr,
+    # scratch, float32 [B, T]
+    scores_ptr,
+    # results: int64 [B], and if LOGPROBS float32 [B]
+    token_out_ptr, logprob_out_ptr,
+    bad_stride, capacity,
     BAD: tl.constexpr, LOGPROBS: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    size = tl.load(count + row)
+    """Draw one token per row from its list of candidates. Grid: (B,)."""
+    number = tl.program_id(0).to(tl.int64)
+    size = tl.load(count_ptr + number)
     n = tl.minimum(tl.maximum(size, 0), capacity)
-    t = tl.load(temperature + row)
-    slots = (True, n, token + row * capacity, logit + row * capacity)
-    best = tl.load(maximum + row)
-    logits = (logit, bad + row * bad_stride, token, 0, float("-inf"), best)
-    weights = (tl.load(good_weight + row), tl.load(contrast_strength + row), tl.where(t == 0, 1.0, t))
-    cuts = (tl.load(top_k + row), tl.load(top_p + row), -1.0)
-    noise = (tl.load(seed + row), tl.load(sequence + row), tl.load(position + row), t)
+    temperature = tl.load(temperature_ptr + number)
+    candidates = CandidateList(token_ptr + number * capacity, logit_ptr + number * capacity)
+    entries = Entries(True, n, candidates)
+    best = tl.load(max_ptr + number)
+    no_bans = Bans(token_ptr, 0)
+    logits = Logits(logit_ptr, bad_ptr + number * bad_stride, no_bans, float("-inf"), best)
+    weights = Weights(
+        tl.load(good_weight_ptr + number),
+        tl.load(contrast_strength_ptr + number),
+        tl.where(temperature == 0, 1.0, temperature),
+    )
+    cuts = Cuts(tl.load(top_k_ptr + number), tl.load(top_p_ptr + number), -1.0)
+    noise = Noise(
+        tl.load(seed_ptr + number), tl.load(sequence_ptr + number), tl.load(position_ptr + number), temperature
+    )
     if n <= T:
-        drawn, score, top, mass, nan_bad = draw_few(slots, logits, weights, cuts, noise, scores + row * T, BAD, T)
+        drawn = draw_few(entries, logits, weights, cuts, noise, scores_ptr + number * T, BAD, T)
     else:
-        drawn, score, top, mass, nan_bad = draw_many(
-            slots, logits, weights, (0.0, 0.0, 0.0, False), cuts, noise, BAD, 0, LOGPROBS, 4 * T
-        )
+        drawn = draw_many(entries, logits, weights, nothing_outside(), cuts, noise, BAD, MASK, LOGPROBS, 4 * T)
     if LOGPROBS:
-        tl.store(logprob_out + row, score - top - tl.log(mass))
-    result = tl.where(nan_bad > 0, NAN_BAD, drawn)
+        tl.store(logprob_out_ptr + number, drawn.score - drawn.best_score - tl.log(drawn.mass))
+    result = tl.where(drawn.bad_has_nan > 0, NAN_BAD, drawn.token)
     result = tl.where(size > capacity, CANDIDATES_OVERFLOW, result)
-    tl.store(token_out + row, tl.where(size < 0, size, result).to(tl.int64))
+    tl.store(token_out_ptr + number, tl.where(size < 0, size, result).to(tl.int64))
 
 
-def sample_candidates(candidates, bad, sampling, vocab_size, gathered, logprobs):
-    """:func:`cdgen_kernels.reference.sampling.sample_candidates` in one launch; same arguments, float32 arithmetic.
+def sample_candidates(
+    candidates: Candidates,
+    bad: torch.Tensor | None,
+    sampling: SamplingTensors,
+    vocab_size: int,
+    gathered: bool,
+    logprobs: bool,
+) -> Samples:
+    """Compute :func:`cdgen_kernels.reference.sampling.sample_candidates` in one launch, in float32 arithmetic.
 
-    It follows the list, and so has no need of vocab_size.
+    Args:
+        candidates: contiguous.
+        bad: logits [B, V], or [B, C] if `gathered`, with unit stride along the second dimension.
+        sampling: the rows' parameters; the margin is not used.
+        vocab_size: not used, since only listed tokens are read.
     """
     batch, capacity = candidates.token.shape
     token = candidates.token.new_empty(batch, dtype=torch.int64)

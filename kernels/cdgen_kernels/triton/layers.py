@@ -1,4 +1,4 @@
-"""`add_rms_norm` and `rope_and_store` on GPUs, one launch each: everything is read once and written once."""
+"""`add_rms_norm` and `rope_and_store` on GPUs in one launch each: every number is read once and written once."""
 
 import torch
 import triton
@@ -6,30 +6,39 @@ import triton.language as tl
 
 from cdgen_kernels.triton.settings import SCALAR_POINTERS
 
-# Launch settings; none has been measured on a GPU yet.
-BYTES_PER_LANE = 64  # of a row that add_rms_norm has under way: four loads of 16 bytes
+# Launch settings; they have not been measured on a GPU yet.
+BYTES_PER_LANE = 64  # bytes of a row that a lane of add_rms_norm has in flight: four loads of 16 bytes
 MAX_WARPS = 16
-ROPE_NUMBERS = 512  # of half a head, times the heads of one program of a single warp
+ROPE_NUMBERS = 512  # numbers of half a head, times the heads of a program, which is a single warp
 
 
 @triton.jit
-def add_rms_norm_kernel(x, residual, weight, normed, total, width, eps, ADD: tl.constexpr, N: tl.constexpr):
+def add_rms_norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, normed_ptr, total_ptr, width, eps, ADD: tl.constexpr, N: tl.constexpr
+):
+    """Write x + residual (if ADD) and its RMS norm, both [rows, width]. Grid: (rows,). N is at least the width."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, N)
     inside = i < width
-    wide = tl.load(x + row * width + i, mask=inside, other=0.0).to(tl.float32)
+    wide = tl.load(x_ptr + row * width + i, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        wide += tl.load(residual + row * width + i, mask=inside, other=0.0).to(tl.float32)
-        rounded = wide.to(total.dtype.element_ty)
-        tl.store(total + row * width + i, rounded, mask=inside)
+        wide += tl.load(residual_ptr + row * width + i, mask=inside, other=0.0).to(tl.float32)
+        rounded = wide.to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + row * width + i, rounded, mask=inside)
         wide = rounded.to(tl.float32)
     factor = tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
-    w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
-    tl.store(normed + row * width + i, (wide * factor * w).to(normed.dtype.element_ty), mask=inside)
+    w = tl.load(weight_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(normed_ptr + row * width + i, (wide * factor * w).to(normed_ptr.dtype.element_ty), mask=inside)
 
 
-def add_rms_norm(x, residual, weight, eps):
-    """:func:`cdgen_kernels.reference.layers.add_rms_norm` in one launch; float32 arithmetic, contiguous tensors."""
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute :func:`cdgen_kernels.reference.layers.add_rms_norm` in one launch, in float32 arithmetic.
+
+    Args:
+        x, residual: [N, D], contiguous, of one dtype. weight: [D].
+    """
     normed = torch.empty_like(x)
     total = x if residual is None else torch.empty_like(x)
     if x.numel():
@@ -46,46 +55,71 @@ def add_rms_norm(x, residual, weight, eps):
 
 @triton.jit(do_not_specialize_on_alignment=SCALAR_POINTERS)
 def rope_and_store_kernel(
-    q, k, v, cos, sin, position, slot_mapping, keys, values, out,
+    # queries [N, H, d], keys and values [N, K, d], with unit stride along d
+    q_ptr, k_ptr, v_ptr,
+    # float32 [positions, HALF], int64 [N], int64 [N]
+    cos_ptr, sin_ptr, position_ptr, slot_mapping_ptr,
+    # the cache, contiguous [pages, K, PAGE, d], and the rotated queries, contiguous [N, H, d]
+    keys_ptr, values_ptr, out_ptr,
     q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, q_heads, kv_heads,
     PAGE: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
+    """Rotate queries and keys, and store keys and values. Grid: (N, tiles of HEADS query heads, then of key heads)."""
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     q_tiles = tl.cdiv(q_heads, HEADS)
     i = tl.arange(0, N)[None, :]
-    angle = tl.load(position + token) * HALF + i
-    c = tl.load(cos + angle, mask=i < HALF, other=0.0)
-    s = tl.load(sin + angle, mask=i < HALF, other=0.0)
+    angle = tl.load(position_ptr + token) * HALF + i
+    c = tl.load(cos_ptr + angle, mask=i < HALF, other=0.0)
+    s = tl.load(sin_ptr + angle, mask=i < HALF, other=0.0)
     if tile < q_tiles:
         head = tile * HEADS + tl.arange(0, HEADS)[:, None]
         inside = (head < q_heads) & (i < HALF)
-        source = q + token * q_row_stride + head.to(tl.int64) * q_head_stride + i
-        real = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-        imaginary = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
-        target = out + (token * q_heads + head) * (2 * HALF) + i
-        tl.store(target, (real * c - imaginary * s).to(out.dtype.element_ty), mask=inside)
-        tl.store(target + HALF, (imaginary * c + real * s).to(out.dtype.element_ty), mask=inside)
+        source_ptrs = q_ptr + token * q_row_stride + head.to(tl.int64) * q_head_stride + i
+        real = tl.load(source_ptrs, mask=inside, other=0.0).to(tl.float32)
+        imaginary = tl.load(source_ptrs + HALF, mask=inside, other=0.0).to(tl.float32)
+        out_ptrs = out_ptr + (token * q_heads + head) * (2 * HALF) + i
+        tl.store(out_ptrs, (real * c - imaginary * s).to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_ptrs + HALF, (imaginary * c + real * s).to(out_ptr.dtype.element_ty), mask=inside)
         return
-    at = tl.load(slot_mapping + token)
-    if at >= 0:
+    slot = tl.load(slot_mapping_ptr + token)
+    if slot >= 0:
         head = (tile - q_tiles) * HEADS + tl.arange(0, HEADS)[:, None]
         inside = (head < kv_heads) & (i < HALF)
-        target = ((at // PAGE * kv_heads + head) * PAGE + at % PAGE) * (2 * HALF) + i
-        source = k + token * k_row_stride + head.to(tl.int64) * k_head_stride + i
-        real = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-        imaginary = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
-        tl.store(keys + target, (real * c - imaginary * s).to(keys.dtype.element_ty), mask=inside)
-        tl.store(keys + target + HALF, (imaginary * c + real * s).to(keys.dtype.element_ty), mask=inside)
-        source = v + token * v_row_stride + head.to(tl.int64) * v_head_stride + i
-        first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-        second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
-        tl.store(values + target, first.to(values.dtype.element_ty), mask=inside)
-        tl.store(values + target + HALF, second.to(values.dtype.element_ty), mask=inside)
+        target = ((slot // PAGE * kv_heads + head) * PAGE + slot % PAGE) * (2 * HALF) + i
+        source_ptrs = k_ptr + token * k_row_stride + head.to(tl.int64) * k_head_stride + i
+        real = tl.load(source_ptrs, mask=inside, other=0.0).to(tl.float32)
+        imaginary = tl.load(source_ptrs + HALF, mask=inside, other=0.0).to(tl.float32)
+        tl.store(keys_ptr + target, (real * c - imaginary * s).to(keys_ptr.dtype.element_ty), mask=inside)
+        tl.store(keys_ptr + target + HALF, (imaginary * c + real * s).to(keys_ptr.dtype.element_ty), mask=inside)
+        source_ptrs = v_ptr + token * v_row_stride + head.to(tl.int64) * v_head_stride + i
+        first = tl.load(source_ptrs, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(source_ptrs + HALF, mask=inside, other=0.0).to(tl.float32)
+        tl.store(values_ptr + target, first.to(values_ptr.dtype.element_ty), mask=inside)
+        tl.store(values_ptr + target + HALF, second.to(values_ptr.dtype.element_ty), mask=inside)
 
 
-def rope_and_store(q, k, v, cos, sin, position, slot_mapping, keys, values):
-    """:func:`cdgen_kernels.reference.layers.rope_and_store` in one launch; float32 arithmetic."""
+def rope_and_store(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    position: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> torch.Tensor:
+    """Compute :func:`cdgen_kernels.reference.layers.rope_and_store` in one launch, in float32 arithmetic.
+
+    Args:
+        q: [N, H, d]. k, v: [N, K, d]. All with unit stride along d.
+        cos, sin: float32 [positions, d / 2], contiguous. position: int64 [N].
+        slot_mapping: int64 [N], flat cache position of each token; negative: not stored.
+        keys, values: the cache, contiguous [pages, K, page size, d], written in place.
+    Returns:
+        The rotated queries, contiguous [N, H, d].
+    """
     tokens, q_heads, dim = q.shape
     kv_heads = k.shape[1]
     out = q.new_empty(q.shape)

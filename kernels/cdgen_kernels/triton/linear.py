@@ -1,20 +1,23 @@
-"""The output layer and the head in one op, in Triton: no logits are stored.
+"""The output layer and the selection of candidates in one op, in Triton: the logits are not stored.
 
-`select_candidates_linear` takes two launches. The first is the matrix product hidden @ weight.T in tiles, of which
-it writes one maximum for every chunk of CHUNK neighbouring tokens. The second, one program per row, reads those maxima,
-recomputes the logits of the few chunks that can hold tokens of the head, and takes the head of these.
+`select_candidates_linear` takes two launches. The first computes the matrix product hidden @ weight.T in tiles and
+writes one maximum per chunk of CHUNK neighbouring tokens. The second, one program per row, reads these maxima and
+recomputes the logits of the few chunks that can hold candidates.
 
-Tensor cores and a plain dot product round one logit differently, so a chunk is looked at as soon as its maximum comes
-within `slack` of the threshold; every logit, the threshold and the head then come from the second launch alone, and do
-not depend on the batch or the tiles. How large must it be? A sum of D products in float32, in whatever order, is off by
-about sqrt(D) u S, where S is the sum of the products' magnitudes and u = 2^-24, or 2^-23 where tensor cores cut off
-instead of rounding. Where the products point every way, S is about sqrt(D) times the size of the row's logits; where
-they point one way, S = |logit|. So two such sums differ by about D 2^-22 times the row's greatest chunk maximum in
-magnitude, at the most. `slack` is twice that: 0.007 where D = 768 and logits reach 20, which hardly ever costs a chunk.
-Should logits cancel so well that sums differ by more, then a token that near to the threshold may be missed.
+Tensor cores and a plain dot product round the same logit differently, so the second launch reads a chunk if its maximum
+comes within `slack` of the threshold. The logits, the threshold and the candidates then come from the second launch
+alone, and do not depend on the batch or the tiles.
+
+The size of the slack: a sum of D products in float32, in any order, is off by about sqrt(D) u S, where S is the sum of
+the products' magnitudes and u = 2^-24, or 2^-23 if tensor cores truncate instead of rounding. If the products have
+random signs, S is about sqrt(D) times the size of the row's logits; if they have the same sign, S = |logit|. So two
+such sums differ by at most about D 2^-22 times the largest magnitude among the row's chunk maxima. `slack` is twice
+that: 0.007 for D = 768 and logits up to 20, which rarely costs a chunk. If logits cancel so strongly that the sums
+differ by more, a token that close to the threshold may be missed.
 """
 
 import re
+from typing import NamedTuple
 
 import torch
 import triton
@@ -22,81 +25,97 @@ import triton.language as tl
 
 from cdgen_kernels.sampling_tensors import Candidates
 from cdgen_kernels.triton import settings
-from cdgen_kernels.triton.draw import NAN_GOOD, NOTHING_POSSIBLE
-from cdgen_kernels.triton.passes import is_allowed
+from cdgen_kernels.triton.passes import Bans, candidate_threshold, is_allowed, with_fault
 
-# Launch settings; none has been measured on a GPU yet. Tiles leave room in 99 KiB of shared memory (64 on AMD).
+# Launch settings; they have not been measured on a GPU yet. Tiles fit in 99 KiB of shared memory (64 KiB on AMD).
 CHUNK = 16  # tokens that share a maximum
 TILE_TOKENS = 128
-TILE_BYTES = 128  # of each row of hidden and weight, at a time
-TILES = {16: (4, 4), 32: (4, 4), 64: (4, 3), 128: (8, 3)}  # rows -> (warps, stages)
-# From 64 rows on, sm_90 and later read 16-bit operands through the async proxy. Triton before 3.7.1 omits the fence
-# between pipelined copies and these reads (triton pull request 9610); with a single stage it writes the fence.
+TILE_BYTES = 128  # bytes of each row of hidden and weight per step of the product
+TILES = {16: (4, 4), 32: (4, 4), 64: (4, 3), 128: (8, 3)}  # rows per tile -> (warps, stages)
+# With 64 or more rows, sm_90 and later read 16-bit operands through the async proxy. Before 3.7.1, Triton omits the
+# fence between pipelined copies and these reads (triton pull request 9610); with a single stage it emits the fence.
 ASYNC_ROWS = 64
 HAS_FENCE = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3])) >= (3, 7, 1)
-HEAD_WARPS = 8
-HEAD_TOKENS = 32  # whose dot products are made at a time, whole chunks
-SCORE_WARPS = 4
-SCORE_TOKENS = 16
-DOT_BYTES = 512  # of each row of hidden and weight, at a time: 16 bytes a lane of a warp
+SELECT_WARPS = 8
+SELECT_TOKENS = 32  # dot products computed at once, in whole chunks
+GATHER_WARPS = 4
+GATHER_TOKENS = 16
+DOT_BYTES = 512  # bytes of each row of hidden and weight per step of a dot product: 16 per lane of a warp
+
+
+class Layer(NamedTuple):
+    """A row of hidden states and the output layer, of one dtype."""
+
+    hidden_ptr: tl.tensor  # [width]
+    weight_ptr: tl.tensor  # [V, width], rows weight_stride apart
+    weight_stride: tl.tensor
+    width: tl.tensor  # int32
 
 
 @triton.jit(do_not_specialize=["batch", "vocab_size"])
 def chunk_maxima_kernel(
-    hidden, weight, maxima, batch, vocab_size, width, hidden_stride, weight_stride, chunks,
+    hidden_ptr, weight_ptr, maxima_ptr, batch, vocab_size, width, hidden_stride, weight_stride, chunks,
     ROWS: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
+    """Write the greatest logit of each chunk, NaN if one is NaN. Grid: (tiles of ROWS rows, tiles of TOKENS tokens).
+
+    hidden [batch, width] and weight [vocab_size, width] have one dtype and unit stride along the width; maxima are
+    float32 [batch, chunks]. The product advances by DEPTH of the width per step.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     token = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     k = tl.arange(0, DEPTH)
-    left = hidden + row[:, None] * hidden_stride + k[None, :]
-    right = weight + token[:, None] * weight_stride + k[None, :]
+    hidden_ptrs = hidden_ptr + row[:, None] * hidden_stride + k[None, :]
+    weight_ptrs = weight_ptr + token[:, None] * weight_stride + k[None, :]
     is_row = row[:, None] < batch
     is_token = token[:, None] < vocab_size
     total = tl.zeros([ROWS, TOKENS], tl.float32)
     for start in range(0, width, DEPTH):
         inside = start + k[None, :] < width
-        x = tl.load(left + start, mask=is_row & inside, other=0.0)
-        w = tl.load(right + start, mask=is_token & inside, other=0.0)
+        x = tl.load(hidden_ptrs + start, mask=is_row & inside, other=0.0)
+        w = tl.load(weight_ptrs + start, mask=is_token & inside, other=0.0)
         total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
     z = tl.where(token[None, :] < vocab_size, total, float("-inf"))
     z = tl.reshape(z, [ROWS, TOKENS // CHUNK, CHUNK])
-    has_nan = tl.max((z != z).to(tl.int32), 2)  # tl.max passes over NaN
+    has_nan = tl.max((z != z).to(tl.int32), 2)  # tl.max ignores NaN
     highest = tl.where(has_nan > 0, float("nan"), tl.max(z, 2))
     chunk = tl.program_id(1) * (TOKENS // CHUNK) + tl.arange(0, TOKENS // CHUNK)
-    tl.store(maxima + row[:, None] * chunks + chunk[None, :], highest, mask=is_row)
+    tl.store(maxima_ptr + row[:, None] * chunks + chunk[None, :], highest, mask=is_row)
 
 
 @triton.jit
-def dot_products(hidden, weight, weight_stride, width, token, valid, TOKENS: tl.constexpr, DEPTH: tl.constexpr):
-    """float32 [TOKENS]: hidden . weight[token], anything where not valid."""
+def dot_products(layer, token, valid, TOKENS: tl.constexpr, DEPTH: tl.constexpr):
+    """Return float32 [TOKENS]: hidden . weight[token], undefined for tokens that are not valid."""
     k = tl.arange(0, DEPTH)
-    rows = weight + token.to(tl.int64)[:, None] * weight_stride + k[None, :]
+    weight_ptrs = layer.weight_ptr + token.to(tl.int64)[:, None] * layer.weight_stride + k[None, :]
     total = tl.zeros([TOKENS, DEPTH], tl.float32)
-    for start in tl.range(0, width, DEPTH, num_stages=3):  # two more steps' numbers are on their way
-        inside = start + k < width
-        x = tl.load(hidden + start + k, mask=inside, other=0.0).to(tl.float32)
-        w = tl.load(rows + start, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    for start in tl.range(0, layer.width, DEPTH, num_stages=3):  # loads run two steps ahead
+        inside = start + k < layer.width
+        x = tl.load(layer.hidden_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
+        w = tl.load(weight_ptrs + start, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
         total += w * x[None, :]
     return tl.sum(total, 1)
 
 
 @triton.jit
-def survey(maxima, chunks, banned, banned_count, CHUNK: tl.constexpr, N: tl.constexpr):
-    """(greatest maximum of the chunks without a banned token, greatest finite magnitude, 1 where there is NaN else 0).
+def chunk_statistics(maxima_ptr, chunks, bans, CHUNK: tl.constexpr, N: tl.constexpr):
+    """Return three statistics of a row's chunk maxima, float32 [chunks], read N at a time.
 
-    The maximum of a chunk with a banned token may be that token's, so that it says nothing about the row's maximum.
+    Returns:
+        (the greatest maximum of the chunks without a banned token, the greatest finite magnitude of all maxima, 1 if
+        there is NaN else 0). The maximum of a chunk with a banned token may be that token's, so it says nothing about
+        the row's maximum.
     """
     c = tl.arange(0, N)
     best = tl.full([N], float("-inf"), tl.float32)
     size = tl.zeros([N], tl.float32)
     has_nan = tl.zeros([N], tl.int32)
     for start in range(0, chunks, N):
-        highest = tl.load(maxima + start + c, mask=start + c < chunks, other=float("-inf"))
+        highest = tl.load(maxima_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
         clean = highest == highest
         has_nan = tl.where(clean, has_nan, 1)
-        for i in range(0, banned_count):  # -1 counts for chunk 0, which costs no more than another look at it
-            clean = clean & (start + c != tl.load(banned + i).to(tl.int32) // CHUNK)
+        for i in range(0, bans.count):  # an unused ban, -1, counts for chunk 0, which at most has it recomputed
+            clean = clean & (start + c != tl.load(bans.token_ptr + i).to(tl.int32) // CHUNK)
         best = tl.maximum(best, tl.where(clean, highest, float("-inf")))
         magnitude = tl.abs(highest)
         size = tl.maximum(size, tl.where(magnitude < float("inf"), magnitude, 0.0))
@@ -104,31 +123,33 @@ def survey(maxima, chunks, banned, banned_count, CHUNK: tl.constexpr, N: tl.cons
 
 
 @triton.jit
-def list_chunks(maxima, chunks, bound, hits, N: tl.constexpr):
-    """Write the chunks whose maximum reaches `bound`, in order, to `hits`; returns how many."""
+def list_chunks(maxima_ptr, chunks, bound, hits_ptr, N: tl.constexpr):
+    """Write the chunks whose maximum reaches `bound`, in order, to hits [chunks] (int32); return their number."""
     c = tl.arange(0, N)
     count = 0
-    tl.debug_barrier()  # an earlier list may still be read
+    tl.debug_barrier()  # other threads may still read an earlier list
     for start in range(0, chunks, N):
-        highest = tl.load(maxima + start + c, mask=start + c < chunks, other=float("-inf"))
+        highest = tl.load(maxima_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
         hit = (highest >= bound) & (highest > float("-inf"))
-        tl.store(hits + count + tl.cumsum(hit.to(tl.int32), 0) - 1, start + c, mask=hit)
+        tl.store(hits_ptr + count + tl.cumsum(hit.to(tl.int32), 0) - 1, start + c, mask=hit)
         count += tl.sum(hit.to(tl.int32), 0)
     tl.debug_barrier()
     return count
 
 
 @triton.jit
-def listed_logits(start, hits, hit_count, banned, banned_count, layer, CHUNK: tl.constexpr, TOKENS: tl.constexpr,
+def listed_logits(start, hits_ptr, hit_count, bans, layer, vocab_size, CHUNK: tl.constexpr, TOKENS: tl.constexpr,
                   DEPTH: tl.constexpr):  # fmt: skip
-    """(tokens [TOKENS] of the listed chunks from `start` on, their logits, -inf where banned or no token)."""
-    hidden, weight, weight_stride, width, vocab_size = layer
+    """Return (tokens [TOKENS] of the listed chunks, starting at chunk number `start`; their logits).
+
+    The logit is -inf if the token is banned or does not exist.
+    """
     i = tl.arange(0, TOKENS)
-    which = start + i // CHUNK
-    chunk = tl.load(hits + which, mask=which < hit_count, other=0)
+    index = start + i // CHUNK
+    chunk = tl.load(hits_ptr + index, mask=index < hit_count, other=0)
     token = chunk * CHUNK + i % CHUNK
-    valid = (which < hit_count) & (token < vocab_size) & is_allowed(token, banned, banned_count)
-    z = dot_products(hidden, weight, weight_stride, width, token, valid, TOKENS, DEPTH)
+    valid = (index < hit_count) & (token < vocab_size) & is_allowed(token, bans)
+    z = dot_products(layer, token, valid, TOKENS, DEPTH)
     return token, tl.where(valid, z, float("-inf"))
 
 
@@ -137,66 +158,83 @@ def listed_logits(start, hits, hit_count, banned, banned_count, layer, CHUNK: tl
     do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
 )
 def select_candidates_linear_kernel(
-    hidden, weight, margin, banned, maxima, hits, token_out, logit_out, count_out, max_out,
+    # hidden states [B, width] and output layer [vocab_size, width], float32 [B], int64 [B, banned_count]
+    hidden_ptr, weight_ptr, margin_ptr, banned_ptr,
+    # chunk maxima, float32 [B, chunks], and scratch, int32 [B, chunks]
+    maxima_ptr, hits_ptr,
+    # results: Candidates, [B, capacity] or [B]
+    token_out_ptr, logit_out_ptr, count_out_ptr, max_out_ptr,
     vocab_size, width, hidden_stride, weight_stride, banned_count, chunks, capacity,
     CHUNK: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
+    """Write the candidates of each row. Grid: (B,). Reads N maxima, TOKENS tokens, DEPTH of the width at a time."""
     row = tl.program_id(0).to(tl.int64)
-    layer = (hidden + row * hidden_stride, weight, weight_stride, width, vocab_size)
-    banned += row * banned_count
-    maxima += row * chunks
-    hits += row * chunks
-    token_out += row * capacity
-    logit_out += row * capacity
-    per_step: tl.constexpr = TOKENS // CHUNK
+    layer = Layer(hidden_ptr + row * hidden_stride, weight_ptr, weight_stride, width)
+    bans = Bans(banned_ptr + row * banned_count, banned_count)
+    maxima_ptr += row * chunks
+    hits_ptr += row * chunks
+    token_out_ptr += row * capacity
+    logit_out_ptr += row * capacity
+    STEP: tl.constexpr = TOKENS // CHUNK
 
-    about, size, has_nan = survey(maxima, chunks, banned, banned_count, CHUNK, N)
-    about = tl.where(has_nan > 0, float("nan"), about)  # reached by no chunk
+    about, size, has_nan = chunk_statistics(maxima_ptr, chunks, bans, CHUNK, N)
+    about = tl.where(has_nan > 0, float("nan"), about)  # no chunk reaches NaN
     slack = size * (width * 4.76837158203125e-07)  # D 2^-21
-    hit_count = list_chunks(maxima, chunks, about - slack, hits, N)
+    hit_count = list_chunks(maxima_ptr, chunks, about - slack, hits_ptr, N)
     highest = tl.full([TOKENS], float("-inf"), tl.float32)
-    for start in range(0, hit_count, per_step):
-        token, z = listed_logits(start, hits, hit_count, banned, banned_count, layer, CHUNK, TOKENS, DEPTH)
+    for start in range(0, hit_count, STEP):
+        token, z = listed_logits(start, hits_ptr, hit_count, bans, layer, vocab_size, CHUNK, TOKENS, DEPTH)
         highest = tl.maximum(highest, z)
     best = tl.where(has_nan > 0, float("nan"), tl.max(highest, 0))
-    threshold = tl.where(best == float("inf"), best, best - tl.load(margin + row))
+    threshold = candidate_threshold(best, tl.load(margin_ptr + row))
 
-    hit_count = list_chunks(maxima, chunks, threshold - slack, hits, N)
+    hit_count = list_chunks(maxima_ptr, chunks, threshold - slack, hits_ptr, N)
     count = 0
-    for start in range(0, hit_count, per_step):
-        token, z = listed_logits(start, hits, hit_count, banned, banned_count, layer, CHUNK, TOKENS, DEPTH)
+    for start in range(0, hit_count, STEP):
+        token, z = listed_logits(start, hits_ptr, hit_count, bans, layer, vocab_size, CHUNK, TOKENS, DEPTH)
         kept = (z >= threshold) & (z > float("-inf"))
-        slot = count + tl.cumsum(kept.to(tl.int32), 0) - 1
-        tl.store(token_out + slot, token, mask=kept & (slot < capacity))
-        tl.store(logit_out + slot, z, mask=kept & (slot < capacity))
+        entry = count + tl.cumsum(kept.to(tl.int32), 0) - 1
+        tl.store(token_out_ptr + entry, token, mask=kept & (entry < capacity))
+        tl.store(logit_out_ptr + entry, z, mask=kept & (entry < capacity))
         count += tl.sum(kept.to(tl.int32), 0)
     i = tl.arange(0, N)
     for start in range(count, capacity, N):
-        tl.store(token_out + start + i, -1, mask=start + i < capacity)
-        tl.store(logit_out + start + i, float("-inf"), mask=start + i < capacity)
-    count = tl.where(best == float("-inf"), NOTHING_POSSIBLE, count)
-    tl.store(count_out + row, tl.where(has_nan > 0, NAN_GOOD, count))
-    tl.store(max_out + row, best)
+        tl.store(token_out_ptr + start + i, -1, mask=start + i < capacity)
+        tl.store(logit_out_ptr + start + i, float("-inf"), mask=start + i < capacity)
+    tl.store(count_out_ptr + row, with_fault(count, best, has_nan))
+    tl.store(max_out_ptr + row, best)
 
 
 @triton.jit(do_not_specialize=["capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
-def gather_logits_kernel(hidden, weight, token, count, score, width, hidden_stride, weight_stride, capacity,
-                           TOKENS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+def gather_logits_kernel(
+    hidden_ptr, weight_ptr, token_ptr, count_ptr, logit_out_ptr, width, hidden_stride, weight_stride, capacity,
+    TOKENS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Write float32 logits [B, capacity] of listed tokens, -inf past the end of a list. Grid: (B, tiles of TOKENS).
+
+    hidden [B, width] and weight [V, width] have one dtype and unit stride along the width; token is int32
+    [B, capacity], count int32 [B].
+    """
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    score += row * capacity
-    listed = tl.load(count + row)
-    if tl.program_id(1) * TOKENS >= listed:
-        tl.store(score + slot, float("-inf"), mask=slot < capacity)
+    entry = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    logit_out_ptr += row * capacity
+    count = tl.load(count_ptr + row)
+    if tl.program_id(1) * TOKENS >= count:
+        tl.store(logit_out_ptr + entry, float("-inf"), mask=entry < capacity)
         return
-    valid = (slot < listed) & (slot < capacity)
-    which = tl.load(token + row * capacity + slot, mask=valid, other=0)
-    z = dot_products(hidden + row * hidden_stride, weight, weight_stride, width, which, valid, TOKENS, DEPTH)
-    tl.store(score + slot, tl.where(valid, z, float("-inf")), mask=slot < capacity)
+    valid = (entry < count) & (entry < capacity)
+    token = tl.load(token_ptr + row * capacity + entry, mask=valid, other=0)
+    layer = Layer(hidden_ptr + row * hidden_stride, weight_ptr, weight_stride, width)
+    z = dot_products(layer, token, valid, TOKENS, DEPTH)
+    tl.store(logit_out_ptr + entry, tl.where(valid, z, float("-inf")), mask=entry < capacity)
 
 
-def chunk_maxima(hidden, weight, vocab_size):
-    """float32 [B, chunks]: the greatest logit of each CHUNK tokens, NaN where one is NaN, -inf past the vocabulary."""
+def chunk_maxima(hidden: torch.Tensor, weight: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Return float32 [B, chunks]: the greatest logit of each CHUNK tokens.
+
+    It is NaN if one of the logits is NaN, and -inf past the vocabulary. The arguments are those of
+    :func:`select_candidates_linear`.
+    """
     batch, width = hidden.shape
     rows = next((rows for rows in TILES if rows >= batch), max(TILES))
     warps, stages = TILES[rows]
@@ -213,8 +251,15 @@ def chunk_maxima(hidden, weight, vocab_size):
     return maxima
 
 
-def select_candidates_linear(hidden, weight, margin, banned, vocab_size, capacity):
-    """:func:`cdgen_kernels.reference.sampling.select_candidates_linear` in two launches; logits are float32 sums.
+def select_candidates_linear(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    margin: torch.Tensor,
+    banned: torch.Tensor | None,
+    vocab_size: int,
+    capacity: int,
+) -> Candidates:
+    """Compute :func:`cdgen_kernels.reference.sampling.select_candidates_linear` in two launches, with float32 sums.
 
     Args:
         hidden, weight: [B, D] and [V, D] of one dtype, float32, float16 or bfloat16, with unit stride along D.
@@ -230,31 +275,32 @@ def select_candidates_linear(hidden, weight, margin, banned, vocab_size, capacit
     if batch:
         maxima = chunk_maxima(hidden, weight, vocab_size)
         hits = hidden.new_empty(maxima.shape, dtype=torch.int32)
-        # A fused multiply-add halves the dot product's instructions. The threshold, which has to be one rounded
+        # A fused multiply-add halves the instructions of a dot product. The threshold, which must be one rounded
         # subtraction, has no product to fuse with.
         select_candidates_linear_kernel[(batch,)](
             hidden, weight, margin, margin if banned is None else banned, maxima, hits, token, logit, count, best,
             vocab_size, width, hidden.stride(0), weight.stride(0), 0 if banned is None else banned.shape[1],
             maxima.shape[1], capacity,
-            CHUNK=CHUNK, TOKENS=HEAD_TOKENS, DEPTH=DOT_BYTES // weight.element_size(), N=4 * 32 * HEAD_WARPS,
-            num_warps=HEAD_WARPS, enable_fp_fusion=True,
+            CHUNK=CHUNK, TOKENS=SELECT_TOKENS, DEPTH=DOT_BYTES // weight.element_size(), N=4 * 32 * SELECT_WARPS,
+            num_warps=SELECT_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
     return Candidates(token, logit, count, best)
 
 
-def gather_logits(hidden, weight, token, count):
-    """:func:`cdgen_kernels.reference.sampling.gather_logits` in one launch; scores are float32 sums.
+def gather_logits(hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Compute :func:`cdgen_kernels.reference.sampling.gather_logits` in one launch, with float32 sums.
 
     Args:
-        hidden, weight: [B, D] and [V, D], float32, float16 or bfloat16, with unit stride along D.
+        hidden, weight: [B, D] and [V, D] of one dtype, float32, float16 or bfloat16, with unit stride along D.
         token: int32 [B, C], contiguous. count: int32 [B].
     """
     batch, capacity = token.shape
-    score = hidden.new_empty((batch, capacity), dtype=torch.float32)
+    logit = hidden.new_empty((batch, capacity), dtype=torch.float32)
     if batch:
-        gather_logits_kernel[(batch, triton.cdiv(capacity, SCORE_TOKENS))](
-            hidden, weight, token, count, score,
+        gather_logits_kernel[(batch, triton.cdiv(capacity, GATHER_TOKENS))](
+            hidden, weight, token, count, logit,
             hidden.shape[1], hidden.stride(0), weight.stride(0), capacity,
-            TOKENS=SCORE_TOKENS, DEPTH=DOT_BYTES // weight.element_size(), num_warps=SCORE_WARPS, enable_fp_fusion=True,
+            TOKENS=GATHER_TOKENS, DEPTH=DOT_BYTES // weight.element_size(), num_warps=GATHER_WARPS,
+            enable_fp_fusion=True,
         )  # fmt: skip
-    return score
+    return logit

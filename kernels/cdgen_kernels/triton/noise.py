@@ -1,4 +1,4 @@
-"""Random numbers in Triton: the Philox words of reference.py to the bit, and Gumbel noise in float32."""
+"""Random numbers in Triton: the same Philox words as the reference, bit for bit, and Gumbel noise in float32."""
 
 import triton
 import triton.language as tl
@@ -6,9 +6,11 @@ import triton.language as tl
 
 @triton.jit
 def philox_block(block, seed, sequence, position):
-    """The four uint32 words of each block (int32): Philox 4x32-10, counter (block, position, sequence), key the seed.
+    """Return the four uint32 words of each block: Philox 4x32-10, counter (block, position, sequence), key `seed`.
 
-    `seed`, `sequence` and `position` are int64 scalars, or tensors to broadcast with `block`.
+    Args:
+        block: int32 tensor of block numbers.
+        seed, sequence, position: int64 scalars, or tensors to broadcast with `block`.
     """
     c0 = block.to(tl.uint32)
     c1 = tl.zeros_like(c0) + position.to(tl.uint32)
@@ -32,7 +34,7 @@ def philox_block(block, seed, sequence, position):
 
 @triton.jit
 def philox_word(token, seed, sequence, position):
-    """The uint32 word of each token (int32): word token % 4 of block token // 4."""
+    """Return the uint32 word of each token (int32 tensor): word token % 4 of block token // 4."""
     w0, w1, w2, w3 = philox_block(token >> 2, seed, sequence, position)
     word = token & 3
     return tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
@@ -40,17 +42,17 @@ def philox_word(token, seed, sequence, position):
 
 @triton.jit
 def philox_words(start, seed, sequence, position, N: tl.constexpr):
-    """The words of tokens start (a multiple of 4) to start + N - 1, four from each block."""
+    """Return uint32 [N]: the words of tokens start to start + N - 1, four per block. `start` is a multiple of 4."""
     w0, w1, w2, w3 = philox_block(start // 4 + tl.arange(0, N // 4), seed, sequence, position)
     return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [N])
 
 
 @triton.jit
 def gumbel(word):
-    """-log(-log1p(-v)) with v = (word + 1/2) / 2^32, float32, within 1e-6 of float64.
+    """Return -log(-log1p(-v)) in float32 for v = (word + 1/2) / 2^32, within 1e-6 of float64. `word` is uint32.
 
-    Large values come from small v, where 1 - v would round to 1: there -log1p(-v) is its series. Elsewhere 1 - v is
-    made from the word's complement, which loses nothing.
+    Large values come from small v, where 1 - v would round to 1: there -log1p(-v) is computed as a series. Elsewhere
+    1 - v is computed from the complement of the word, which is exact.
     """
     v = (word.to(tl.float32) + 0.5) * 2.3283064365386963e-10
     series = 1.0 / 8 + v * (1.0 / 9)

@@ -1,50 +1,81 @@
-"""Two looks, one read, in Triton: a row's head without reading it twice.
+"""Find the candidates of a row of logits in two passes that read the row once.
 
-The first look streams GOOD's row 16 bytes a thread at a time and writes one maximum for every chunk; a chunk is what
-one thread reads in a tile, R groups of G logits, so that no two threads need to talk. The second look reads those
-maxima, and of the row only the chunks that reach the threshold. Several programs may share the first look at a row;
-the last of them to finish takes the second.
+The first pass streams GOOD's row at 16 bytes per thread and writes one maximum per chunk. A chunk is what one thread
+reads of a tile, R groups of G logits, so threads need not communicate. The second pass reads the maxima, and of the row
+only the chunks whose maximum reaches the threshold. Several programs may share the first pass over a row; the last one
+to finish does the second pass.
 
-A row may begin anywhere, so `skip` tokens come before the first multiple of 16 bytes, `full` tokens follow in whole
-groups, and fewer than G are left: the two ends are the row's edge. Places count from the first whole group.
+A row may begin at any address. `skip` tokens precede its first multiple of 16 bytes, `full` tokens follow in whole
+groups, and fewer than G tokens are left. The tokens at the two ends are the row's edge. A place is an index counted
+from the first whole group.
+
+Compile-time constants of all kernels that read rows of logits:
+
+    T         threads per program
+    G         logits per group of 16 bytes: 8 for 16-bit logits, 4 for float32
+    R         groups per thread and tile
+    CAPACITY  entries of a row's list of candidates
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
+from cdgen_kernels.triton.constants import NAN_GOOD, NOTHING_POSSIBLE
+
+
+class Bans(NamedTuple):
+    """Tokens of one row that must not be drawn."""
+
+    token_ptr: tl.tensor  # int64 [count]; -1: unused
+    count: tl.tensor  # int32
+
+
+class Row(NamedTuple):
+    """GOOD's logits of one row."""
+
+    logits_ptr: tl.tensor  # the row's first logit; float16, bfloat16 or float32 [vocab_size]
+    groups_ptr: tl.tensor  # its first logit at a multiple of 16 bytes
+    skip: tl.tensor  # int32, number of logits before groups_ptr
+    full: tl.tensor  # int32, number of logits in whole groups after groups_ptr
+    vocab_size: tl.tensor  # int32
+    bans: Bans
+
+
+class CandidateList(NamedTuple):
+    """A list of tokens with their logits."""
+
+    token_ptr: tl.tensor  # int32 [capacity]
+    logit_ptr: tl.tensor  # float32 [capacity]
+
 
 @triton.jit
-def row_layout(row, stride, vocab_size, G: tl.constexpr):
-    """(skip, full) of a row of logits whose storage begins at a multiple of 16 bytes."""
-    skip = tl.minimum((G - row * stride % G) % G, vocab_size).to(tl.int32)
-    return skip, (vocab_size - skip) // G * G
-
-
-@triton.jit
-def is_allowed(token, banned, banned_count):
+def is_allowed(token, bans):
+    """Return for each token (int32 tensor) whether it is not banned."""
     allowed = token >= 0
-    for i in range(0, banned_count):
-        allowed = allowed & (token != tl.load(banned + i).to(tl.int32))
+    for i in range(0, bans.count):
+        allowed = allowed & (token != tl.load(bans.token_ptr + i).to(tl.int32))
     return allowed
 
 
 @triton.jit
 def place_in_chunk(chunk, j, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
-    """Place of logit j, 0 to R * G - 1, of a chunk: R groups of G neighbours, T * G apart."""
+    """Return the place of logit j, 0 to R * G - 1, of a chunk: R groups of G neighbours, T * G apart."""
     return chunk // T * (T * G * R) + j // G * (T * G) + chunk % T * G + j % G
 
 
 @triton.jit
-def edge_tokens(skip, full, vocab_size, G: tl.constexpr):
-    """(tokens [2 G] of the row's two ends, whether each is one)."""
+def edge_tokens(row, G: tl.constexpr):
+    """Return (the tokens [2 G] at the row's two ends, a mask of those that exist)."""
     e = tl.arange(0, 2 * G)
-    token = tl.where(e < G, e, skip + full + e - G)
-    return token, tl.where(e < G, e < skip, token < vocab_size)
+    token = tl.where(e < G, e, row.skip + row.full + e - G)
+    return token, tl.where(e < G, e < row.skip, token < row.vocab_size)
 
 
 @triton.jit
 def maximum_of_groups(x, T: tl.constexpr, G: tl.constexpr):
-    """float32 [T]: the maximum of each G neighbours of x [T G], NaN where one is NaN; G is 4 or 8."""
+    """Return float32 [T]: the maximum of each G neighbours of x [T G], NaN if one of them is NaN. G is 4 or 8."""
     a, b = tl.split(tl.reshape(x, [T, G // 2, 2]))
     x = tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
     a, b = tl.split(tl.reshape(x, [T, G // 4, 2]))
@@ -56,118 +87,181 @@ def maximum_of_groups(x, T: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def first_pass(groups, begin, end, maxima, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
-    """Write the maxima, NaN where there is NaN, of the chunks of places begin, a multiple of T G R, to end."""
+def first_pass(groups_ptr, begin, end, maxima_ptr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
+    """Write the maxima of the chunks from place `begin`, a multiple of T G R, to place `end`.
+
+    A maximum is NaN if one of the chunk's logits is NaN.
+    """
     TILE: tl.constexpr = T * G * R
     offsets = tl.arange(0, T * G)
     lane = tl.arange(0, T)
     whole = begin + tl.maximum(end - begin, 0) // TILE * TILE
     for start in range(begin, whole, TILE):
-        most = tl.load(groups + start + offsets).to(tl.float32)
+        most = tl.load(groups_ptr + start + offsets).to(tl.float32)
         for r in tl.static_range(1, R):
-            x = tl.load(groups + start + r * (T * G) + offsets).to(tl.float32)
+            x = tl.load(groups_ptr + start + r * (T * G) + offsets).to(tl.float32)
             most = tl.maximum(most, x, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(maxima + start // (G * R) + lane, maximum_of_groups(most, T, G))
+        tl.store(maxima_ptr + start // (G * R) + lane, maximum_of_groups(most, T, G))
     if whole < end:
         last = tl.full([T * G], float("-inf"), tl.float32)
         for r in tl.static_range(R):
             place = whole + r * (T * G) + offsets
-            y = tl.load(groups + place, mask=place // G * G < end, other=float("-inf")).to(tl.float32)
+            y = tl.load(groups_ptr + place, mask=place // G * G < end, other=float("-inf")).to(tl.float32)
             last = tl.maximum(last, y, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(maxima + whole // (G * R) + lane, maximum_of_groups(last, T, G))
+        tl.store(maxima_ptr + whole // (G * R) + lane, maximum_of_groups(last, T, G))
 
 
 @triton.jit
-def is_last_to_arrive(arrivals, programs):
-    """Count one of a row's programs in. The atomic addition releases what it wrote, and acquires what others did."""
+def is_last_to_arrive(arrivals_ptr, programs):
+    """Count this program in, and return whether it is the last of the `programs` that share a row.
+
+    The atomic addition releases what this program wrote and acquires what the others wrote.
+    """
     tl.debug_barrier()
-    return tl.atomic_add(arrivals, 1, sem="acq_rel") == programs - 1
+    return tl.atomic_add(arrivals_ptr, 1, sem="acq_rel") == programs - 1
 
 
 @triton.jit
-def row_maximum(good, groups, skip, full, vocab_size, banned, banned_count, maxima,
-                T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """(the row's maximum without banned tokens, 1 where it holds NaN else 0); mends the banned chunks' maxima."""
+def begin_row(
+    logits_ptr, logits_stride, vocab_size, banned_ptr, banned_count, maxima_ptr, arrivals_ptr, segment,
+    SPLIT: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Do this program's share of the first pass over row program_id(0).
+
+    Args:
+        logits_ptr: [B, V'] with unit stride along V', from a multiple of 16 bytes. banned_ptr: int64 [B, banned_count].
+        maxima_ptr: float32 [chunks], of this row. arrivals_ptr: int32 [B], zeros; read only if SPLIT.
+        segment: places per program, a multiple of T G R.
+    Returns:
+        (:class:`Row`, whether this program has to continue: all of the row's maxima are written)
+    """
+    number = tl.program_id(0).to(tl.int64)
+    skip = tl.minimum((G - number * logits_stride % G) % G, vocab_size).to(tl.int32)
+    full = (vocab_size - skip) // G * G
+    groups_ptr = logits_ptr + (number * logits_stride + skip) // G * G
+    bans = Bans(banned_ptr + number * banned_count, banned_count)
+    row = Row(logits_ptr + number * logits_stride, groups_ptr, skip, full, vocab_size, bans)
+
+    begin = tl.program_id(1) * segment
+    first_pass(groups_ptr, begin, tl.minimum(begin + segment, full), maxima_ptr, T, G, R)
+    is_last = True
+    if SPLIT:
+        is_last = is_last_to_arrive(arrivals_ptr + number, tl.num_programs(1))
+    return row, is_last
+
+
+@triton.jit
+def chunk_count(row, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
+    """Return the number of chunks of a row, including those of a last, partial tile."""
+    return (row.full + T * G * R - 1) // (T * G * R) * T
+
+
+@triton.jit
+def row_maximum(row, maxima_ptr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
+    """Return (the row's maximum without banned tokens, 1 if the row has NaN else 0).
+
+    The maxima [chunks] of chunks with banned tokens are corrected in place.
+    """
+    tl.debug_barrier()  # the first pass has stored them
     best = float("-inf")
     has_nan = 0
-    if full < vocab_size:
-        edge, on_edge = edge_tokens(skip, full, vocab_size, G)
-        z = tl.load(good + edge, mask=on_edge, other=float("-inf")).to(tl.float32)
+    if row.full < row.vocab_size:
+        edge, on_edge = edge_tokens(row, G)
+        z = tl.load(row.logits_ptr + edge, mask=on_edge, other=float("-inf")).to(tl.float32)
         has_nan = tl.max((z != z).to(tl.int32), 0)
-        best = tl.max(tl.where(is_allowed(edge, banned, banned_count), z, float("-inf")), 0)
+        best = tl.max(tl.where(is_allowed(edge, row.bans), z, float("-inf")), 0)
 
-    for i in range(0, banned_count):  # the chunk of each banned token, looked at again without the banned ones
-        spot = tl.load(banned + i).to(tl.int32) - skip
-        if (spot >= 0) & (spot < full):
-            chunk = spot // (T * G * R) * T + spot % (T * G) // G
+    for i in range(0, row.bans.count):  # reread the chunk of each banned token without the banned ones
+        place = tl.load(row.bans.token_ptr + i).to(tl.int32) - row.skip
+        if (place >= 0) & (place < row.full):
+            chunk = place // (T * G * R) * T + place % (T * G) // G
             inside = place_in_chunk(chunk, tl.arange(0, R * G), T, G, R)
-            counts = (inside < full) & is_allowed(inside + skip, banned, banned_count)
-            rest = tl.load(groups + inside, mask=counts, other=float("-inf")).to(tl.float32)
-            tl.debug_barrier()  # between this and what the ban before stored
-            before = tl.load(maxima + chunk)
+            counts = (inside < row.full) & is_allowed(inside + row.skip, row.bans)
+            rest = tl.load(row.groups_ptr + inside, mask=counts, other=float("-inf")).to(tl.float32)
+            tl.debug_barrier()  # the previous iteration has stored
+            before = tl.load(maxima_ptr + chunk)
             tl.debug_barrier()
-            tl.store(maxima + chunk, tl.where(before != before, before, tl.max(rest, 0)))
-    if banned_count > 0:
+            tl.store(maxima_ptr + chunk, tl.where(before != before, before, tl.max(rest, 0)))
+    if row.bans.count > 0:
         tl.debug_barrier()
 
-    chunks = (full + T * G * R - 1) // (T * G * R) * T
+    chunks = chunk_count(row, T, G, R)
     c = tl.arange(0, 8 * T)
     highest = tl.full([8 * T], float("-inf"), tl.float32)
     for start in range(0, chunks, 8 * T):
-        some = tl.load(maxima + start + c, mask=start + c < chunks, other=float("-inf"))
+        some = tl.load(maxima_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
         highest = tl.maximum(highest, some, propagate_nan=tl.PropagateNan.ALL)
     has_nan = tl.maximum(has_nan, tl.max((highest != highest).to(tl.int32), 0))
     return tl.maximum(best, tl.max(highest, 0)), has_nan
 
 
 @triton.jit
-def collect(good, token, valid, threshold, banned, banned_count, list_token, list_logit, count,
-            CAPACITY: tl.constexpr):  # fmt: skip
-    """Append the head tokens among `token` to the list, which has `count` so far; returns the new count."""
-    z = tl.load(good + token, mask=valid, other=float("-inf")).to(tl.float32)
-    hit = valid & (z >= threshold) & (z > float("-inf")) & is_allowed(token, banned, banned_count)
-    slot = count + tl.cumsum(hit.to(tl.int32), 0) - 1
-    tl.store(list_token + slot, token, mask=hit & (slot < CAPACITY))
-    tl.store(list_logit + slot, z, mask=hit & (slot < CAPACITY))
+def candidate_threshold(best, margin):
+    """Return the lowest logit of a candidate, given the row's maximum and its margin (float32 scalars)."""
+    return tl.where(best == float("inf"), best, best - margin)
+
+
+@triton.jit
+def with_fault(result, best, has_nan):
+    """Return `result`, or the fault code of a row whose logits have this maximum, or NaN if `has_nan` > 0."""
+    result = tl.where(best == float("-inf"), NOTHING_POSSIBLE, result)
+    return tl.where(has_nan > 0, NAN_GOOD, result)
+
+
+@triton.jit
+def collect(logits_ptr, token, valid, threshold, bans, candidates, count, CAPACITY: tl.constexpr):
+    """Append the candidates among some tokens to a list of `count` entries, as far as they fit; return the new count.
+
+    Args:
+        logits_ptr: the row's logits [V]. token, valid: tokens to examine, and a mask of those that exist.
+        candidates: the :class:`CandidateList`, of CAPACITY entries.
+    """
+    z = tl.load(logits_ptr + token, mask=valid, other=float("-inf")).to(tl.float32)
+    hit = valid & (z >= threshold) & (z > float("-inf")) & is_allowed(token, bans)
+    entry = count + tl.cumsum(hit.to(tl.int32), 0) - 1
+    tl.store(candidates.token_ptr + entry, token, mask=hit & (entry < CAPACITY))
+    tl.store(candidates.logit_ptr + entry, z, mask=hit & (entry < CAPACITY))
     return count + tl.sum(hit.to(tl.int32), 0)
 
 
 @triton.jit
-def second_pass(good, groups, skip, full, vocab_size, threshold, banned, banned_count, maxima, hits, list_token,
-                list_logit, CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """Write the head's tokens and logits, in no particular order, as far as they fit; returns the head's size."""
-    chunks = (full + T * G * R - 1) // (T * G * R) * T
+def second_pass(row, threshold, maxima_ptr, hits_ptr, candidates,
+                CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """Write the row's candidates to the list, in no particular order, as far as they fit; return their number.
+
+    Args:
+        maxima_ptr: float32 [chunks], from the first pass. hits_ptr: int32 [chunks], scratch for chunks to read.
+    """
+    chunks = chunk_count(row, T, G, R)
     c = tl.arange(0, 8 * T)
     hit_count = 0
     for start in range(0, chunks, 8 * T):
-        highest = tl.load(maxima + start + c, mask=start + c < chunks, other=float("-inf"))
+        highest = tl.load(maxima_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
         hit = (highest >= threshold) & (highest > float("-inf"))
-        tl.store(hits + hit_count + tl.cumsum(hit.to(tl.int32), 0) - 1, start + c, mask=hit)
+        tl.store(hits_ptr + hit_count + tl.cumsum(hit.to(tl.int32), 0) - 1, start + c, mask=hit)
         hit_count += tl.sum(hit.to(tl.int32), 0)
     tl.debug_barrier()
     count = 0
-    if full < vocab_size:
-        edge, on_edge = edge_tokens(skip, full, vocab_size, G)
-        count = collect(good, edge, on_edge, threshold, banned, banned_count, list_token, list_logit, count, CAPACITY)
+    if row.full < row.vocab_size:
+        edge, on_edge = edge_tokens(row, G)
+        count = collect(row.logits_ptr, edge, on_edge, threshold, row.bans, candidates, count, CAPACITY)
     i = tl.arange(0, 4 * T)
     for start in range(0, hit_count, 4 * T // (R * G)):
-        which = start + i // (R * G)
-        chunk = tl.load(hits + which, mask=which < hit_count, other=0)
+        index = start + i // (R * G)
+        chunk = tl.load(hits_ptr + index, mask=index < hit_count, other=0)
         place = place_in_chunk(chunk, i % (R * G), T, G, R)
-        valid = (which < hit_count) & (place < full)
-        count = collect(
-            good, place + skip, valid, threshold, banned, banned_count, list_token, list_logit, count, CAPACITY
-        )
+        valid = (index < hit_count) & (place < row.full)
+        count = collect(row.logits_ptr, place + row.skip, valid, threshold, row.bans, candidates, count, CAPACITY)
     tl.debug_barrier()
     return count
 
 
 @triton.jit
-def bound_by_chunks(maxima, chunks, best, scale, wanted, BY_MASS: tl.constexpr, T: tl.constexpr):
-    """The greatest float32 reached by `wanted` of the chunks' maxima, or by so much of their mass; -inf if none is.
+def bound_by_chunks(maxima_ptr, chunks, best, scale, wanted, BY_MASS: tl.constexpr, T: tl.constexpr):
+    """Return the greatest float32 that `wanted` chunk maxima reach, or chunk maxima of mass `wanted`; -inf if none is.
 
-    The row's tokens from there on are then at least as many, or of as much mass: what top-k or top-p keeps is among
-    them. Mass is exp((z - best) / scale). Found bit by bit on the order of the float's bits.
+    At least as many of the row's tokens, or tokens of at least as much mass, then reach it, so top-k or top-p keeps no
+    token below it. Mass is exp((z - best) / scale). The bound is found bit by bit, in the order of the float's bits.
     """
     c = tl.arange(0, 8 * T)
     key = tl.full([], 0, tl.int64)
@@ -175,7 +269,7 @@ def bound_by_chunks(maxima, chunks, best, scale, wanted, BY_MASS: tl.constexpr, 
         tried = key | (tl.full([], 1, tl.int64) << (31 - bit))
         reached = 0.0
         for start in range(0, chunks, 8 * T):
-            z = tl.load(maxima + start + c, mask=start + c < chunks, other=float("-inf"))
+            z = tl.load(maxima_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
             bits = z.to(tl.int32, bitcast=True)
             ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
             counts = (ordered >= tried) & (z > float("-inf"))

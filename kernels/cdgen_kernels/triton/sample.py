@@ -1,178 +1,233 @@
-"""`sample` on GPUs in one launch: two looks at GOOD's logits, then the rest on the head's tokens.
+"""`contrastive_sample` on GPUs in one launch: two passes over GOOD's logits, then everything else on the candidates.
 
-Where there are fewer rows than the device has room for, several programs share a row's first look, and the last of
-them to finish does the rest. A head longer than the list, or a mode that gives tokens outside the head a score, takes
-the row instead of the list: the same code over the whole vocabulary, decided on the device.
+If there are fewer rows than the device has room for, several programs share a row's first pass, and the last one to
+finish does the rest. If there are more candidates than the list holds, or tokens outside the candidates have a score,
+the same code runs on the whole row instead of the list. The device decides that.
 
-Methods without a head (alpha = 0): top-k and top-p over the whole vocabulary keep only tokens above a bound that the
-chunks' maxima give, so they become a short list too. Ancestral sampling needs noise for every token.
+Methods without candidates (alpha = 0): top-k and top-p over the whole vocabulary keep only tokens above a bound that
+the chunk maxima give, so their tokens become a short list too. Ancestral sampling needs noise for every token.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from cdgen_kernels.sampling_tensors import Samples
+from cdgen_kernels.sampling_tensors import Samples, SamplingTensors
 from cdgen_kernels.triton import settings
+from cdgen_kernels.triton.constants import BAD_DENSE, CONSTANT, MASK, NAN_BAD, NO_BAD, SHIFTED_GOOD
 from cdgen_kernels.triton.draw import (
-    BAD_DENSE,
-    NAN_BAD,
-    NAN_GOOD,
-    NO_BAD,
-    NOTHING_POSSIBLE,
+    Cuts,
+    Entries,
+    Logits,
+    Noise,
+    Outside,
+    Weights,
     draw_few,
     draw_many,
     log_probability,
     log_sum_exp,
+    nothing_outside,
     score_tile,
 )
 from cdgen_kernels.triton.passes import (
+    Bans,
+    CandidateList,
+    begin_row,
     bound_by_chunks,
-    first_pass,
+    candidate_threshold,
+    chunk_count,
     is_allowed,
-    is_last_to_arrive,
-    row_layout,
     row_maximum,
     second_pass,
+    with_fault,
 )
 
 
 @triton.jit
-def mass_of_row(good, vocab_size, best, scale, banned, banned_count, N: tl.constexpr):
-    """Sum of exp((z - best) / scale) over the tokens that are not banned."""
+def row_mass(row, best, scale, N: tl.constexpr):
+    """Return the sum of exp((z - best) / scale) over the logits z of the tokens that are not banned."""
     i = tl.arange(0, N)
     total = tl.zeros([N], tl.float32)
-    for start in range(0, vocab_size, N):
-        inside = (start + i < vocab_size) & is_allowed(start + i, banned, banned_count)
-        z = tl.load(good + start + i, mask=inside, other=float("-inf")).to(tl.float32)
+    for start in range(0, row.vocab_size, N):
+        inside = (start + i < row.vocab_size) & is_allowed(start + i, row.bans)
+        z = tl.load(row.logits_ptr + start + i, mask=inside, other=float("-inf")).to(tl.float32)
         total += tl.exp((z - best) / scale)
     return tl.sum(total, 0)
+
+
+@triton.jit
+def threshold_of_row(row, maxima_ptr, best, margin, weights, top_k, top_p, BAD: tl.constexpr, OUTSIDE: tl.constexpr,
+                     CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """Return (the threshold of the second pass, `mass` of :class:`Cuts`).
+
+    If every token is a candidate and GOOD's logits alone decide, top-k and top-p keep nothing below a bound that the
+    chunk maxima give. The bound then serves as the threshold.
+    """
+    threshold = candidate_threshold(best, margin)
+    mass = -1.0
+    if OUTSIDE == MASK:
+        good_decides = (weights.good_weight > 0) & (best < float("inf")) & (best > float("-inf"))
+        if BAD != NO_BAD:
+            good_decides = good_decides & (weights.contrast_strength == 0)
+        if (margin == float("inf")) & good_decides & (row.vocab_size > CAPACITY):
+            chunks = chunk_count(row, T, G, R)
+            scale = weights.scale / weights.good_weight
+            if (top_k > 0) & (top_k < row.vocab_size):
+                threshold = bound_by_chunks(maxima_ptr, chunks, best, scale, top_k.to(tl.float32), False, T)
+            elif top_p < 1:
+                mass = row_mass(row, best, scale, 4 * T)
+                wanted = top_p * mass * 1.0001  # more than any difference in rounding
+                threshold = bound_by_chunks(maxima_ptr, chunks, best, scale, wanted, True, T)
+    return threshold, mass
+
+
+@triton.jit
+def constant_outside(row, bad_ptr, scale, value, BAD: tl.constexpr, N: tl.constexpr):
+    """Return (:class:`Outside` of the mode CONSTANT, 1 if BAD has NaN else 0). Scores are log-probabilities then."""
+    good_log_sum, _ = log_sum_exp(row.logits_ptr, row.vocab_size, scale, row.bans, N)
+    bad_log_sum = tl.log(row.vocab_size.to(tl.float32))
+    bad_at_infinity = False
+    nan_bad = 0
+    if BAD != NO_BAD:
+        bad_log_sum, bad_at_infinity = log_sum_exp(bad_ptr, row.vocab_size, scale, Bans(row.bans.token_ptr, 0), N)
+        nan_bad = (bad_log_sum != bad_log_sum).to(tl.int32)
+    return Outside(value, good_log_sum, bad_log_sum, bad_at_infinity), nan_bad
+
+
+@triton.jit
+def shifted_outside(entries, logits, weights, vocab_size, BAD: tl.constexpr, N: tl.constexpr):
+    """Return the :class:`Outside` of the mode SHIFTED_GOOD: the best other token meets the worst candidate's score."""
+    i = tl.arange(0, N)
+    worst = tl.full([N], float("inf"), tl.float32)
+    below = tl.full([N], float("-inf"), tl.float32)
+    for start in range(0, vocab_size, N):
+        token, score, rank, _ = score_tile(start + i, entries, logits, weights, nothing_outside(), BAD, SHIFTED_GOOD)
+        z = tl.load(logits.good_ptr + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
+        worst = tl.minimum(worst, tl.where((rank > -2) & (z >= logits.threshold), score, float("inf")))
+        below = tl.maximum(below, tl.where((rank > -2) & (z < logits.threshold), z / weights.scale, float("-inf")))
+    return Outside(tl.min(worst, 0) - tl.max(below, 0), 0.0, 0.0, False)
+
+
+@triton.jit
+def store_logprobs(drawn, row, bad_ptr, logprobs_ptr, batch, BAD: tl.constexpr, N: tl.constexpr):
+    """Write three log-probabilities of the drawn token to column 0 of logprobs [3, batch].
+
+    The first is that of the sampled distribution, the others are GOOD's and BAD's, without bans and at temperature 1.
+    Returns 1 if BAD has NaN, else 0.
+    """
+    no_bans = Bans(row.bans.token_ptr, 0)
+    exists = drawn.token < row.vocab_size
+    z = tl.load(row.logits_ptr + drawn.token, mask=exists, other=0.0).to(tl.float32)
+    good_log_sum, good_at_infinity = log_sum_exp(row.logits_ptr, row.vocab_size, 1.0, no_bans, N)
+    bad_logprob = -tl.log(row.vocab_size.to(tl.float32))
+    nan_bad = 0
+    if BAD != NO_BAD:
+        y = tl.load(bad_ptr + drawn.token, mask=exists, other=0.0).to(tl.float32)
+        bad_log_sum, bad_at_infinity = log_sum_exp(bad_ptr, row.vocab_size, 1.0, no_bans, N)
+        nan_bad = (bad_log_sum != bad_log_sum).to(tl.int32)
+        bad_logprob = log_probability(y, bad_log_sum, bad_at_infinity)
+    tl.store(logprobs_ptr, drawn.score - drawn.best_score - tl.log(drawn.mass))
+    tl.store(logprobs_ptr + batch, log_probability(z, good_log_sum, good_at_infinity))
+    tl.store(logprobs_ptr + 2 * batch, bad_logprob)
+    return nan_bad
 
 
 @triton.jit(
     do_not_specialize=["vocab_size", "banned_count", "chunks_stride", "batch"],
     do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
 )
-def sample_kernel(
-    good, bad, margin, good_weight, contrast_strength, temperature, top_p, top_k, seed, sequence, position, banned,
-    arrivals, maxima, hits, list_token, list_logit, scores, token_out, logprobs_out,
+def contrastive_sample_kernel(
+    # GOOD's and BAD's logits, [B, V'] and [B, V''], with unit stride along V'
+    good_ptr, bad_ptr,
+    # SamplingTensors, each [B]
+    margin_ptr, good_weight_ptr, contrast_strength_ptr, temperature_ptr, top_p_ptr, top_k_ptr,
+    seed_ptr, sequence_ptr, position_ptr,
+    # banned tokens, int64 [B, banned_count]
+    banned_ptr,
+    # scratch: settings.Scratch, and float32 [B, T]
+    arrivals_ptr, maxima_ptr, hits_ptr, list_token_ptr, list_logit_ptr, scores_ptr,
+    # results: int64 [B], and if LOGPROBS float32 [3, B]
+    token_out_ptr, logprobs_out_ptr,
+    # sizes; a segment is what one program reads in the first pass, and value the score of the mode CONSTANT
     vocab_size, good_stride, bad_stride, banned_count, chunks_stride, batch, segment, value,
     BAD: tl.constexpr, OUTSIDE: tl.constexpr, LOGPROBS: tl.constexpr, SPLIT: tl.constexpr,
     CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
+    """Draw one token per row. Grid: (B, programs per row; more than 1 if SPLIT)."""
     N: tl.constexpr = 4 * T
-    row = tl.program_id(0).to(tl.int64)
-    skip, full = row_layout(row, good_stride, vocab_size, G)
-    groups = good + (row * good_stride + skip) // G * G
-    good += row * good_stride
-    bad += row * bad_stride
-    banned += row * banned_count
-    maxima += row * chunks_stride
-    hits += row * chunks_stride
-    list_token += row * CAPACITY
-    list_logit += row * CAPACITY
-    scores += row * T
-
-    begin = tl.program_id(1) * segment
-    first_pass(groups, begin, tl.minimum(begin + segment, full), maxima, T, G, R)
-    if SPLIT and not is_last_to_arrive(arrivals + row, tl.num_programs(1)):
+    number = tl.program_id(0).to(tl.int64)
+    bad_ptr += number * bad_stride
+    maxima_ptr += number * chunks_stride
+    hits_ptr += number * chunks_stride
+    candidates = CandidateList(list_token_ptr + number * CAPACITY, list_logit_ptr + number * CAPACITY)
+    scores_ptr += number * T
+    row, is_last = begin_row(
+        good_ptr, good_stride, vocab_size, banned_ptr, banned_count, maxima_ptr, arrivals_ptr, segment, SPLIT, T, G, R
+    )
+    if not is_last:
         return
-    tl.debug_barrier()
-    best, nan_good = row_maximum(good, groups, skip, full, vocab_size, banned, banned_count, maxima, T, G, R)
-    chunks = (full + T * G * R - 1) // (T * G * R) * T
+    best, nan_good = row_maximum(row, maxima_ptr, T, G, R)
 
-    m = tl.load(margin + row)
-    weight = tl.load(good_weight + row)
-    strength = tl.load(contrast_strength + row)
-    t = tl.load(temperature + row)
-    scale = tl.where(t == 0, 1.0, t)
-    p = tl.load(top_p + row)
-    k = tl.load(top_k + row).to(tl.int32)
-
-    # A cut of GOOD's own scores over the whole vocabulary: a bound below which nothing is kept serves as the threshold.
-    threshold = tl.where(best == float("inf"), best, best - m)
-    total = -1.0
-    if OUTSIDE == 0:
-        of_good_alone = (weight > 0) & (best < float("inf")) & (best > float("-inf"))
-        if BAD != NO_BAD:
-            of_good_alone = of_good_alone & (strength == 0)
-        if (m == float("inf")) & of_good_alone & (vocab_size > CAPACITY):
-            if (k > 0) & (k < vocab_size):
-                threshold = bound_by_chunks(maxima, chunks, best, scale / weight, k.to(tl.float32), False, T)
-            elif p < 1:
-                total = mass_of_row(good, vocab_size, best, scale / weight, banned, banned_count, N)
-                wanted = p * total * 1.0001  # more than any difference in rounding
-                threshold = bound_by_chunks(maxima, chunks, best, scale / weight, wanted, True, T)
+    margin = tl.load(margin_ptr + number)
+    good_weight = tl.load(good_weight_ptr + number)
+    contrast_strength = tl.load(contrast_strength_ptr + number)
+    temperature = tl.load(temperature_ptr + number)
+    weights = Weights(good_weight, contrast_strength, tl.where(temperature == 0, 1.0, temperature))
+    top_p = tl.load(top_p_ptr + number)
+    top_k = tl.load(top_k_ptr + number).to(tl.int32)
+    threshold, mass = threshold_of_row(
+        row, maxima_ptr, best, margin, weights, top_k, top_p, BAD, OUTSIDE, CAPACITY, T, G, R
+    )
     count = vocab_size
     if (threshold > float("-inf")) | (vocab_size <= CAPACITY):
-        count = second_pass(
-            good, groups, skip, full, vocab_size, threshold, banned, banned_count, maxima, hits, list_token,
-            list_logit, CAPACITY, T, G, R,
-        )  # fmt: skip
+        count = second_pass(row, threshold, maxima_ptr, hits_ptr, candidates, CAPACITY, T, G, R)
 
-    listed = (count <= CAPACITY) & (OUTSIDE == 0)
-    slots = (listed, tl.where(listed, count, vocab_size), list_token, list_logit)
-    logits = (good, bad, banned, banned_count, threshold, best)
-    weights = (weight, strength, scale)
-    noise = (tl.load(seed + row), tl.load(sequence + row), tl.load(position + row), t)
-    nan_bad = 0
-    if OUTSIDE == 0:
+    listed = (count <= CAPACITY) & (OUTSIDE == MASK)
+    entries = Entries(listed, tl.where(listed, count, vocab_size), candidates)
+    logits = Logits(row.logits_ptr, bad_ptr, row.bans, threshold, best)
+    cuts = Cuts(top_k, top_p, mass)
+    noise = Noise(
+        tl.load(seed_ptr + number), tl.load(sequence_ptr + number), tl.load(position_ptr + number), temperature
+    )
+    if OUTSIDE == MASK:
         if listed & (count <= T):
-            drawn, score, top, mass, nan_bad = draw_few(slots, logits, weights, (k, p, total), noise, scores, BAD, T)
+            drawn = draw_few(entries, logits, weights, cuts, noise, scores_ptr, BAD, T)
         else:
-            drawn, score, top, mass, nan_bad = draw_many(
-                slots, logits, weights, (0.0, 0.0, 0.0, False), (k, p, total), noise, BAD, OUTSIDE, LOGPROBS, N
-            )
+            drawn = draw_many(entries, logits, weights, nothing_outside(), cuts, noise, BAD, MASK, LOGPROBS, N)
+        nan_bad = drawn.bad_has_nan
     else:
-        shift = value
-        good_log_sum = 0.0
-        bad_log_sum = 0.0
-        bad_at_infinity = False
-        if OUTSIDE == 1:
-            good_log_sum, _ = log_sum_exp(good, vocab_size, scale, banned, banned_count, N)
-            bad_log_sum = tl.log(vocab_size.to(tl.float32))
-            if BAD != NO_BAD:
-                bad_log_sum, bad_at_infinity = log_sum_exp(bad, vocab_size, scale, banned, 0, N)
-                nan_bad = (bad_log_sum != bad_log_sum).to(tl.int32)
+        if OUTSIDE == CONSTANT:
+            outside, nan_bad = constant_outside(row, bad_ptr, weights.scale, value, BAD, N)
         else:
-            i = tl.arange(0, N)
-            worst = tl.full([N], float("inf"), tl.float32)
-            below = tl.full([N], float("-inf"), tl.float32)
-            for start in range(0, vocab_size, N):
-                unshifted = (0.0, 0.0, 0.0, False)
-                token, score_here, rank, _ = score_tile(start + i, slots, logits, weights, unshifted, BAD, 2)
-                z = tl.load(good + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
-                worst = tl.minimum(worst, tl.where((rank > -2) & (z >= threshold), score_here, float("inf")))
-                below = tl.maximum(below, tl.where((rank > -2) & (z < threshold), z / scale, float("-inf")))
-            shift = tl.min(worst, 0) - tl.max(below, 0)
-        outside = (shift, good_log_sum, bad_log_sum, bad_at_infinity)
-        drawn, score, top, mass, nan_drawn = draw_many(
-            slots, logits, weights, outside, (k, p, total), noise, BAD, OUTSIDE, LOGPROBS, N
-        )
-        nan_bad = tl.maximum(nan_bad, nan_drawn)
-
+            outside = shifted_outside(entries, logits, weights, vocab_size, BAD, N)
+            nan_bad = 0
+        drawn = draw_many(entries, logits, weights, outside, cuts, noise, BAD, OUTSIDE, LOGPROBS, N)
+        nan_bad = tl.maximum(nan_bad, drawn.bad_has_nan)
     if LOGPROBS:
-        z = tl.load(good + drawn, mask=drawn < vocab_size, other=0.0).to(tl.float32)
-        all_good, at_infinity = log_sum_exp(good, vocab_size, 1.0, banned, 0, N)
-        y_logprob = -tl.log(vocab_size.to(tl.float32))
-        if BAD != NO_BAD:
-            y = tl.load(bad + drawn, mask=drawn < vocab_size, other=0.0).to(tl.float32)
-            all_bad, bad_infinite = log_sum_exp(bad, vocab_size, 1.0, banned, 0, N)
-            nan_bad = tl.maximum(nan_bad, (all_bad != all_bad).to(tl.int32))
-            y_logprob = log_probability(y, all_bad, bad_infinite)
-        tl.store(logprobs_out + row, score - top - tl.log(mass))
-        tl.store(logprobs_out + batch + row, log_probability(z, all_good, at_infinity))
-        tl.store(logprobs_out + 2 * batch + row, y_logprob)
-
-    result = drawn.to(tl.int64)
-    result = tl.where(nan_bad > 0, NAN_BAD, result)
-    result = tl.where(best == float("-inf"), NOTHING_POSSIBLE, result)
-    result = tl.where(nan_good > 0, NAN_GOOD, result)
-    tl.store(token_out + row, result)
+        nan_bad = tl.maximum(nan_bad, store_logprobs(drawn, row, bad_ptr, logprobs_out_ptr + number, batch, BAD, N))
+    result = tl.where(nan_bad > 0, NAN_BAD, drawn.token.to(tl.int64))
+    tl.store(token_out_ptr + number, with_fault(result, best, nan_good))
 
 
-def contrastive_sample(good, bad, sampling, banned, vocab_size, outside, value, logprobs):
-    """:func:`cdgen_kernels.reference.sampling.sample` in one launch; same arguments, float32 arithmetic."""
+def contrastive_sample(
+    good: torch.Tensor,
+    bad: torch.Tensor | None,
+    sampling: SamplingTensors,
+    banned: torch.Tensor | None,
+    vocab_size: int,
+    outside: int,
+    value: float,
+    logprobs: bool,
+) -> Samples:
+    """Compute :func:`cdgen_kernels.reference.sampling.contrastive_sample` in one launch, in float32 arithmetic.
+
+    Args:
+        good, bad: logits [B, V'] and [B, V''], float16, bfloat16 or float32, with unit stride along V'.
+        sampling: the rows' parameters. banned: int64 [B, N], contiguous, or None.
+        outside, value: a mode of :mod:`cdgen_kernels.codes`, and the score of its CONSTANT.
+    Raises:
+        ValueError: the vocabulary has 2^28 or more tokens.
+    """
     batch = good.shape[0]
     if vocab_size >= 1 << 28:
         raise ValueError(f"vocab_size = {vocab_size}: the Triton kernel orders tokens by 28 bits of their id")
@@ -180,7 +235,7 @@ def contrastive_sample(good, bad, sampling, banned, vocab_size, outside, value, 
     out = good.new_empty((3, batch if logprobs else 0), dtype=torch.float32)
     if batch:
         shape = settings.split(good, vocab_size)
-        sample_kernel[(batch, shape.programs)](
+        contrastive_sample_kernel[(batch, shape.programs)](
             good, good if bad is None else bad, *sampling, token if banned is None else banned,
             *shape.scratch(good), good.new_empty((batch, settings.THREADS), dtype=torch.float32), token, out,
             vocab_size, good.stride(0), 0 if bad is None else bad.stride(0), 0 if banned is None else banned.shape[1],

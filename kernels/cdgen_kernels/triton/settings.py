@@ -1,4 +1,4 @@
-"""Launch settings of the kernels that read rows of logits, in one place. None has been measured on a GPU yet.
+"""Launch settings of the kernels that read rows of logits. They have not been measured on a GPU yet.
 
 Settings are looked up at each launch, here and in the other kernel modules, so a sweep can assign them:
 `triton_settings.THREADS = 256`.
@@ -12,39 +12,40 @@ import torch
 from cdgen_kernels.sampling_tensors import SamplingTensors
 
 THREADS = 128
-GROUPS = 4  # of 16 bytes, read by a thread at once
-CAPACITY = 256  # tokens of a head that are listed; a longer one takes the path over the whole row
-# A program has THREADS * GROUPS * 16 = 8 KiB under way. By Little's law an H100 needs some 18 KiB for each of
-# its multiprocessors (3.35 TB/s, 0.7 microseconds), other devices less.
+GROUPS = 4  # 16-byte loads that a thread has in flight
+CAPACITY = 256  # entries of a row's list of candidates; more candidates take the path over the whole row
+# A program has THREADS * GROUPS * 16 = 8 KiB of loads in flight. By Little's law an H100 needs about 18 KiB per
+# multiprocessor (3.35 TB/s, 0.7 microseconds), other devices less.
 PROGRAMS_PER_MULTIPROCESSOR = 4
-MAX_REGISTERS = 128  # lets that many stand on one; without a bound ptxas takes fewer and spills to make room for more
+# Lets PROGRAMS_PER_MULTIPROCESSOR programs fit. Without a limit ptxas takes fewer registers and spills, to fit more.
+MAX_REGISTERS = 128
 # Pointers that kernels read one element at a time. Alignment does not change their code, but Triton would compile a
 # second kernel for addresses that are not multiples of 16, which parts of larger tensors often have.
 SCALAR_POINTERS = (
-    *SamplingTensors._fields,
-    "banned",
-    "count",
-    "maximum",
-    "page_table",
-    "cache_row",
-    "slot_mapping",
-    "target",
+    *(f"{name}_ptr" for name in SamplingTensors._fields),
+    "banned_ptr",
+    "count_ptr",
+    "max_ptr",
+    "page_table_ptr",
+    "cache_row_ptr",
+    "slot_mapping_ptr",
+    "target_ptr",
 )
-MULTIPROCESSORS = 132  # of a device that cannot be asked, such as the CPU of a test
+MULTIPROCESSORS = 132  # assumed for a device that cannot be asked, such as the CPU in a test
 
 
-def launch_options():
-    """What every launch passes to Triton."""
+def launch_options() -> dict[str, int | bool]:
+    """Return the options that every launch passes to Triton."""
     # Not fused: products and sums round as those of the C++ kernels and of the reference in float32 do.
-    options = {"enable_fp_fusion": False}
+    options: dict[str, int | bool] = {"enable_fp_fusion": False}
     if torch.version.hip is None:
         return options | {"num_warps": THREADS // 32, "maxnreg": MAX_REGISTERS}
     return options | {"num_warps": THREADS // 64}
 
 
 @cache
-def multiprocessors(device):
-    """How many of them the torch.device has."""
+def multiprocessors(device: torch.device) -> int:
+    """Return the number of multiprocessors of a device."""
     if device.type != "cuda":
         return MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -52,24 +53,34 @@ def multiprocessors(device):
 
 @cache
 def compute_capability(device: torch.device) -> int:
-    """Major number of an NVIDIA GPU's compute capability, 9 for sm_90; 0 for other devices."""
+    """Return the major number of an NVIDIA GPU's compute capability, 9 for sm_90; 0 for other devices."""
     if device.type != "cuda" or torch.version.hip is not None:
         return 0
     return torch.cuda.get_device_capability(device)[0]
+
+
+class Scratch(NamedTuple):
+    """Memory that the programs of one launch share."""
+
+    arrivals: torch.Tensor  # int32 [B], zeros; empty if no programs share a row
+    maxima: torch.Tensor  # float32 [B, chunks]
+    hits: torch.Tensor  # int32 [B, chunks]
+    list_token: torch.Tensor  # int32 [B, CAPACITY]
+    list_logit: torch.Tensor  # float32 [B, CAPACITY]
 
 
 class Split(NamedTuple):
     """How the rows of a tensor of logits are divided among programs."""
 
     group: int  # logits in 16 bytes
-    chunks: int  # in a row, those of a last, partial tile included
-    programs: int  # that share a row
-    segment: int  # logits of a row that one of them reads, a multiple of the tile
+    chunks: int  # chunks per row, including those of a last, partial tile
+    programs: int  # programs per row
+    segment: int  # logits of a row that one program reads, a multiple of the tile
 
-    def scratch(self, logits):
-        """(arrivals, maxima, hits, list_token, list_logit), as the kernels name them."""
+    def scratch(self, logits: torch.Tensor) -> Scratch:
+        """Allocate the scratch memory of a launch on logits [B, V']."""
         batch = logits.shape[0]
-        return (
+        return Scratch(
             logits.new_zeros(batch if self.programs > 1 else 0, dtype=torch.int32),
             logits.new_empty((batch, self.chunks), dtype=torch.float32),
             logits.new_empty((batch, self.chunks), dtype=torch.int32),
@@ -78,8 +89,8 @@ class Split(NamedTuple):
         )
 
 
-def split(logits, vocab_size):
-    """The :class:`Split` of logits [B, V'], of which vocab_size are read, over the programs the device has room for."""
+def split(logits: torch.Tensor, vocab_size: int) -> Split:
+    """Divide the first vocab_size entries of logits [B, V'] among as many programs as the device has room for."""
     group = 16 // logits.element_size()
     tile = THREADS * group * GROUPS
     tiles = -(-vocab_size // tile)

@@ -1,0 +1,78 @@
+"""Habits of the source code that a script can measure: type hints, docstrings, length of functions."""
+
+import ast
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from tests.test_layout import MODULES
+
+MAX_LINES = 60
+HINTED = 0.98
+DOCUMENTED = 0.9
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Definition(NamedTuple):
+    """A function, method or class of one of the packages."""
+
+    name: str  # dotted
+    node: Function | ast.ClassDef
+    nested: bool  # inside a function
+
+    @property
+    def is_public(self) -> bool:
+        return not self.nested and not any(part.startswith("_") for part in self.name.split("."))
+
+
+def is_kernel(node: ast.AST) -> bool:
+    """Whether a function is compiled by Triton, whose language has no types and whose length has other reasons."""
+    decorators = getattr(node, "decorator_list", [])
+    return any(ast.unparse(one).startswith("triton.jit") for one in decorators)
+
+
+def definitions(name: str, node: ast.AST, nested: bool = False) -> Iterator[Definition]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Function | ast.ClassDef):
+            if is_kernel(child):
+                continue
+            dotted = f"{name}.{child.name}"
+            yield Definition(dotted, child, nested)
+            yield from definitions(dotted, child, nested or isinstance(child, Function))
+        else:
+            yield from definitions(name, child, nested)
+
+
+ALL = [one for name, tree in MODULES.items() for one in definitions(name, tree)]
+FUNCTIONS = [one for one in ALL if isinstance(one.node, Function)]
+
+
+def hints(node: Function) -> Iterator[bool]:
+    """For every argument but self and cls, and for the result: whether it has a type hint."""
+    given = node.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+    for argument in arguments:
+        if argument.arg not in ("self", "cls"):
+            yield argument.annotation is not None
+    yield node.returns is not None
+
+
+@pytest.mark.parametrize("package", ["cdgen.", "cdgen_kernels."])
+def test_functions_have_type_hints(package: str) -> None:
+    found = {one.name: list(hints(one.node)) for one in FUNCTIONS if one.name.startswith(package)}
+    every = [hint for of_function in found.values() for hint in of_function]
+    missing = [name for name, of_function in found.items() if not all(of_function)]
+    assert sum(every) / len(every) >= HINTED, missing
+
+
+@pytest.mark.parametrize("package", ["cdgen.", "cdgen_kernels."])
+def test_public_definitions_have_docstrings(package: str) -> None:
+    public = [one for one in ALL if one.is_public and one.name.startswith(package)]
+    missing = [one.name for one in public if ast.get_docstring(one.node) is None]
+    assert 1 - len(missing) / len(public) >= DOCUMENTED, missing
+
+
+def test_functions_are_short() -> None:
+    long = {one.name: one.node.end_lineno - one.node.lineno + 1 for one in FUNCTIONS}
+    assert {name: lines for name, lines in long.items() if lines > MAX_LINES} == {}
