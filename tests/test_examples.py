@@ -10,6 +10,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.mark.parametrize("name", ["own_decode_loop.py", "compare_methods.py"])
+@pytest.mark.slow
 def test_an_example_prints_a_continuation(name: str, folders: dict[str, str]) -> None:
     prompt = "Once upon a time"
     command = [sys.executable, str(EXAMPLES / name), *(str(folders[role]) for role in ("good", "bad")), prompt]

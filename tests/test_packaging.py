@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,7 @@ assert cdgen_kernels.ops.__file__ == {str(kernels / "ops.py")!r}, cdgen_kernels.
     run(sys.executable, "-S", "-c", code, cwd=folder, PYTHONPATH=str(site))
 
 
+@pytest.mark.slow
 def test_a_source_distribution_builds_a_wheel_that_installs(tmp_path: Path) -> None:
     """The sdist holds all C++ files; the wheel built from it holds both packages, their data and no tests."""
     source = copy_of_the_repository(tmp_path / "source")
@@ -106,6 +108,7 @@ def test_a_source_distribution_builds_a_wheel_that_installs(tmp_path: Path) -> N
     import_ops(target / "cdgen_kernels", target, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_editable_install_finds_the_packages_in_place(tmp_path: Path) -> None:
     source, target = copy_of_the_repository(tmp_path / "source"), tmp_path / "target"
     run(*PIP, "install", *OFFLINE, "--target", str(target), "-e", str(source), CDGEN_EXT="0")

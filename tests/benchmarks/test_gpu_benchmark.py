@@ -27,6 +27,8 @@ from benchmarks.ops.cases import OPS, Case
 from benchmarks.ops.op import Outputs
 from tools.ptx_sim import Device
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BY_NAME = {op.name: op for op in OPS}
 SMALL = (3, 500)  # batch and vocabulary

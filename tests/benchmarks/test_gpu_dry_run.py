@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parents[1] / "gpu"
 
 
+@pytest.mark.slow
 def test_gpu_tests_pass_in_a_dry_run() -> None:
     command = [sys.executable, "-m", "pytest", str(FOLDER), "-p", "no:cacheprovider"]
     done = subprocess.run(

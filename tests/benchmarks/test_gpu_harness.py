@@ -21,6 +21,8 @@ from benchmarks.gpu import records, summary
 from benchmarks.gpu.machine import machine
 from benchmarks.gpu.parts import PARTS, Job
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 FAKE_JOBS = """

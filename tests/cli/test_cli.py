@@ -111,6 +111,7 @@ def test_min_p_is_alpha_without_contrast(argv: tuple[str, ...], alpha: float, co
     assert (params.alpha, params.contrast_strength) == (alpha, contrast)
 
 
+@pytest.mark.slow
 def test_info(cdgen_command: Any) -> None:
     code, output = cdgen_command("info", CDGEN_CACHE="/some/cache")
     assert code == 0
@@ -221,6 +222,7 @@ def test_bad_requests_print_one_line_and_exit_with_2(
     assert_one_line(*generate(drop=("--good",)), 2, "--good")
 
 
+@pytest.mark.slow
 def test_errors_go_to_standard_error(tmp_path: Path) -> None:
     done = cdgen(
         "generate", "--good", tmp_path / "none", "--seeds", "s.txt", "--out", tmp_path / "o", "--method", "ancestral"
@@ -314,6 +316,7 @@ def test_demo_without_its_model_names_the_package_to_install(
     assert not (tmp_path / "cache").exists() and not (tmp_path / "d").exists()
 
 
+@pytest.mark.slow
 def test_demo(cdgen_command: Any, smollm2: Path, tmp_path: Path) -> None:
     code, output = cdgen_command(
         "demo", "--out", tmp_path / "d", "--max-tokens", 3, "--show", 2, CDGEN_CACHE=str(smollm2.parent)

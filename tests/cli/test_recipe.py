@@ -158,6 +158,7 @@ def test_dry_run_prints_every_command(recipe: Path, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out.splitlines() == expected and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_whole_experiment(cdgen_command: Any, recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     argv = ("run", recipe, "--out", tmp_path / "out")
@@ -174,6 +175,7 @@ def test_a_whole_experiment(cdgen_command: Any, recipe: Path, tmp_path: Path) ->
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_an_experiment_resumes_after_it_was_killed_in_any_stage(
     cdgen_command: Any, recipe: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def shards(out: Path) -> int:
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "dropout"])
+@pytest.mark.slow
 def test_killed_generation_resumes_to_the_same_bytes(
     kind: str, cdgen_command: CommandLine, folders: dict[str, Path], seeds_file: Path, tmp_path: Path
 ) -> None:

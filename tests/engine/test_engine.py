@@ -142,6 +142,7 @@ def test_a_reused_cache_row_keeps_no_trace_and_memory_is_returned(models, exact)
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_every_sequence_is_drawn_once_for_any_lengths_counts_and_budgets(data) -> None:
     lm = TINY.setdefault("lm", ContrastiveLM(make_llama(0, width=32, layers=1), make_llama(1, width=32, layers=1)))
     prompts = [[5] * data.draw(st.integers(1, 40)) for _ in range(data.draw(st.integers(1, 8)))]

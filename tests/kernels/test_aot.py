@@ -31,6 +31,8 @@ from benchmarks.aot.compiled import (  # noqa: E402
 from benchmarks.ops.cases import OPS, Case  # noqa: E402
 from tools.ptx_sim.versions import bound  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 BY_NAME = {op.name: op for op in OPS}
 CASES = [
     ("contrastive_sample, contrastive", torch.bfloat16),

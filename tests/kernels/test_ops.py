@@ -286,6 +286,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 def test_the_choice_of_implementation_can_be_overridden_and_is_logged_once() -> None:
     code = """
 import logging, torch

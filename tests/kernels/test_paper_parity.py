@@ -46,6 +46,7 @@ def ours(good: Tensor, bad: Tensor, outside: tuple[int, float], **settings: floa
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"alpha": 0.01}, {"contrast_strength": 0.5}])
 @pytest.mark.parametrize("name", ["dropout", "layers"])
+@pytest.mark.slow
 def test_the_constant_score_matches_the_paper(name, settings) -> None:
     good, bad = logits(name)
     strength = settings.get("contrast_strength", 1.0)
@@ -75,6 +76,7 @@ def test_the_constant_score_matches_the_paper(name, settings) -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.slow
 def test_draws_follow_the_rule_of_the_paper(implementation) -> None:
     """Compare draws from real logits over the whole vocabulary with the probabilities of the paper."""
     good, bad = logits("dropout")

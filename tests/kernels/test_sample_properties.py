@@ -124,6 +124,7 @@ slow_examples = settings(
 
 @given(problems())
 @slow_examples
+@pytest.mark.slow
 def test_cpp_draws_the_tokens_of_the_reference(problem) -> None:
     good, bad, sampling, banned, size, outside, logprobs = problem
     call = dict(outside_head=outside, banned=banned, vocab_size=size, logprobs=logprobs)
@@ -138,6 +139,7 @@ def test_cpp_draws_the_tokens_of_the_reference(problem) -> None:
 
 @given(problems(), st.sampled_from([1, 4, 64, 1024]))
 @slow_examples
+@pytest.mark.slow
 def test_cpp_selects_and_draws_the_candidates_of_the_reference(problem, capacity) -> None:
     good, bad, sampling, banned, size, _, logprobs = problem
     wanted = reference.select_candidates(good, sampling.margin, banned, size, capacity)
@@ -164,6 +166,7 @@ def test_cpp_selects_and_draws_the_candidates_of_the_reference(problem, capacity
 
 @given(problems())
 @slow_examples
+@pytest.mark.slow
 def test_nan_is_reported_per_row(problem) -> None:
     good, bad, sampling, banned, size, outside, logprobs = problem
     if good.shape[0] == 0:

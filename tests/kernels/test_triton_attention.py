@@ -27,6 +27,8 @@ from tools.ptx_sim.device import Launch  # noqa: E402
 from tools.ptx_sim.faults import remove, shift_address, substitute, unguard  # noqa: E402
 from tools.ptx_sim.versions import bound, needs_interpreter  # noqa: E402
 
+pytestmark = pytest.mark.ptx
+
 every_sm = pytest.mark.parametrize("sm", [80, 90, 100])
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

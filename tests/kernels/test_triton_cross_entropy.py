@@ -27,6 +27,8 @@ from tools.ptx_sim import Device, Report, compile_for, errors, intercept  # noqa
 from tools.ptx_sim.faults import find, remove, shift_address, unguard  # noqa: E402
 from tools.ptx_sim.versions import needs_interpreter  # noqa: E402
 
+pytestmark = pytest.mark.ptx
+
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LINES = 32 * triton_cross_entropy.NUM_WARPS * triton_cross_entropy.GROUPS
 

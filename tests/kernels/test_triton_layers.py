@@ -23,6 +23,8 @@ from cdgen_kernels.triton import layers as triton_layers  # noqa: E402
 from tools.ptx_sim import Device, Report, errors  # noqa: E402
 from tools.ptx_sim.faults import find, remove, shift_address, substitute, unguard  # noqa: E402
 
+pytestmark = pytest.mark.ptx
+
 every_sm = pytest.mark.parametrize("sm", [80, 90, 100])
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

@@ -33,6 +33,8 @@ from tools.ptx_sim.device import Launch  # noqa: E402
 from tools.ptx_sim.faults import find, remove, shift_address, substitute, unguard  # noqa: E402
 from tools.ptx_sim.versions import needs_interpreter  # noqa: E402
 
+pytestmark = pytest.mark.ptx
+
 every_sm = pytest.mark.parametrize("sm", [80, 90, 100])
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 INF = torch.inf

@@ -28,6 +28,8 @@ from tools.ptx_sim.device import Launch  # noqa: E402
 from tools.ptx_sim.faults import find, remove, shift_address, unguard  # noqa: E402
 from tools.ptx_sim.versions import bound, needs_interpreter  # noqa: E402
 
+pytestmark = pytest.mark.ptx
+
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 MASK = (codes.MASK, 0.0)  # `outside` and `value`
 

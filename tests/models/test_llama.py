@@ -124,6 +124,7 @@ def test_bfloat16_error_is_no_larger_than_that_of_transformers() -> None:
     assert (ours - exact).norm() <= 1.1 * (theirs - exact).norm()
 
 
+@pytest.mark.slow
 def test_smollm2_greedy_tokens_equal_those_of_transformers(smollm2) -> None:
     """200 tokens, and the logits of each step."""
     model, tokenizer = load(smollm2)

@@ -222,6 +222,7 @@ def test_progress(tmp_path: Path) -> None:
     assert "text written" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 24 MB of text, in row groups of 1 MB, neither Python nor Arrow holds more than half at any time."""
     monkeypatch.setattr(build, "_GROUP", 1 << 20)

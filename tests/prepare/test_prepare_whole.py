@@ -64,6 +64,7 @@ def test_full_disk(cdgen_command: CommandLine, tmp_path: Path) -> None:
     assert cdgen_command(*argv) == (0, "") and len(split_of(tmp_path / "out")) == 3000
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_no_half_file(cdgen_command: CommandLine, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", (text * 40 for text in fish(20000)))
     assert cdgen_command("prepare", path, "--out", tmp_path / "uninterrupted", "--quiet") == (0, "")

@@ -139,6 +139,7 @@ def test_full_disk(cdgen_command: CommandLine, corpus: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["entries"] == 300
 
 
+@pytest.mark.slow
 def test_the_corpus_is_never_in_memory_whole(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"")
     with pq.ParquetWriter(tmp_path / "train.parquet", pa.schema({"text": pa.string()})) as writer:

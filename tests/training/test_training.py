@@ -42,6 +42,7 @@ from tests.helpers.tiny_models import VOCABULARY, make_tokenizer
 # ------------------------------------------------------------------------------------------------ the numbers
 
 
+@pytest.mark.slow
 def test_the_loss_curve_equals_that_of_transformers_trainer(settings, tmp_path) -> None:
     """Trainer trains for 100 steps from the same weights on the same blocks, with its own loop and the plain loss."""
     config = TrainConfig(**settings(tmp_path / "run", steps=100, save_every=100))
@@ -77,6 +78,7 @@ def test_the_loss_curve_equals_that_of_transformers_trainer(settings, tmp_path) 
         assert (mine[name] - weight).norm() <= 1e-3 * weight.norm(), name
 
 
+@pytest.mark.slow
 def test_perplexity_is_that_of_the_saved_model(uninterrupted, data) -> None:
     """transformers loads the checkpoints and computes it over all blocks of the test text."""
     run = json.loads((uninterrupted / "run.json").read_text())
@@ -127,6 +129,7 @@ def test_presets_have_the_papers_sizes() -> None:
     assert operations_per_token(good, 1024) == 6 * products + 12 * 12 * 768 * 1024
 
 
+@pytest.mark.slow
 def test_bfloat16_has_nearly_the_same_loss_curve(settings, tmp_path) -> None:
     """Only products are computed in bfloat16; weights stay in float32."""
     curves = {}

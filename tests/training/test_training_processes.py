@@ -40,6 +40,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+@pytest.mark.slow
 def test_two_processes_train_like_one(sharded, settings, tmp_path, data) -> None:
     """20 steps with gloo, two micro-batches per step, 5 test blocks. Then one process resumes the run of two."""
     given = settings(tmp_path / "one", steps=20, save_every=10, micro_batch_size=2, eval_blocks=5)
