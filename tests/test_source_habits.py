@@ -1,12 +1,15 @@
-"""Habits of the source code that a script can measure: type hints, docstrings, length of functions."""
+"""Habits of the source code that a script can measure: type hints, docstrings, length of functions, comments."""
 
 import ast
+import re
+import tokenize
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.test_layout import MODULES
+from tests.test_layout import MODULES, ROOT
 
 MAX_LINES = 60
 HINTED = 0.98
@@ -76,3 +79,19 @@ def test_public_definitions_have_docstrings(package: str) -> None:
 def test_functions_are_short() -> None:
     long = {one.name: one.node.end_lineno - one.node.lineno + 1 for one in FUNCTIONS}
     assert {name: lines for name, lines in long.items() if lines > MAX_LINES} == {}
+
+
+def comments(path: Path) -> Iterator[tuple[int, str]]:
+    """The comments of a file with their lines; one that goes over several lines is found by its first."""
+    with path.open("rb") as file:
+        found = {one.start[0]: one.string for one in tokenize.tokenize(file.readline) if one.type == tokenize.COMMENT}
+    yield from ((line, text) for line, text in found.items() if line - 1 not in found)
+
+
+def test_comments_stand_on_their_own() -> None:
+    """A comment does not continue the code before it."""
+    folders = ("cdgen", "kernels", "benchmarks", "tests", "tools")
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    dangling = re.compile(r"# ?(of|which|whose|that|whence)\b")
+    wrong = [f"{path}:{line} {text}" for path in paths for line, text in comments(path) if dangling.match(text)]
+    assert wrong == []

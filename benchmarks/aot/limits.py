@@ -18,7 +18,7 @@ from cdgen.hardware import GPUS
 class Processor(NamedTuple):
     """How fast a GPU issues instructions."""
 
-    multiprocessors: int  # of the product sold; vendor's architecture paper (B200: what the driver reports)
+    multiprocessors: int  # from the vendor's architecture paper, of the product sold (B200: from its driver)
     clock: float  # Hz, boost; the clock implied by the data sheet's rate of the matrix units
 
 

@@ -163,7 +163,7 @@ class Memory(NamedTuple):
     """Resident memory of a process that trains, in bytes."""
 
     peak: int
-    added: int  # by training
+    added: int  # increase during training
 
 
 def measure_peak(variant: str, folder: str) -> Memory:

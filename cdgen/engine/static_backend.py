@@ -76,7 +76,7 @@ class StaticBackend:
 
     def steps(self, batch: RunningBatch, sampling: SamplingTensors, count: int) -> torch.Tensor:
         """Not supported: `sync_every` is 1."""
-        raise NotImplementedError
+        raise AssertionError("the engine calls `steps` only if sync_every is above 1")
 
     def sample(
         self, outputs: list[torch.Tensor], sampling: SamplingTensors, *, banned: torch.Tensor | None, logprobs: bool

@@ -16,7 +16,7 @@ class _Part(NamedTuple):
 
     names: tuple[str, ...]  # accepted file names; messages suggest the first
     settings: dict[str, Any]  # fields of Source
-    origin: str  # where to download the file
+    origin: str  # address to download the file from
 
 
 _BABYLM = "the BabyLM challenge's text data (https://babylm.github.io, the training set of 100 M words)"
