@@ -13,12 +13,16 @@ COMMANDS = (generate, prepare, tokenizer, train, models, run, plan, demo, info)
 DESCRIPTION = """\
 Fast contrastive decoding with two language models, and a pipeline that turns it
 into synthetic training corpora."""
-# Library arguments that error messages recommend, and the command-line options that replace them in the message.
+# Library arguments that messages recommend, and the command-line options that replace them in the message.
 OPTIONS = {
     "resume=False": "--no-resume",
     "overwrite=True": "--overwrite",
     "data=FOLDER": "--data FOLDER",
     "read_seeds(field=NAME)": "--seed-field NAME",
+    "split_documents=True": "--split-documents",
+    "dtype='float32'": "--dtype float32",
+    "kv_cache_memory_bytes": "--kv-cache-gb",
+    "max_num_seqs": "--batch-size",
 }
 
 
@@ -47,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 1 for a folder or disk that cannot be used, 2 for a request that cannot be
         carried out, 130 after Ctrl-C. `cdgen train` returns 128 + the number of the signal that stopped it.
     """
-    logging.basicConfig(format="cdgen: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("cdgen: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         args = build_parser().parse_args(argv)
         return int(args.handler(args))
@@ -62,8 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _fail(message: str, code: int) -> int:
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _with_options(super().format(record))
+
+
+def _with_options(message: str) -> str:
+    """Return a message of the library in the words of the command line."""
     for argument, option in OPTIONS.items():
         message = message.replace(argument, option)
-    print(f"cdgen: error: {' '.join(message.split())}", file=sys.stderr)
+    return message
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"cdgen: error: {' '.join(_with_options(message).split())}", file=sys.stderr)
     return code

@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         )
         seeds, dropped = read_seeds(args.seeds, lm.prompt_ids, **reading)
         if dropped:
-            logging.getLogger("cdgen").warning("left out %d seeds that are empty or too short", dropped)
+            logging.getLogger("cdgen").warning("seeds left out because they are empty or too short: %d", dropped)
         progress = choose(args.quiet)
         try:
             manifest, written = write_corpus(

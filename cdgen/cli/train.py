@@ -7,7 +7,7 @@ import sys
 from dataclasses import Field
 from typing import TYPE_CHECKING, Any, get_args
 
-from cdgen.cli.parser import Commands, add_command, add_quiet
+from cdgen.cli.parser import Commands, add_command, add_quiet, load_ops
 from cdgen.errors import InputError
 from cdgen.training.config import DTYPES, FIELDS, PRESETS, TrainConfig
 
@@ -116,6 +116,7 @@ def _add_option(group: argparse._ArgumentGroup, field: Field[Any], metavar: str,
 def run(args: argparse.Namespace) -> int:
     """Train, and print which checkpoint is the best; return the exit code, 128 + the signal if interrupted."""
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in FIELDS if field.name in args})
+    load_ops()
     prints = os.environ.get("RANK", "0") == "0"  # only the first of several processes prints
     try:
         from cdgen.training.trainer import train

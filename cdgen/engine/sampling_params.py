@@ -147,7 +147,10 @@ class SamplingParams:
         """
         if name not in METHODS:
             raise InputError(f"method = {name!r}: use one of {', '.join(METHODS)}")
-        params = cls(**{**METHODS[name], **overrides})
+        values = {**METHODS[name], **overrides}
+        if "min_p" in overrides and "alpha" not in overrides:  # min_p replaces the method's own alpha
+            values.pop("alpha", None)
+        params = cls(**values)
         if params.method != name:
             changed = ", ".join(f"{key}={value!r}" for key, value in overrides.items() if key in _DECIDING)
             raise InputError(f"method = {name!r}: with {changed} this is {params.method!r}; drop one of the two")

@@ -76,10 +76,10 @@ def read(path: Path, kind: str, remedy: str = "choose another folder") -> Manife
 def _upgrade(manifest: Manifest) -> Manifest:
     """Return a manifest of format version 1, which had no `kind`, with the current names of its fields."""
     manifest = {"environments" if name == "runs" else name: value for name, value in manifest.items()}
-    if "shards" in manifest:
+    shards = manifest.get("shards")
+    if isinstance(shards, list) and all(isinstance(shard, dict) for shard in shards):
         manifest["shards"] = [
-            {"environment" if name == "run" else name: value for name, value in shard.items()}
-            for shard in manifest["shards"]
+            {"environment" if name == "run" else name: value for name, value in shard.items()} for shard in shards
         ]
     return manifest
 

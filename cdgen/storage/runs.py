@@ -112,7 +112,7 @@ def drop_checkpoint(folder: OutputFolder, run: Run, checkpoint: Checkpoint) -> N
 
 def best(checkpoints: list[Checkpoint]) -> Checkpoint:
     """Return the first checkpoint with the lowest perplexity, or the last one if none has a perplexity."""
-    rated = [(one["perplexity"], at) for at, one in enumerate(checkpoints) if one["perplexity"] is not None]
+    rated = [(one["perplexity"], at) for at, one in enumerate(checkpoints) if one.get("perplexity") is not None]
     return checkpoints[min(rated)[1] if rated else -1]
 
 

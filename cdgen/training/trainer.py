@@ -65,7 +65,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> runs.Run:
     )
     first, device = accelerator.is_main_process, accelerator.device
     if first and requested is None and config.dtype == "bfloat16":
-        log.warning('matrix products in bfloat16, weights in float32; set dtype="float32" for float32 products')
+        log.warning("matrix products in bfloat16, weights in float32; use dtype='float32' for float32 products")
     output = OutputFolder(config.out) if first else contextlib.nullcontext()
     with private_noise(device), tf32_products(device), output as folder:
         return _train(config, accelerator, folder, progress or Silent())

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from cdgen.cli import main
 from cdgen.cli.app import build_parser
 from cdgen.cli.sampling import sampling_params
 from cdgen.engine.sampling_params import FIELDS
+from cdgen.errors import InputError
 from cdgen.training.config import FIELDS as TRAIN_FIELDS
 
 Outcome = tuple[int, str]  # exit code, and what was printed
@@ -111,6 +113,36 @@ def test_min_p_is_alpha_without_contrast(argv: tuple[str, ...], alpha: float, co
     assert (params.alpha, params.contrast_strength) == (alpha, contrast)
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("lower max_num_seqs or kv_cache_memory_bytes", "lower --batch-size or --kv-cache-gb"),
+        ("generate it with split_documents=True", "generate it with --split-documents"),
+        ("use dtype='float32' for full precision", "use --dtype float32 for full precision"),
+        ("choose another folder, or use resume=False", "choose another folder, or use --no-resume"),
+    ],
+)
+def test_messages_recommend_options_of_the_command_line(
+    message: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Library messages name arguments; errors and warnings that the command line prints name its options."""
+
+    def run(args: object) -> int:
+        logging.getLogger("cdgen").warning(message)
+        raise InputError(message)
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr("cdgen.cli.info.run", run)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == f"cdgen: {shown}\ncdgen: error: {shown}\n"
+
+
+def test_an_unknown_implementation_is_reported_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command = ("train", "--corpus", tmp_path, "--tokenizer", tmp_path, "--out", tmp_path / "run")
+    done = cdgen(*command, env=os.environ | {"CDGEN_IMPL": "magic"})
+    assert_one_line(done.returncode, done.stderr, 2, "CDGEN_IMPL=magic")
+
+
 @pytest.mark.slow
 def test_info(cdgen_command: Any) -> None:
     code, output = cdgen_command("info", CDGEN_CACHE="/some/cache")
@@ -172,7 +204,7 @@ def test_the_cache_has_a_dtype_and_a_budget(generate: Generate) -> None:
     assert code == 0, output
     assert generate.manifest()["settings"]["kv_cache_dtype"] == "bfloat16"
     assert_one_line(*generate("--kv-cache-dtype", "float16"), 2, "kv_cache_dtype")  # another corpus
-    assert_one_line(*generate("--kv-cache-gb", 1e-6, "--no-resume", "--quiet"), 2, "tokens needs", "raise kv_cache")
+    assert_one_line(*generate("--kv-cache-gb", 1e-6, "--no-resume", "--quiet"), 2, "tokens needs", "raise --kv-cache-gb")
     assert_one_line(*generate("--kv-cache-dtype", "int8", "--no-resume"), 2, "use float32, bfloat16 or float16")
 
 
@@ -209,7 +241,7 @@ def test_bad_requests_print_one_line_and_exit_with_2(
         (["--alpha", 0.1, "--min-p", 0.1], "give only one of them"),
         (["--alpha", "much"], "argument --alpha: invalid float value: 'much'; see cdgen generate --help"),
         (["--method", "ancestral", "--alpha", 0.1], "this is 'head'"),
-        (["--batch-size", 0], "max_num_seqs = 0"),
+        (["--batch-size", 0], "--batch-size = 0"),
         (["--max-tokens", 1000], "max_tokens = 1000 more exceed the models' 256 positions"),
         (["--dtype", "int8"], "dtype = 'int8'"),
         (["--device", "nowhere"], "device = 'nowhere': cannot be used here"),

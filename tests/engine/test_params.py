@@ -47,6 +47,8 @@ def test_alpha_and_min_p_exclude_each_other(alpha) -> None:
         SamplingParams(alpha=alpha, min_p=0.2)
     with pytest.raises(InputError, match=r"with min_p=0\.2 this is 'head'"):
         SamplingParams.for_method("contrastive", min_p=0.2)
+    with pytest.raises(InputError, match=r"'ancestral': with min_p=0\.2 this is 'head'"):
+        SamplingParams.for_method("ancestral", min_p=0.2)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,10 @@ RUN = manifests.new("run") | {"config": {}, "inputs": {}, "environments": [], "c
             json.dumps(GENERATED | {"format_version": 3}),
             r"has format version 3, but this version of cdgen reads 1 to 2",
         ),
+        *(
+            (f'{{"shards": {shards}}}', "is not a manifest of a generated corpus")
+            for shards in ('["a.tar"]', "3", "null")
+        ),
         (json.dumps({"kind": "generated", "format_version": 2}), r"manifest\.json: has no field 'settings'"),
         (json.dumps(GENERATED), r"manifest\.json: is damaged"),
         (json.dumps(GENERATED | {"settings": {"ignore_eos": False}, "shards": [5]}), r"manifest\.json: is damaged"),

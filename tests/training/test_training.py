@@ -151,7 +151,7 @@ def test_products_on_a_gpu_are_in_bfloat16_by_default(settings, tmp_path, monkey
         run = train(TrainConfig(**given))
         assert run["config"]["dtype"] == "bfloat16"
         (said,) = caplog.messages
-        assert said == 'matrix products in bfloat16, weights in float32; set dtype="float32" for float32 products'
+        assert said == "matrix products in bfloat16, weights in float32; use dtype='float32' for float32 products"
         caplog.clear()
         train(TrainConfig(**given | {"out": str(tmp_path / "asked"), "dtype": "bfloat16"}))
         monkeypatch.undo()
