@@ -29,13 +29,14 @@ from tests.helpers.small_runs import (
     write_config,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def on_cpu(data: Path) -> dict[str, str]:
     """Return the environment of a separate process."""
     return {"CDGEN_CACHE": str(data / "cache"), "ACCELERATE_USE_CPU": "true"}
 
 
-@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(settings, uninterrupted, cdgen_command, tmp_path, data) -> None:
     """kill -9 comes at step 97 or soon after, between the checkpoints of steps 80 and 120."""
     out = tmp_path / "run"
@@ -68,7 +69,6 @@ def test_dropout_depends_on_the_step_alone(settings, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.slow
 def test_a_signal_saves_the_step_it_arrives_in(number, settings, uninterrupted, cdgen_command, tmp_path, data) -> None:
     out = tmp_path / "run"
     child = cdgen_command.start(*command(settings(out)), **on_cpu(data))
@@ -139,7 +139,6 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_is_offered(setting
 
 
 @pytest.mark.parametrize(("limit", "file"), [(100_000, "step_000040"), (4_000, "log.jsonl")])
-@pytest.mark.slow
 def test_a_full_disk_is_reported_and_the_run_resumes(limit, file, settings, cdgen_command, tmp_path, data) -> None:
     """File sizes are limited, so that either the weights or the log of all steps does not fit."""
     out = tmp_path / "run"
