@@ -26,7 +26,7 @@ STEPS = 12  # new tokens that a loop has room for by default
 
 
 class Loop(Protocol):
-    """A way to decode; made from GOOD, BAD and the sampling parameters."""
+    """A way to decode, constructed from GOOD, BAD and the sampling parameters."""
 
     def start(self, prompts: list[list[int]]) -> list[int]:
         """Compute prompts of one length; return the first token of each sequence."""

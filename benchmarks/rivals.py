@@ -1,4 +1,4 @@
-"""One step of contrastive sampling (candidates by alpha, temperature 1) as one would write it in PyTorch, two ways."""
+"""Two ways to write a step of contrastive sampling in PyTorch, with candidates by alpha and temperature 1."""
 
 import math
 

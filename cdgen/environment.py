@@ -19,7 +19,7 @@ def cache_folder() -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Return, by name, the versions of everything that affects the numbers."""
+    """Return the versions, by name, of everything that affects results."""
     return {
         "cdgen": __version__,
         "torch": torch.__version__,

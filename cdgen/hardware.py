@@ -40,7 +40,7 @@ def data_sheet(device: torch.device) -> Machine | None:
 def free_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be allocated on a CUDA device, including what torch caches for reuse.
 
-    None for other devices, where the operating system decides.
+    Return None for other devices: there, the operating system decides.
     """
     if device.type != "cuda":
         return None

@@ -1,4 +1,4 @@
-"""The examples run, as a newcomer would run them."""
+"""Run the examples as a newcomer would."""
 
 import subprocess
 import sys

@@ -21,7 +21,7 @@ ROOTS = {"cdgen": ROOT / "cdgen", "cdgen_kernels": ROOT / "kernels" / "cdgen_ker
 
 
 def modules() -> dict[str, ast.Module]:
-    """The parsed modules of both packages by name."""
+    """Return the parsed modules of both packages by name."""
     found = {}
     for package, folder in ROOTS.items():
         for path in sorted(folder.rglob("*.py")):
@@ -35,12 +35,12 @@ MODULES = modules()
 
 
 def is_for_type_checkers(node: ast.AST) -> bool:
-    """Whether this is `if TYPE_CHECKING:`, whose body does not run."""
+    """Return whether a node is `if TYPE_CHECKING:`, whose body does not run."""
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def imports(name: str, when_run: bool = False) -> Iterator[str]:
-    """The modules of the two packages that a module imports anywhere, or `when_run`, not for type checkers alone."""
+    """Yield what a module imports from the two packages; with `when_run`, without imports for type checkers alone."""
     blocks = [node for node in ast.walk(MODULES[name]) if is_for_type_checkers(node)] if when_run else []
     left_out = {inner for block in blocks for inner in ast.walk(block)}
     for node in ast.walk(MODULES[name]):
@@ -55,7 +55,7 @@ def imports(name: str, when_run: bool = False) -> Iterator[str]:
 
 
 def level(name: str) -> int | None:
-    """The index in LEVELS of a module's package, or None for `cdgen` itself and the kernels."""
+    """Return the index in LEVELS of a module's package, or None for `cdgen` itself and the kernels."""
     return next(
         (at for at, packages in enumerate(LEVELS) if any(f"{name}.".startswith(f"{one}.") for one in packages)), None
     )

@@ -30,12 +30,13 @@ class Definition(NamedTuple):
 
 
 def is_kernel(node: ast.AST) -> bool:
-    """Whether a function is compiled by Triton, whose language has no types and whose length has other reasons."""
+    """Return whether Triton compiles a function. Its language has no types, and kernels may be long."""
     decorators = getattr(node, "decorator_list", [])
     return any(ast.unparse(one).startswith("triton.jit") for one in decorators)
 
 
 def definitions(name: str, node: ast.AST, nested: bool = False) -> Iterator[Definition]:
+    """Yield the functions, methods and classes below a node, except Triton kernels."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Function | ast.ClassDef):
             if is_kernel(child):
@@ -52,7 +53,7 @@ FUNCTIONS = [one for one in ALL if isinstance(one.node, Function)]
 
 
 def hints(node: Function) -> Iterator[bool]:
-    """For every argument but self and cls, and for the result: whether it has a type hint."""
+    """Yield whether there is a type hint, for every argument but self and cls and for the result."""
     given = node.args
     arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
     for argument in arguments:
@@ -82,7 +83,7 @@ def test_functions_are_short() -> None:
 
 
 def comments(path: Path) -> Iterator[tuple[int, str]]:
-    """The comments of a file with their lines; one that goes over several lines is found by its first."""
+    """Yield (line, text) of every comment in a file; only the first line of a longer comment."""
     with path.open("rb") as file:
         found = {one.start[0]: one.string for one in tokenize.tokenize(file.readline) if one.type == tokenize.COMMENT}
     yield from ((line, text) for line, text in found.items() if line - 1 not in found)

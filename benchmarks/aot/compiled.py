@@ -158,7 +158,7 @@ def parse_loads(assembly: str) -> dict[str, dict[int, int]]:
     files: dict[str, str] = {}
     place: tuple[str, ...] | None = None
     loads: dict[tuple[str, ...] | None, Counter[int]] = defaultdict(Counter)
-    in_asm = settled = False  # LLVM numbers the lines of inline assembly from its line of source on: the first is right
+    in_asm = settled = False  # LLVM counts lines of inline assembly as lines of source: only the first number is right
     for line in assembly.splitlines():
         if found := re.match(r"\s*\.file\s+(\d+)\s+(.*)", line):
             files[found[1]] = "/".join(re.findall(r'"([^"]*)"', found[2]))

@@ -18,7 +18,7 @@ from cdgen.hardware import GPUS
 class Processor(NamedTuple):
     """How fast a GPU issues instructions."""
 
-    multiprocessors: int  # from the vendor's architecture paper, of the product sold (B200: from its driver)
+    multiprocessors: int  # number in the product sold, by the vendor's architecture paper (B200: by its driver)
     clock: float  # Hz, boost; the clock implied by the data sheet's rate of the matrix units
 
 

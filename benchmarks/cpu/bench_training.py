@@ -5,7 +5,7 @@
 A Llama of 10 M parameters, embeddings included (6 layers, width 128, 32,000 vocabulary entries), 8 blocks of 512 tokens
 per step, float32, AdamW. Both train on the same blocks from the same weights. Both run whole loops, including data and
 logs, each in a thread that waits while the other makes its step. Their losses are compared at the end of the run. Peak
-memory is that of a process that runs one of them alone (ru_maxrss), and how much of it training added.
+memory (ru_maxrss), and the part of it that training added, are measured in processes that run one of them alone.
 """
 
 import json

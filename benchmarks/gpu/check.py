@@ -10,11 +10,11 @@ from benchmarks.ops.cases import Case
 from benchmarks.ops.op import Op, Outputs
 
 # float32 and float64 scores may have different winners if the best two noisy scores are within about 1e-5.
-MISMATCHES = 1e-3  # allowed share of the compared rows, rounded: one row from 501 rows on
+MISMATCHES = 1e-3  # allowed share of the compared rows, rounded to whole rows: none of 500, one of 501
 FACTOR = 2  # allowed error, as a multiple of torch's own error in the same dtype
 ROUNDING = 1e-6  # error allowed in addition, as a share of the largest value
 ROWS = 1024  # rows to compare if results are integers
-CALLS = {"cuda": 8, "cpu": 2}  # most calls to make for them, by device
+CALLS = {"cuda": 8, "cpu": 2}  # most calls that are made to reach ROWS, by device
 
 
 @dataclass

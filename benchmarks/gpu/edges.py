@@ -100,7 +100,7 @@ LOGIT_EDGES = [
     if name == "contrastive_sample" or inputs in ("banned tokens", "faulty rows", "more candidates than the list holds")
 ]
 
-# -------------------------------------------------------------------------------------------- hidden states: linear_*
+# ------------------------------------------------------------- hidden states: select_candidates_linear, gather_logits
 
 
 def whole_numbers(

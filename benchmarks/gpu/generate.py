@@ -20,7 +20,7 @@ PROMPT, N = 20, 8  # tokens per prompt, continuations per prompt
 
 
 class Setting(NamedTuple):
-    """One configuration: the pair, the batch, and the amount of text."""
+    """One configuration: the pair, the batch, and the number of tokens to generate."""
 
     good: Shape
     bad: Shape | None  # None: GOOD with attention dropout

@@ -33,7 +33,7 @@ def end_with_parent(parent: int) -> None:
 
 @contextmanager
 def environment() -> Iterator[tuple[dict[str, str], Path]]:
-    """Environment variables for the jobs and a temporary folder to run them in.
+    """Yield environment variables for the jobs, and a temporary folder to run them in.
 
     Jobs can import both packages from a checkout that is not installed, and write nothing to it.
     """

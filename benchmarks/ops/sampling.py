@@ -93,7 +93,7 @@ def top_p_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors
 
 
 def paper_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    """Sample as the paper's program does: tokens outside the head score -20."""
+    """Sample as the paper's program does: tokens outside the candidates score -20."""
     good, bad = torch.log_softmax(good.float(), -1), torch.log_softmax(bad.float(), -1)
     is_candidate = good >= math.log(ALPHA) + good.amax(-1, keepdim=True)
     return torch.multinomial(torch.softmax(torch.where(is_candidate, good - bad, -20.0), -1), 1)

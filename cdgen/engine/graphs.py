@@ -55,8 +55,8 @@ class StepGraphs:
         """Run `count` steps.
 
         Args:
-            step: function (ids, position, cache_row, sampling) -> token, int64 [A], on device tensors alone. Rows with
-                a cache row below 0 are unused. Every call must pass the same function.
+            step: function (ids, position, cache_row, sampling) -> token, int64 [A]; it reads and writes device tensors
+                only. Rows with a cache row below 0 are unused. Every call must pass the same function.
             ids: int64 [A], the tokens that the first step reads.
             position: int64 [A], their positions.
             cache_row: int32 [A], their rows of the page table.
@@ -119,7 +119,7 @@ class _Graph:
     ) -> torch.Tensor:
         live = len(ids)
         self.cache_row.fill_(-1)
-        self.position.zero_()  # unused rows advance too, and would run out of their tables
+        self.position.zero_()  # unused rows advance too, and would run past the ends of their tables
         for own, given in (
             (self.ids, ids),
             (self.position, position),

@@ -37,8 +37,8 @@ class ContrastiveLM:
     BAD is given by at most one of `bad`, `dropout` and `layers`. Without it, only plain sampling from GOOD is possible.
 
     Args:
-        good: a folder with config and safetensors, a GGUF file or a folder with one, a hub name, or a transformers
-            model.
+        good: a folder with config and safetensors, a checkpoint of a training run such as run@best, a GGUF file or a
+            folder with one, a hub name, or a transformers model.
         bad: BAD, given like `good`.
         dropout: BAD is GOOD with attention dropout of this probability while it decodes.
         layers: BAD is GOOD's first `layers` layers, under GOOD's final norm and output layer.

@@ -7,9 +7,9 @@ from typing import NamedTuple
 class TokenLogprobs(NamedTuple):
     """Natural log-probabilities of one drawn token."""
 
-    logprob: float  # under the distribution from which it was drawn
-    good: float  # under GOOD, without temperature and bans
-    bad: float | None  # the same under BAD; None if BAD was not run
+    logprob: float  # log-probability in the distribution from which the token was drawn
+    good: float  # log-probability under GOOD, without temperature and bans
+    bad: float | None  # log-probability under BAD, likewise; None if BAD was not run
 
 
 @dataclass

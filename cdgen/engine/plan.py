@@ -189,7 +189,7 @@ class Plan:
     """What fits on a machine, and how long a job takes at best."""
 
     machine_name: str
-    machine: Machine  # with the memory that may be used
+    machine: Machine  # its memory is the part that may be used
     measured: bool  # the machine's rates were measured, not taken from a data sheet
     job: Job
     dtype: torch.dtype

@@ -39,7 +39,7 @@ class _Default(float):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn, and when a continuation ends. Names are those of vLLM if it has one. Immutable, hashable.
+    """How tokens are drawn, and when a continuation ends. Immutable and hashable; names as in vLLM.
 
     With p = softmax(z / temperature) of each model, the next token is drawn from
 

@@ -169,7 +169,7 @@ class SharedKVCache:
     def fork(self, cache_row: int, n: int) -> list[int]:
         """Start n of the continuations reserved for a prompt; return their cache rows.
 
-        With the last of them the prompt gives up its pages.
+        The prompt gives up its pages when the last of them is forked.
 
         Raises:
             ValueError: fewer than n are reserved. The cache is unchanged.
@@ -240,9 +240,9 @@ class SharedKVCache:
         return pages
 
     def _still_to_take(self, length: int, limit: int, n: int, last_is_own: bool = True) -> int:
-        """Return the pages that n sequences of `length` take until `limit`.
+        """Return the number of pages that n sequences of `length` tokens will take until they reach `limit`.
 
-        If they alone hold the last page, one of them writes into it.
+        If nothing else holds their last page, one of them writes into it instead of a copy.
         """
         partial = length % self.page_size != 0
         return n * (self._pages(limit) - self._pages(length) + partial) - (partial and last_is_own)

@@ -26,9 +26,9 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 class _Located(NamedTuple):
-    """A model's place."""
+    """Where a model is stored."""
 
-    folder: str  # or a hub name
+    folder: str  # a folder or a hub name
     gguf: str | None  # name of the GGUF file in the folder
 
 

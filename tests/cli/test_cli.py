@@ -204,7 +204,9 @@ def test_the_cache_has_a_dtype_and_a_budget(generate: Generate) -> None:
     assert code == 0, output
     assert generate.manifest()["settings"]["kv_cache_dtype"] == "bfloat16"
     assert_one_line(*generate("--kv-cache-dtype", "float16"), 2, "kv_cache_dtype")  # another corpus
-    assert_one_line(*generate("--kv-cache-gb", 1e-6, "--no-resume", "--quiet"), 2, "tokens needs", "raise --kv-cache-gb")
+    assert_one_line(
+        *generate("--kv-cache-gb", 1e-6, "--no-resume", "--quiet"), 2, "tokens needs", "raise --kv-cache-gb"
+    )
     assert_one_line(*generate("--kv-cache-dtype", "int8", "--no-resume"), 2, "use float32, bfloat16 or float16")
 
 

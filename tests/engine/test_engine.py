@@ -63,7 +63,7 @@ def test_outputs_are_the_same_in_any_order_of_the_prompts(models, exact) -> None
 
 
 def test_bad_at_the_candidates_draws_the_same_tokens_as_full_logits(models) -> None:
-    """Without log-probabilities BAD's output layer is not computed. Candidate counts below and above the capacity."""
+    """Without log-probabilities BAD's output layer is not computed. Candidates fill or exceed their list."""
     for alpha in (0.3, 1e-2, 1e-12):
         lm, params = ContrastiveLM(**models), free(alpha=alpha, n=6)
         plain = [
@@ -86,7 +86,7 @@ def test_prefill_is_split_into_chunks(models, exact, monkeypatch) -> None:
 
 
 def test_the_noise_of_a_prompt_is_that_of_its_first_sequence(models, monkeypatch) -> None:
-    """Even if the first sequence runs elsewhere: a shard may begin in the middle of a prompt's continuations."""
+    """It does not matter where the first one runs: a shard may begin in the middle of a prompt's continuations."""
     lm, seen, original = ContrastiveLM(models["good"], dropout=0.3), [], LlamaRunner.hidden_states
 
     def spy(self: LlamaRunner, *given: Any) -> torch.Tensor:
@@ -166,7 +166,7 @@ TINY = {}
 
 
 def test_a_continuation_may_end_right_after_min_tokens(models) -> None:
-    """A stop token as number min_tokens + 1, a stop string as soon as there are min_tokens."""
+    """A stop token may be token number min_tokens + 1. A stop string may end with token number min_tokens."""
     lm = ContrastiveLM(**models)
     (request,) = lm.generate([PROMPTS[0]], free(n=60, min_tokens=3, stop_token_ids=tuple(range(40, 200))))
     assert min(len(output.token_ids) for output in request.outputs) == 4
@@ -224,7 +224,7 @@ def test_a_sync_every_few_steps_changes_nothing(models, exact, monkeypatch, capa
 
 @pytest.mark.parametrize("needs", [{"logprobs": True}, {"min_tokens": 3}, {"no_repeat_ngram_size": 1}], ids=str)
 def test_what_needs_the_host_syncs_after_each_step(models, exact, needs) -> None:
-    """Even if the backend syncs less often; outputs equal those of sequences that run alone."""
+    """The backend would sync less often. Outputs equal those of sequences that run alone."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), **{"logprobs": False} | needs)
     expected = Engine(lm.pair, backend(lm, params, size=1), requests(), params).run()
     paged = backend(lm, params, size=5)
@@ -239,7 +239,7 @@ class Clockwork:
 
     def __init__(self, lengths: list[int], size: int) -> None:
         self.max_num_seqs, self.lengths = size, lengths
-        self.left: dict[int, int] = {}  # tokens to come by cache row
+        self.left: dict[int, int] = {}  # tokens still to be drawn, by cache row
         self.batch_sizes: list[int] = []
         self.free = list(range(size))
 
@@ -273,7 +273,7 @@ class Clockwork:
 
 
 def heavy_tailed(count: int, limit: int, seed: int = 0) -> list[int]:
-    """Lengths of sequences: Pareto with index 1.2, from 10 tokens, cut at the limit."""
+    """Return lengths of sequences: Pareto with index 1.2, from 10 tokens, cut at the limit."""
     generator = random.Random(seed)
     return [min(limit, int(10 * generator.paretovariate(1.2))) for _ in range(count)]
 

@@ -152,7 +152,7 @@ def test_streams_are_exclusive_until_given_back(fake_cuda) -> None:
 
 
 def test_by_default_the_cache_takes_no_more_than_is_free(models, monkeypatch) -> None:
-    """Room for two sequences of three pages and a little: sequences have to wait, and are the same."""
+    """There is room for seven pages, and a sequence takes three. Sequences have to wait, and outputs stay the same."""
     lm, params = ContrastiveLM(**models), free()
     expected = lm.generate(PROMPTS, params)
     page = backend(lm, params).cache.page_bytes

@@ -34,7 +34,7 @@ def lm(folders: dict[str, Path]) -> ContrastiveLM:
 
 @pytest.fixture
 def static(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decode models that are loaded during the test in static batches, like those of other families."""
+    """Make models that are loaded during the test run in static batches, like models of other families."""
     monkeypatch.setattr("cdgen.engine.llm.unsupported", lambda module: "for the test")
 
 
@@ -246,7 +246,7 @@ def test_dropout_bad_is_noisy_reproducible_and_leaves_the_users_generator_alone(
 
 
 def test_dropout_noise_differs_from_batch_to_batch(folders, static) -> None:
-    """The same tokens as two prompts: BAD's logits can differ only by their noise."""
+    """Both prompts are the same tokens, so BAD's logits can differ only by their noise."""
     lm = ContrastiveLM(folders["good"], dropout=0.5)
     seen = []
     original = lm.pair.bad.last_logits

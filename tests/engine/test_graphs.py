@@ -18,7 +18,8 @@ from cdgen.engine.static_backend import StaticBackend
 from cdgen_kernels import SamplingTensors, make_sampling_tensors
 from tests.helpers.tiny_models import make_llama
 
-NO_WORK = {"device", "empty", "new_empty", "detach", "alias"}  # and views:
+# Ops that launch nothing, followed by views.
+NO_WORK = {"device", "empty", "new_empty", "detach", "alias"}
 NO_WORK |= {"view", "_unsafe_view", "reshape", "_reshape_alias", "as_strided", "unsqueeze", "expand", "t", "transpose"}
 NO_WORK |= {"permute", "select", "slice", "split", "split_with_sizes", "chunk", "unbind"}
 
@@ -109,7 +110,7 @@ def test_launches_of_a_step() -> None:
 
 
 def test_graphs_are_few(monkeypatch, fake_cuda) -> None:
-    """With captures replaced by a stand-in: sizes are powers of two, and only the rows in use are read."""
+    """Captures are replaced by a stand-in. Sizes are powers of two, and only the rows in use are read."""
     made, seen = [], []
 
     class Captured:

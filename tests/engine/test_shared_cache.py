@@ -1,5 +1,7 @@
-"""The shared cache against lists of tokens: every sequence is right in both models, no page is lost, and `extend`
-always finds a page."""
+"""The shared cache, compared with lists of tokens.
+
+Every sequence is right in both models, no page is lost, and `extend` always finds a page.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

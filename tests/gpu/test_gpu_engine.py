@@ -59,7 +59,7 @@ def test_finished_sequences_and_refills_match_the_cpu(setup) -> None:
 @pytest.mark.parametrize("kind", ["checkpoint", "dropout"])
 @pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=str)
 def test_graphs_draw_what_single_launches_draw(setup, dtype, kind) -> None:
-    """Token by token, in batches of one size: the same kernels compute the same numbers."""
+    """All tokens are equal: in batches of one size, the same kernels compute the same numbers."""
     lm, sampled = setup.pair(kind, dtype), params(temperature=1.0)
     expected = setup.run(lm, sampled, sync_every=0)
     for sync_every in (1, 4, 7):
@@ -103,7 +103,7 @@ def test_sixteen_bit_errors_are_within_twice_those_of_transformers(setup, dtype)
 
 
 def test_banned_tokens_are_not_drawn(setup) -> None:
-    """No n-gram twice, and no stop token before min_tokens; as on the CPU."""
+    """No n-gram occurs twice, and no stop token occurs before min_tokens, as on the CPU."""
     held = params(no_repeat_ngram_size=2, min_tokens=20, stop_token_ids=ENDS)
     found = setup.run(setup.pair(), held)
     assert_same_tokens(found, setup.on_cpu("checkpoint", held))

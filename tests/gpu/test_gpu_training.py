@@ -14,7 +14,7 @@ STEPS = 40
 
 
 def test_losses_match_the_cpu(setup, settings, tmp_path, monkeypatch) -> None:  # noqa: F811
-    """To 2 % in bfloat16; accelerate finds the GPU itself."""
+    """Losses agree to 2 % in bfloat16. accelerate finds the GPU itself."""
     given = {"steps": STEPS, "save_every": STEPS}
     train(TrainConfig(**settings(tmp_path / "cpu", dtype="float32", **given)))
     if setup.device.type == "cuda":

@@ -21,7 +21,7 @@ from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.requests import Request, make_requests
 from tests.helpers.tiny_models import TEST_DEVICE, make_llama
 
-# Exact float32 products, so that texts can be compared with the CPU's. Libraries read it when they start.
+# Exact float32 products, so that tokens can be compared with the CPU's. Libraries read the variable when they start.
 os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 
 VOCABULARY = 1003  # odd, so that no tile divides it
@@ -87,7 +87,7 @@ class Setup:
 
 
 def drawn(outputs: Sequence[CompletionOutput]) -> list[Drawn]:
-    """Return what is compared."""
+    """Return the compared fields of every output."""
     return [Drawn(output.token_ids, output.finish_reason) for output in outputs]
 
 

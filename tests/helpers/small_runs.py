@@ -33,7 +33,7 @@ def write_parquet(path: Path, texts: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a tokenizer, a prepared corpus, synthetic text, a config with 2 layers, and the cache of tokens."""
+    """Yield a folder with a tokenizer, a prepared corpus, synthetic text, a 2-layer config, and the cache of tokens."""
     folder = tmp_path_factory.mktemp("data")
     make_tokenizer().save_pretrained(folder / "tokenizer")
     (folder / "real").mkdir()
@@ -58,7 +58,7 @@ def write_config(folder: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def settings(data: Path) -> Callable[..., dict[str, Any]]:
-    """A function that returns the arguments of TrainConfig for a run in the folder `out`."""
+    """Return a function that returns the arguments of TrainConfig for a run in the folder `out`."""
 
     def make(out: Path, **changes: Any) -> dict[str, Any]:
         values = {
@@ -82,7 +82,7 @@ def command(settings: dict[str, Any]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run that was never interrupted."""
+    """Return the folder of a finished run that was never interrupted."""
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
     train(TrainConfig(**settings(out)))
     return out

@@ -78,7 +78,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["alone", "shared"])
 def programs(request: pytest.FixtureRequest) -> None:
-    """Make room on the device for one such program, or for several."""
+    """Make room on the device for one program per token and key-value head, or for several."""
     if request.param == "alone":
         request.getfixturevalue("alone")
 
@@ -319,8 +319,10 @@ def test_injected_faults_on_matrix_units_are_caught(fault: str) -> None:
 
 @needs_interpreter
 def test_source_in_tritons_interpreter() -> None:
-    """Run in another process, since Triton's mode is fixed when a kernel is decorated. The interpreter truncates to
-    bfloat16 instead of rounding."""
+    """Run in another process, since Triton's mode is fixed when a kernel is decorated.
+
+    The interpreter truncates to bfloat16 instead of rounding.
+    """
     code = """
 import torch
 from cdgen_kernels import reference
@@ -330,7 +332,7 @@ float32, float16, bfloat16 = torch.float32, torch.float16, torch.bfloat16
 for dtype, cache_dtype in ((float32,) * 2, (float16,) * 2, (float16, float32), (bfloat16,) * 2):
     for room in (0, 132):
         triton_attention.multiprocessors = lambda device: room
-        if dtype == torch.bfloat16:  # this interpreter's tl.dot takes the bits for integers
+        if dtype == torch.bfloat16:  # this interpreter's tl.dot reads the bits as integers
             triton_attention.MATRIX_GROUP = 99
         cache = torch.randn(2, 40, 2, 4, 20).to(cache_dtype)
         q, table = torch.randn(3, 12, 20).to(dtype), torch.randperm(40)[:36].view(3, 12).int()

@@ -90,7 +90,7 @@ def assert_right(
 def stand_in_gpu(sm: int) -> Iterator[Device]:
     """Extend `Device` to torch's matrix products.
 
-    It is informed of the memory that mm writes, and addmm adds 16-bit products in float32.
+    The device is informed of the memory that mm writes, and addmm adds 16-bit products in float32.
     """
     mm = torch.mm
 

@@ -112,7 +112,7 @@ def make_rotation(
 ) -> tuple[torch.Tensor, ...]:
     """Return arguments of rope_and_store.
 
-    q, k and v are views of one product, the cache is all NaN, and the slots are in random order.
+    q, k and v are views of one product, the cache is all NaN, and slot_mapping is in random order.
     """
     generator = torch.Generator().manual_seed(dim)
     product = torch.randn(tokens, (heads + 2 * kv_heads) * dim, generator=generator).to(dtype)
@@ -153,7 +153,7 @@ def test_odd_heads_and_pages(heads: int, kv_heads: int, dim: int, page: int) -> 
 
 
 def test_reads_and_writes_of_the_rotation() -> None:
-    """Each number is read or written once, 16 bytes per lane; k and v are not read if the slot is negative."""
+    """Each number is read or written once, 16 bytes per lane; k and v are not read if slot_mapping is negative."""
     problem = make_rotation(5, 12, 12, 64, torch.bfloat16)
     report = check_rotation(*problem)
     stored = problem[6] >= 0
@@ -203,7 +203,7 @@ ROTATION_FAULTS = [
     lambda ptx: shift_address(ptx, "ld.global", 4),  # the position
     lambda ptx: unguard(ptx, "st.global", last(ptx, "st.global")),
     lambda ptx: substitute(ptx, "sub", "sub", "add"),
-    lambda ptx: substitute(ptx, "setp.lt.s64", ".lt.", ".gt."),  # whether the slot is negative
+    lambda ptx: substitute(ptx, "setp.lt.s64", ".lt.", ".gt."),  # whether slot_mapping is negative
 ]
 
 
@@ -214,8 +214,10 @@ def test_faults_in_the_rotation_are_caught(fault: Callable[[str], str]) -> None:
 
 
 def test_source_in_tritons_interpreter() -> None:
-    """Run in another process, since Triton's mode is fixed when a kernel is decorated. The interpreter truncates to
-    bfloat16 instead of rounding."""
+    """Run in another process, since Triton's mode is fixed when a kernel is decorated.
+
+    The interpreter truncates to bfloat16 instead of rounding.
+    """
     code = """
 import torch
 from cdgen_kernels import reference

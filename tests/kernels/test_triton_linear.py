@@ -95,8 +95,11 @@ def check_candidates(*problem: Any, **how: Any) -> tuple[Candidates, list[Launch
 
 @pytest.mark.parametrize(("sm", "dtype"), [*((80, dtype) for dtype in DTYPES), (90, DTYPES[0]), (100, DTYPES[0])])
 def test_candidates_of_integers_are_exact(sm: int, dtype: torch.dtype) -> None:
-    """Odd sizes: 205 = 128 + 4 x 16 + 13 tokens; a width of 100 = 64 + 36 and rows 206 or 412 bytes apart; 4 of a
-    tile's 16 rows; lists of 40, and rows with more candidates."""
+    """Sizes are odd.
+
+    There are 205 = 128 + 4 x 16 + 13 tokens, a width of 100 = 64 + 36 with rows 206 or 412 bytes apart, 4 of a tile's
+    16 rows, and lists of 40, which some rows exceed.
+    """
     hidden, weight = layer(4, 205, 100, dtype, padding=3)
     best = (hidden.float() @ weight.float().T).topk(3).indices
     banned = torch.tensor([[-1, 7, 204], [best[1, 0], best[1, 0], 400], *best[2:].tolist()])
@@ -130,8 +133,10 @@ def test_tokens_past_the_vocabulary_are_not_read() -> None:
 
 @every_sm
 def test_bans(sm: int) -> None:
-    """Bans of all tokens, of all but one, of the best token's whole chunk, and of a best token whose chunk has the
-    second best."""
+    """Ban all tokens, all but one, the best token's whole chunk, or only the best token.
+
+    In the last case, the same chunk has the second best token.
+    """
     hidden, weight = layer(5, 80, 64)
     z = hidden.float() @ weight.float().T
     chunk = int(z[2].argmax()) // 16 * 16
@@ -377,7 +382,7 @@ def torch_maxima(hidden, weight, vocab_size):
 
 generator = torch.Generator().manual_seed(1)
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
-    if dtype == torch.bfloat16:  # this interpreter's tl.dot takes the bits for integers
+    if dtype == torch.bfloat16:  # this interpreter's tl.dot reads the bits as integers
         triton_linear.chunk_maxima = torch_maxima
     for vocab_size, width in ((5, 3), (200, 300)):
         hidden, weight = (torch.randint(-4, 5, (n, width), generator=generator).to(dtype) for n in (3, vocab_size))

@@ -207,7 +207,7 @@ def test_reads_and_instructions(sm: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_settings_are_looked_up_at_each_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All three ops do, for their allocations and for their launches."""
+    """All three ops look settings up, for their allocations and for their launches."""
     for name, value in dict(THREADS=64, GROUPS=2, CAPACITY=70, PROGRAMS_PER_MULTIPROCESSOR=3).items():
         monkeypatch.setattr(triton_settings, name, value)
     monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 2)

@@ -78,18 +78,20 @@ class Pages:
         return self.runner.hidden_states(torch.tensor(tokens), *where, seed, sequence) @ self.runner.output_weight.T
 
 
-def ragged(runner: LlamaRunner, texts: list[list[int]], prompts: Sequence[int]) -> list[torch.Tensor]:
+def ragged(runner: LlamaRunner, sequences: list[list[int]], prompts: Sequence[int]) -> list[torch.Tensor]:
     """Return logits [T, V'] of each sequence: prompts as a ragged batch, then one token of every sequence per step."""
-    pages = Pages(runner, len(texts))
-    flat = [(token, row, at) for row, text in enumerate(texts) for at, token in enumerate(text[: prompts[row]])]
-    found = [[] for _ in texts]
+    pages = Pages(runner, len(sequences))
+    flat = [
+        (token, row, at) for row, sequence in enumerate(sequences) for at, token in enumerate(sequence[: prompts[row]])
+    ]
+    found = [[] for _ in sequences]
     steps = [flat]
-    for step in range(max(map(len, texts))):
+    for step in range(max(map(len, sequences))):
         steps.append(
             [
-                (text[p + step], row, p + step)
-                for row, (text, p) in enumerate(zip(texts, prompts, strict=True))
-                if p + step < len(text)
+                (sequence[p + step], row, p + step)
+                for row, (sequence, p) in enumerate(zip(sequences, prompts, strict=True))
+                if p + step < len(sequence)
             ]
         )
     for step in filter(None, steps):
@@ -103,24 +105,24 @@ def test_logits_equal_transformers_to_rounding(name) -> None:
     """The error against float64 is at most three times that of transformers' float32."""
     model = make(CONFIGS[name]())
     assert unsupported(model) is None
-    texts = [ids(1, length, seed)[0].tolist() for seed, length in enumerate((40, 23, 31, 12))]
+    sequences = [ids(1, length, seed)[0].tolist() for seed, length in enumerate((40, 23, 31, 12))]
     with torch.inference_mode():
-        theirs = [model(torch.tensor([text])).logits[0] for text in texts]
-        ours = ragged(LlamaRunner(model, 64), texts, prompts=(9, 1, 30, 12))
+        theirs = [model(torch.tensor([sequence])).logits[0] for sequence in sequences]
+        ours = ragged(LlamaRunner(model, 64), sequences, prompts=(9, 1, 30, 12))
         model.double()
         model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq.float()
-        exact = [model(torch.tensor([text])).logits[0] for text in texts]
+        exact = [model(torch.tensor([sequence])).logits[0] for sequence in sequences]
     for mine, other, truth in zip(ours, theirs, exact, strict=True):
         assert (mine - truth).abs().max() <= 3 * (other - truth).abs().max()
 
 
 def test_bfloat16_error_is_no_larger_than_that_of_transformers() -> None:
     model = make_llama(0)
-    text = ids(1, 40)[0].tolist()
+    sequence = ids(1, 40)[0].tolist()
     with torch.inference_mode():
-        exact = model.double()(torch.tensor([text])).logits[0]
-        theirs = model.bfloat16()(torch.tensor([text])).logits[0]
-        (ours,) = ragged(LlamaRunner(model, 64), [text], prompts=(20,))
+        exact = model.double()(torch.tensor([sequence])).logits[0]
+        theirs = model.bfloat16()(torch.tensor([sequence])).logits[0]
+        (ours,) = ragged(LlamaRunner(model, 64), [sequence], prompts=(20,))
     assert (ours - exact).norm() <= 1.1 * (theirs - exact).norm()
 
 
@@ -194,9 +196,9 @@ def test_dropout_depends_on_the_sequence_and_not_on_the_batch(monkeypatch) -> No
     def run(rows: list[tuple[int, int]], seed: torch.Tensor = seed) -> tuple[torch.Tensor, ...]:
         """Return the logits of the tokens, run at once as several sequences: (cache row, sequence number) pairs."""
         pages, n = Pages(runner, 4), len(text)
-        tokens, texts, at = text * len(rows), [row for row, _ in rows for _ in text], list(range(n)) * len(rows)
+        tokens, cache_rows, at = text * len(rows), [row for row, _ in rows for _ in text], list(range(n)) * len(rows)
         sequence = torch.tensor([number for _, number in rows]).repeat_interleave(n)
-        return pages.logits(tokens, texts, at, seed, sequence).split(n)
+        return pages.logits(tokens, cache_rows, at, seed, sequence).split(n)
 
     (alone,) = run([(0, 5)])
     among = run([(3, 9), (1, 5), (2, 2**32 + 5)])

@@ -25,7 +25,7 @@ from cdgen_kernels.triton.settings import SCALAR_POINTERS, multiprocessors
 # Launch settings; they have not been measured on a GPU yet. A program has up to 8 KiB of keys and values in flight.
 THREADS = 64
 KEYS = {1: 4, 2: 4, 4: 4, 8: 2}  # heads per program -> keys per line at a time, limited by registers; divisors of 4
-MATRIX_GROUP = 4  # heads from which matrix units, although some of their 16 rows are empty, take fewer instructions
+MATRIX_GROUP = 4  # smallest group of heads, rounded up to a power of two, that is computed on matrix units
 MATRIX_TILE = 4096  # numbers per tile of keys, at most 32 keys
 PROGRAMS_PER_MULTIPROCESSOR = 4  # limit on the programs that share the keys of a sequence
 MERGED = 2048  # numbers of the programs' sums that the merging program reads at once
@@ -42,7 +42,7 @@ class Cache(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The keys that a program reads: those of [begin, stop) from `first` on; int32."""
+    """The keys that a program reads: [begin, stop), without those before `first`; int32."""
 
     begin: tl.tensor  # a multiple of the tile
     stop: tl.tensor
@@ -175,7 +175,7 @@ def matrix_attention(
 
 @triton.jit
 def merge_parts(ends_ptr, sums_ptr, programs, G: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, S: tl.constexpr):
-    """Return (totals [ROWS], sums [ROWS, D]) over what `programs` programs stored, S of them at a time.
+    """Merge what `programs` programs stored, S of them at a time; return (totals [ROWS], sums [ROWS, D]).
 
     Args:
         ends_ptr: float32 [programs, 2, G], maxima and totals. sums_ptr: float32 [programs, G, D].
@@ -225,7 +225,7 @@ def paged_attention_kernel(
     out_ptr,
     # window 0: all keys; scale includes log2(e); kept is 1 minus the probability of dropout
     q_row_stride, q_head_stride, table_stride, window, scale, kept, layer,
-    # DROPPED is the probability of dropout times 2^32. GROUP query heads share a key-value head, G of them a program.
+    # DROPPED is the probability of dropout times 2^32. GROUP query heads share a key-value head, G of them per program.
     # D is DIM rounded up to a power of two. Merging reads ROWS heads of S programs at once.
     GROUP: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr, DROPPED: tl.constexpr, MATRIX: tl.constexpr,
     SPLIT: tl.constexpr, G: tl.constexpr, KEYS: tl.constexpr, LINES: tl.constexpr, D: tl.constexpr,
@@ -310,12 +310,12 @@ def paged_attention(
 ) -> torch.Tensor:
     """Compute :func:`cdgen_kernels.reference.layers.paged_attention` in one launch, in float32 arithmetic.
 
-    Groups of MATRIX_GROUP or more heads, in the 16-bit dtype of the cache and without dropout, round weights to that
-    dtype.
+    Groups that round up to MATRIX_GROUP or more heads, in the 16-bit dtype of the cache and without dropout, round
+    weights to that dtype.
 
     Args:
         q: [N, H, d] with unit stride along d. keys, values: contiguous [pages, K, page size, d].
-        page_table: int32 [sequences, pages per sequence]. cache_row: int32 [N], negative for idle tokens.
+        page_table: int32 [sequences, pages per sequence]. cache_row: int32 [N], negative for unused tokens.
         position: int64 [N]. seed: int64, one element. sequence: int64 [N].
     """
     tokens, heads, dim = q.shape

@@ -1,8 +1,8 @@
 """The step between the matrix products of `linear_cross_entropy` on GPUs: logits become their gradient in place.
 
 One program per row: an online softmax in one pass (Milakov and Gimelshein 2018), then a pass that writes. Every logit
-is read twice, those of the last tile once, and the target's one more time. Every logit is written once. An ignored row
-is written and not read.
+is read twice, except that those of the last tile are read once and the target's is read once more. Every logit is
+written once. An ignored row is written and not read.
 """
 
 import torch

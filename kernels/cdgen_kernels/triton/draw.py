@@ -1,6 +1,6 @@
 """Draw a token in Triton, given tokens and logits: contrast, top-k, top-p, noise.
 
-The tokens to draw from are entries, of a list of candidates or of the whole row, where entry i is token i. Up to T
+The tokens to draw from are called entries: a list of candidates, or the whole row, where entry i is token i. Up to T
 entries, one per thread, are handled in registers, and top-k and top-p compare every pair. More entries are handled in
 tiles, and top-k and top-p search for the lowest score that is kept, bit by bit. That needs no sorting and is exact for
 any number of entries.
@@ -33,7 +33,7 @@ class Logits(NamedTuple):
     good_ptr: tl.tensor  # GOOD's [V]; not read if entries are listed
     bad_ptr: tl.tensor  # BAD's, [V] if BAD_DENSE, one per entry if BAD_GATHERED
     bans: Bans  # not read if entries are listed
-    threshold: tl.tensor  # float32, GOOD's logit from which on a token is a candidate
+    threshold: tl.tensor  # float32, the lowest logit that GOOD may give a candidate
     best: tl.tensor  # float32, GOOD's greatest logit
 
 
@@ -59,7 +59,7 @@ class Cuts(NamedTuple):
 
     top_k: tl.tensor  # int32; 0: off
     top_p: tl.tensor  # float32; 1: off
-    mass: tl.tensor  # float32, the mass of which top-p keeps its part; -1: that of the entries
+    mass: tl.tensor  # float32, the total mass that top_p is a share of; -1: the mass of the entries
 
 
 class Noise(NamedTuple):
@@ -77,7 +77,7 @@ class Draw(NamedTuple):
     token: tl.tensor  # int32
     score: tl.tensor  # float32
     best_score: tl.tensor  # float32
-    mass: tl.tensor  # float32, of all entries that could have been drawn
+    mass: tl.tensor  # float32, total mass of all entries that could have been drawn
     bad_has_nan: tl.tensor  # int32: 1 if a logit of BAD that was read is NaN, else 0
 
 
@@ -244,7 +244,7 @@ def search_cut(floor, wanted, entries, logits, weights, outside, top_rank, top,
 @triton.jit
 def draw_many(entries, logits, weights, outside, cuts, noise,
               BAD: tl.constexpr, OUTSIDE: tl.constexpr, MASS: tl.constexpr, N: tl.constexpr):  # fmt: skip
-    """Return the :class:`Draw` from any number of entries, N at a time; its mass is set only if MASS or a cut acts."""
+    """Return the :class:`Draw` from any number of entries, N at a time. Its mass is 0 without MASS or a cut."""
     k = cuts.top_k
     i = tl.arange(0, N)
     has_nan = 0

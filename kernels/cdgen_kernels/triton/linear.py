@@ -140,7 +140,7 @@ def list_chunks(maxima_ptr, chunks, bound, hits_ptr, N: tl.constexpr):
 @triton.jit
 def listed_logits(start, hits_ptr, hit_count, bans, layer, vocab_size, CHUNK: tl.constexpr, TOKENS: tl.constexpr,
                   DEPTH: tl.constexpr):  # fmt: skip
-    """Return (tokens [TOKENS] of the listed chunks, starting at chunk number `start`; their logits).
+    """Return (tokens [TOKENS] of the listed chunks, starting at entry `start` of the list; their logits).
 
     The logit is -inf if the token is banned or does not exist.
     """

@@ -258,7 +258,7 @@ def second_pass(row, threshold, maxima_ptr, hits_ptr, candidates,
 
 @triton.jit
 def bound_by_chunks(maxima_ptr, chunks, best, scale, wanted, BY_MASS: tl.constexpr, T: tl.constexpr):
-    """Return the greatest float32 that `wanted` chunk maxima reach, or chunk maxima of mass `wanted`; -inf if none is.
+    """Return the greatest float32 that `wanted` chunk maxima reach, or chunk maxima of mass `wanted`; else -inf.
 
     At least as many of the row's tokens, or tokens of at least as much mass, then reach it, so top-k or top-p keeps no
     token below it. Mass is exp((z - best) / scale). The bound is found bit by bit, in the order of the float's bits.

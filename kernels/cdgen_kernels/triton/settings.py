@@ -1,7 +1,7 @@
 """Launch settings of the kernels that read rows of logits. They have not been measured on a GPU yet.
 
 Settings are looked up at each launch, here and in the other kernel modules, so a sweep can assign them:
-`triton_settings.THREADS = 256`.
+`settings.THREADS = 256`.
 """
 
 from functools import cache
