@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from cdgen.cli.app import build_parser
 from cdgen.cli.sampling import sampling_params
 from cdgen.engine.sampling_params import FIELDS
 from cdgen.errors import InputError
+from cdgen.hardware import GPUS
 from cdgen.training.config import FIELDS as TRAIN_FIELDS
 
 Outcome = tuple[int, str]  # exit code, and what was printed
@@ -95,6 +97,14 @@ def test_help_lists_every_option() -> None:
     options = [field.name.replace("_", "-") for field in TRAIN_FIELDS]
     assert [option for option in options if f"--{option} " not in help_of["train"]] == []
     assert all(f"    {argv[0]} " in cdgen("--help").stdout for argv in HELP[1:])
+
+
+def test_plan_offers_every_data_sheet() -> None:
+    """The command line repeats the names, because it does not import torch and the data sheets' module does."""
+    with pytest.raises(InputError) as caught:
+        build_parser().parse_args(["plan", "--good", "g", "--gpu", "abacus"])
+    offered = str(caught.value).partition("choose from")[2].partition(")")[0]
+    assert re.findall(r"\w+", offered) == [*GPUS, "cpu"]
 
 
 @pytest.mark.parametrize(
