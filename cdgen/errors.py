@@ -1,5 +1,10 @@
 """The two errors a user can meet; the command line turns each into one line and an exit code."""
 
+import unicodedata
+
+_MESSAGE_LIMIT = 1000  # characters of a message that are shown
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
 
 class InputError(ValueError):
     """What was asked for cannot be done: a bad value, a missing file, models that do not fit. Exit code 2."""
@@ -13,3 +18,24 @@ def first_line(error: BaseException) -> str:
     """Return the first non-empty line of an error's message, or the name of its type if the message is empty."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
+
+
+def printable(message: str) -> str:
+    """Return a message as one line that any terminal can show.
+
+    Control characters and unpaired surrogates, which may come from a user's file, are escaped, so that they cannot
+    move the cursor or clear the screen. The middle of a message that is very long is left out.
+    """
+    line = " ".join(message.split())
+    if len(line) > _MESSAGE_LIMIT:
+        line = f"{line[: _MESSAGE_LIMIT // 2]} [...] {line[-_MESSAGE_LIMIT // 2 :]}"
+    return "".join(_escaped(character) if _is_unsafe(character) else character for character in line)
+
+
+def _is_unsafe(character: str) -> bool:
+    """Return whether it is a control character, an unpaired surrogate, or changes the direction of the text."""
+    return unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in _DIRECTIONS
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

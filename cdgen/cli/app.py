@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cdgen import __version__
 from cdgen.cli import demo, generate, info, models, plan, prepare, run, tokenizer, train
 from cdgen.cli.parser import Parser
-from cdgen.errors import CorpusError, InputError
+from cdgen.errors import CorpusError, InputError, printable
 
 COMMANDS = (generate, prepare, tokenizer, train, models, run, plan, demo, info)
 DESCRIPTION = """\
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return _with_options(super().format(record))
+        return printable(_with_options(super().format(record)))
 
 
 def _with_options(message: str) -> str:
@@ -81,5 +81,5 @@ def _with_options(message: str) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"cdgen: error: {' '.join(_with_options(message).split())}", file=sys.stderr)
+    print(f"cdgen: error: {printable(_with_options(message))}", file=sys.stderr)
     return code

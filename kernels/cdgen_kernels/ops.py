@@ -45,9 +45,14 @@ class RowFault(ValueError):
         self.row = row
 
 
-def _raise_on_fault(codes: Tensor) -> None:
+def _raise_on_fault(codes: Tensor, raise_faults: bool) -> None:
     """Raise RowFault for the first negative code, on the CPU only, where reading the codes costs no synchronisation."""
-    if torch.compiler.is_compiling() or type(codes) is not torch.Tensor or codes.device.type != "cpu":
+    if (
+        not raise_faults
+        or torch.compiler.is_compiling()
+        or type(codes) is not torch.Tensor
+        or codes.device.type != "cpu"
+    ):
         return
     values = codes.tolist()  # much cheaper than a torch op
     if min(values, default=0) < 0:
@@ -61,6 +66,7 @@ def select_candidates(
     vocab_size: int | None = None,
     banned: Tensor | None = None,
     capacity: int = 1024,
+    raise_faults: bool = True,
 ) -> Candidates:
     """Compact each row's candidates into a short list, in one pass over GOOD's logits.
 
@@ -74,6 +80,8 @@ def select_candidates(
         banned: int32 or int64 [B, N], ids of tokens that must not be drawn, padded with -1; or None.
         capacity: length C of the list. If a row has more candidates, its `count` exceeds C and its list holds the C
             candidates with the lowest ids.
+        raise_faults: raise RowFault on the CPU; if False, the codes of faulty rows are returned there too, as on other
+            devices, and the other rows are not lost.
     Returns:
         :class:`Candidates`.
     Raises:
@@ -89,7 +97,7 @@ def select_candidates(
     candidates = Candidates(
         *torch.ops.cdgen.select_candidates.default(good, sampling.margin, banned, vocab_size, capacity)
     )
-    _raise_on_fault(candidates.count)
+    _raise_on_fault(candidates.count, raise_faults)
     return candidates
 
 
@@ -102,6 +110,7 @@ def contrastive_sample(
     outside_head: OutsideHead = "mask",
     banned: Tensor | None = None,
     logprobs: bool = False,
+    raise_faults: bool = True,
 ) -> Samples:
     """Draw one token per row by contrastive decoding: candidates, contrast, top-k, top-p and Gumbel noise in one op.
 
@@ -121,6 +130,8 @@ def contrastive_sample(
             `"shifted_good"`: their GOOD logit, shifted down so that the best of them equals the worst candidate.
         banned: int32 or int64 [B, N], ids of tokens that must not be drawn, padded with -1; or None.
         logprobs: also return log-probabilities of the drawn token, which reads all logits of both models again.
+        raise_faults: raise RowFault on the CPU; if False, the codes of faulty rows are returned there too, as on other
+            devices, and the other rows are not lost.
     Returns:
         :class:`Samples`; its log-probabilities are None unless `logprobs`.
     Raises:
@@ -138,7 +149,7 @@ def contrastive_sample(
     token, out = torch.ops.cdgen.contrastive_sample.default(
         good, bad, *sampling, banned, vocab_size, mode, constant, logprobs
     )
-    _raise_on_fault(token)
+    _raise_on_fault(token, raise_faults)
     return Samples(token, *out.unbind(0)) if logprobs else Samples(token)
 
 
@@ -150,6 +161,7 @@ def sample_candidates(
     gathered: bool = False,
     vocab_size: int | None = None,
     logprobs: bool = False,
+    raise_faults: bool = True,
 ) -> Samples:
     """Draw one token per row from the candidates of :func:`select_candidates` and BAD's logits.
 
@@ -163,6 +175,8 @@ def sample_candidates(
         gathered: whether `bad` holds the logits of the candidates alone.
         vocab_size: upper bound of the token ids. Default: V''; required if `bad` is None or gathered.
         logprobs: also return the log-probability of the token under the distribution that it was drawn from.
+        raise_faults: raise RowFault on the CPU; if False, the codes of faulty rows are returned there too, as on other
+            devices, and the other rows are not lost.
     Returns:
         :class:`Samples` with `token` and, if requested, `logprob`.
     Raises:
@@ -185,7 +199,7 @@ def sample_candidates(
     token, logprob = torch.ops.cdgen.sample_candidates.default(
         *candidates, bad, *sampling, vocab_size, gathered, logprobs
     )
-    _raise_on_fault(token)
+    _raise_on_fault(token, raise_faults)
     return Samples(token, logprob if logprobs else None)
 
 
@@ -197,6 +211,7 @@ def select_candidates_linear(
     vocab_size: int | None = None,
     banned: Tensor | None = None,
     capacity: int = 1024,
+    raise_faults: bool = True,
 ) -> Candidates:
     """Select candidates from the logits `hidden @ weight.T`, which are never stored on a GPU.
 
@@ -205,6 +220,7 @@ def select_candidates_linear(
         weight: weight of GOOD's output layer [V', D], of the same dtype, with contiguous rows.
         sampling: :class:`SamplingTensors`; only `margin` is used.
         vocab_size, banned, capacity: as for :func:`select_candidates`; a capacity of V' holds any candidates.
+        raise_faults: as for :func:`select_candidates`.
     Returns:
         :class:`Candidates`. Logits are accumulated in float32 and not rounded to the dtype of the hidden states.
     Raises:
@@ -219,7 +235,7 @@ def select_candidates_linear(
         hidden, weight, sampling.margin, banned, vocab_size, capacity
     )
     candidates = Candidates(*found)
-    _raise_on_fault(candidates.count)
+    _raise_on_fault(candidates.count, raise_faults)
     return candidates
 
 
