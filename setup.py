@@ -3,11 +3,13 @@
 The environment variable CDGEN_EXT selects what happens to the extension: `auto` (default) tries to build it and warns
 if that fails, `0` skips it, `require` fails without it.
 
-An isolated build does not see the installed torch; `pip install --no-build-isolation .` does.
+pip builds in an isolated environment by default. The extension must be built with the torch that it will run with, so
+it is looked up in the environment that pip installs into.
 """
 
 import os
 import sys
+import sysconfig
 import warnings
 from typing import Any
 
@@ -28,12 +30,13 @@ def extension() -> dict[str, Any]:
 
     It uses libtorch's stable ABI and Python's limited API, so one wheel serves many versions of both.
     """
+    sys.path += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]  # for an isolated build
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
         if MODE == "require":
             raise
-        warn(f"{error}; install torch, then cdgen with --no-build-isolation")
+        warn(f"{error}; install torch first")
         return {}
 
     class BuildOrWarn(BuildExtension):

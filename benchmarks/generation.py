@@ -18,7 +18,7 @@ from benchmarks.rivals import literal_chain
 from cdgen import SamplingParams
 from cdgen.engine.engine import Engine
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen.engine.requests import ModelPair, make_requests
+from cdgen.engine.requests import ModelPair, Prompts, make_requests
 from cdgen.engine.static_backend import StaticBackend
 from cdgen.models.language_model import LanguageModel
 
@@ -266,7 +266,7 @@ class EngineLoop:
 
     @torch.inference_mode()
     def _start(self, backend: type, prompts: list[list[int]], batch: int | None = None) -> list[int]:
-        requests = make_requests(prompts, [(prompt, 0) for prompt in range(len(prompts))])
+        requests = make_requests(Prompts(prompts), [(prompt, 0) for prompt in range(len(prompts))])
         length = (len(prompts[0]) + self.params.max_tokens,) if issubclass(backend, PagedBackend) else ()
         running = backend(self.pair, self.params, batch or len(prompts), *length)
         self.engine = Engine(self.pair, running, requests, self.params)

@@ -29,7 +29,7 @@ def logits_on_text(positions: int, bad: str = "dropout") -> tuple[torch.Tensor, 
     """
     good, tokenizer = load(smollm2_folder(print), device="cpu")
     assert tokenizer is not None
-    ids = tokenizer(PROMPTS.read_text(), return_tensors="pt").input_ids[:, :positions]
+    ids = tokenizer(PROMPTS.read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, :positions]
     if ids.shape[1] < positions:
         raise ValueError(f"positions = {positions}: the text has {ids.shape[1]} tokens")
     with torch.inference_mode(), torch.random.fork_rng():

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cdgen.engine.llm import ContrastiveLM
     from cdgen.engine.outputs import CompletionOutput, RequestOutput
+    from cdgen.engine.requests import sequence_number
     from cdgen.engine.sampling_params import SamplingParams
+    from cdgen.errors import CorpusError, InputError
     from cdgen.prepare.build import prepare_corpus
     from cdgen.prepare.sources import Source
     from cdgen.prepare.tokenizer import train_tokenizer
@@ -17,12 +19,15 @@ __version__ = "0.1.0"
 __all__ = [
     "CompletionOutput",
     "ContrastiveLM",
+    "CorpusError",
+    "InputError",
     "RequestOutput",
     "SamplingParams",
     "Source",
     "TrainConfig",
     "__version__",
     "prepare_corpus",
+    "sequence_number",
     "train",
     "train_tokenizer",
 ]
@@ -33,6 +38,9 @@ _HOME = {
     "SamplingParams": "cdgen.engine.sampling_params",
     "RequestOutput": "cdgen.engine.outputs",
     "CompletionOutput": "cdgen.engine.outputs",
+    "sequence_number": "cdgen.engine.requests",
+    "CorpusError": "cdgen.errors",
+    "InputError": "cdgen.errors",
     "TrainConfig": "cdgen.training.config",
     "train": "cdgen.training.trainer",
     "Source": "cdgen.prepare.sources",

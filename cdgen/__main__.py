@@ -2,6 +2,15 @@
 
 import sys
 
-from cdgen.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line of this process; return the exit code."""
+    try:
+        from cdgen.cli import app
+    except KeyboardInterrupt:  # Ctrl-C during the imports
+        return 130
+    return app.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,6 +8,7 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cdgen import sequence_number
 from cdgen_kernels import contrastive_sample, make_sampling_tensors
 
 NEW_TOKENS = 40
@@ -19,7 +20,8 @@ def main(good_name: str, bad_name: str, prompt: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(good_name)
     good, bad = (AutoModelForCausalLM.from_pretrained(name).eval() for name in (good_name, bad_name))
     ids = tokenizer(prompt, return_tensors="pt").input_ids  # [1, T]
-    sampling = make_sampling_tensors(len(ids), alpha=0.1, contrast_strength=1.0, seed=0)
+    number = sequence_number(ids[0])  # makes the loop draw what ContrastiveLM.generate draws
+    sampling = make_sampling_tensors(1, alpha=0.1, contrast_strength=1.0, seed=0, sequence=number)
     for _ in range(NEW_TOKENS):
         good_logits, bad_logits = (model(ids).logits[:, -1] for model in (good, bad))  # [1, V]
         sampling.position.fill_(ids.shape[1])  # new noise for each token

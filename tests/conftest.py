@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests must not use the network; read when transformers is imported
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -20,7 +22,6 @@ pytest_plugins = ["tests.helpers.engines", "tests.helpers.fake_cuda", "tests.hel
 # CDGEN_TEST_DEVICE=cuda is for the tests in tests/gpu.
 if TEST_DEVICE != "cuda":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests must not use the network
 torch.set_num_threads(1)  # faster for models this small, and the same on every machine
 
 

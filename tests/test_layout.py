@@ -14,7 +14,7 @@ LEVELS = (
     ("cdgen.engine",),
     ("cdgen.models",),
     ("cdgen.storage",),
-    ("cdgen.environment", "cdgen.hardware", "cdgen.rng"),
+    ("cdgen.environment", "cdgen.hardware", "cdgen.rng", "cdgen.values"),
     ("cdgen.errors", "cdgen.recipes"),
 )
 ROOTS = {"cdgen": ROOT / "cdgen", "cdgen_kernels": ROOT / "kernels" / "cdgen_kernels"}

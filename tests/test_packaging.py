@@ -113,3 +113,20 @@ def test_an_editable_install_finds_the_packages_in_place(tmp_path: Path) -> None
     source, target = copy_of_the_repository(tmp_path / "source"), tmp_path / "target"
     run(*PIP, "install", *OFFLINE, "--target", str(target), "-e", str(source), CDGEN_EXT="0")
     import_ops(source / "kernels" / "cdgen_kernels", target, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_isolated_build_finds_the_installed_torch(tmp_path: Path) -> None:
+    """Otherwise `pip install .[train]` would replace a fast build by one without the extension."""
+    import setuptools
+
+    (tmp_path / "setuptools").symlink_to(Path(setuptools.__file__).parent)
+    isolate = "import sys, sysconfig\nsys.path = [p for p in sys.path if p != sysconfig.get_path('purelib')]\n"
+    (tmp_path / "sitecustomize.py").write_text(isolate)  # as pip does
+    code = """
+import importlib.util, runpy, setuptools
+assert importlib.util.find_spec("torch") is None
+setuptools.setup = lambda **arguments: print([extension.name for extension in arguments["ext_modules"]])
+runpy.run_path("setup.py")
+"""
+    assert run(sys.executable, "-c", code, PYTHONPATH=str(tmp_path), CDGEN_EXT="require") == "['cdgen_kernels._C']\n"

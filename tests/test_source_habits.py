@@ -96,3 +96,18 @@ def test_comments_stand_on_their_own() -> None:
     dangling = re.compile(r"# ?(of|which|whose|that|whence)\b")
     wrong = [f"{path}:{line} {text}" for path in paths for line, text in comments(path) if dangling.match(text)]
     assert wrong == []
+
+
+def is_text_without_encoding(call: ast.Call) -> bool:
+    """Return whether a call opens a text file in the encoding of the locale."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    if name not in ("open", "read_text", "write_text") or ast.unparse(call.func) == "os.open":
+        return False
+    binary = any(isinstance(one, ast.Constant) and "b" in str(one.value) for one in call.args[-1:])
+    return not binary and not any(one.arg in ("encoding", None) for one in call.keywords)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_text_files_are_never_read_in_the_encoding_of_the_locale(name: str) -> None:
+    calls = [node for node in ast.walk(MODULES[name]) if isinstance(node, ast.Call)]
+    assert [ast.unparse(call) for call in calls if is_text_without_encoding(call)] == []

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "triton": triton.__version__,
             "kernels": [{**row._asdict(), "resources": asdict(row.resources)} for row in rows],
         }
-        options.json.write_text(json.dumps(data | {"predictions": predictions}, indent=1))
+        options.json.write_text(json.dumps(data | {"predictions": predictions}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def write_inputs(folder: Path) -> None:
     words, weights = list(vocabulary)[2:], [1 / rank for rank in range(1, VOCAB_SIZE - 1)]
     dice = random.Random(0)
     texts = (" ".join(dice.choices(words, weights, k=300)) for _ in range(BLOCK * BATCH * (ROUNDS + WARM_UP) // 250))
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "text.jsonl").write_text(lines, encoding="utf-8")
     LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
@@ -89,7 +90,7 @@ def run_cdgen(folder: Path, steps: int, after_step: Callable[[], None]) -> Train
             after_step()
 
     train(config_of(folder, steps), Calls())
-    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     loading = statistics.median(record["loading_seconds"] / record["seconds"] for record in log[WARM_UP:] or log)
     return Trained([record["loss"] for record in log], loading)
 
@@ -133,9 +134,11 @@ VARIANTS = {"cdgen": run_cdgen, "Trainer": run_trainer}
 
 
 class Stepwise:
-    """A training loop in a thread of its own that makes one step per call."""
+    """A training loop in a thread of its own that makes one step per call. A call raises the loop's error, if any."""
 
     def __init__(self, variant: str, folder: Path, steps: int) -> None:
+        self._result: Trained | None = None
+        self._error: BaseException | None = None
         self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, args=(variant, folder, steps), daemon=True)
         self._thread.start()
@@ -143,16 +146,26 @@ class Stepwise:
     def __call__(self) -> None:
         self._turn.release()
         self._done.acquire()
+        if self._error is not None:
+            raise self._error
 
     def result(self) -> Trained:
         """Let the loop finish, and return its result."""
         self._turn.release()
         self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
         return self._result
 
     def _run(self, variant: str, folder: Path, steps: int) -> None:
         self._turn.acquire()
-        self._result = VARIANTS[variant](folder, steps, self._after_step)
+        try:
+            self._result = VARIANTS[variant](folder, steps, self._after_step)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._done.release()  # a call that waits for the next step would wait forever
 
     def _after_step(self) -> None:
         self._done.release()

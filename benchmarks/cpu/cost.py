@@ -120,7 +120,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plot(found, folder / "cost.png")
     figures = {"step": found, "memory": {"estimate": estimate, "peak": peak}}
-    (folder / "cost.json").write_text(json.dumps(figures, indent=1))
+    (folder / "cost.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

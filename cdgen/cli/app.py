@@ -1,15 +1,21 @@
 """The command `cdgen`: the parser with all commands, and the exit codes of errors."""
 
+import argparse
+import io
 import logging
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from cdgen import __version__
 from cdgen.cli import demo, generate, info, models, plan, prepare, run, tokenizer, train
-from cdgen.cli.parser import Parser
-from cdgen.errors import CorpusError, InputError, printable
+from cdgen.cli.parser import Parser, add_debug
+from cdgen.errors import CorpusError, InputError, first_line, printable
 
 COMMANDS = (generate, prepare, tokenizer, train, models, run, plan, demo, info)
+_REPORTS = ("info", "models", "plan")  # they only print, so a reader that has gone has seen enough
 DESCRIPTION = """\
 Fast contrastive decoding with two language models, and a pipeline that turns it
 into synthetic training corpora."""
@@ -20,9 +26,12 @@ OPTIONS = {
     "data=FOLDER": "--data FOLDER",
     "read_seeds(field=NAME)": "--seed-field NAME",
     "split_documents=True": "--split-documents",
+    "prefix_tokens": "--prefix-tokens",
+    "chunk_words": "--chunk-words",
     "dtype='float32'": "--dtype float32",
     "kv_cache_memory_bytes": "--kv-cache-gb",
     "max_num_seqs": "--batch-size",
+    "trust_remote_code=True": "--trust-remote-code",
 }
 
 
@@ -33,6 +42,7 @@ def build_parser() -> Parser:
     )
     version = f"cdgen {__version__}"
     parser.add_argument("--version", action="version", version=version, help="print the version and exit")
+    add_debug(parser)
     commands = parser.add_subparsers(
         dest="command", required=True, title="commands", metavar="COMMAND", parser_class=Parser
     )
@@ -48,24 +58,78 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; None for those of this process.
     Returns:
-        The exit code: 0 for success, 1 for a folder or disk that cannot be used, 2 for a request that cannot be
-        carried out, 130 after Ctrl-C. `cdgen train` returns 128 + the number of the signal that stopped it.
+        The exit code: 0 for success, 1 for a folder or disk that cannot be used or an error that cdgen did not expect,
+        2 for a request that cannot be carried out, 130 after Ctrl-C, 141 if the reader of the output has gone before
+        the work is done. `cdgen train` returns 128 + the number of the signal that stopped it.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("cdgen: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    _set_up_output()
+    args: argparse.Namespace | None = None
     try:
         args = build_parser().parse_args(argv)
-        return int(args.handler(args))
-    except InputError as error:
-        return _fail(str(error), 2)
-    except CorpusError as error:
-        return _fail(str(error), 1)
-    except OSError as error:  # a file that exists but cannot be read or written
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+        return _flushed(int(args.handler(args)))
+    except BrokenPipeError:
+        _discard_output()
+        return 0 if args is not None and args.command in _REPORTS else 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        print("cdgen: interrupted; finished work is kept, rerun the same command to resume", file=sys.stderr)
-        return 130
+        return interrupted()
+    except Exception as error:
+        if os.environ.get("CDGEN_DEBUG") or getattr(args, "debug", False):
+            traceback.print_exc()
+        message, code = _message_and_code(error)
+        print(f"cdgen: error: {printable(_with_options(message))}", file=sys.stderr)
+        return code
+
+
+def interrupted() -> int:
+    """Report that Ctrl-C stopped the command; return the exit code."""
+    print("cdgen: interrupted; finished work is kept, rerun the same command to resume", file=sys.stderr)
+    return 128 + signal.SIGINT
+
+
+def _message_and_code(error: Exception) -> tuple[str, int]:
+    """Return what to print for an error, and the exit code."""
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, CorpusError):
+        return str(error), 1
+    if isinstance(error, OSError) and error.strerror:  # a file that exists but cannot be read or written
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return f"{name or 'input or output'}: {error.strerror}", 1
+    if isinstance(error, MemoryError):
+        return "out of memory", 1
+    return f"unexpected {type(error).__name__}: {first_line(error)}; add --debug for the traceback", 1
+
+
+def _set_up_output() -> None:
+    """Make warnings single lines, and let streams of any encoding show any character, escaped if necessary."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    handler = _Handler(sys.stderr)
+    handler.setFormatter(_Formatter("cdgen: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def _flushed(code: int) -> int:
+    """Flush a finished command's output, whose reader may have gone (`cdgen info | head`); return the exit code."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+    return code
+
+
+def _discard_output() -> None:
+    """Send standard output nowhere, because the interpreter flushes it once more when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Handler(logging.StreamHandler):
+    """Writes to what sys.stderr is now: a progress bar replaces it, so that lines appear above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Formatter(logging.Formatter):
@@ -78,8 +142,3 @@ def _with_options(message: str) -> str:
     for argument, option in OPTIONS.items():
         message = message.replace(argument, option)
     return message
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"cdgen: error: {printable(_with_options(message))}", file=sys.stderr)
-    return code

@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
     from cdgen.engine.llm import ContrastiveLM
     from cdgen.engine.sampling_params import SamplingParams
     from cdgen.models.smollm2 import NAME, smollm2_folder
+    from cdgen.storage.folder import OutputFolder
 
-    console, out = Console(), Path(args.out)
+    console, out = Console(), OutputFolder(args.out).path
     methods = {
         name: SamplingParams.for_method(name, max_tokens=args.max_tokens, ignore_eos=False)
         for name in ("ancestral", "contrastive")
@@ -104,6 +105,6 @@ def _print_pairs(console: "Console", out: Path, count: int) -> None:
 
 
 def _records(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob("shard-*.jsonl.gz")):
+    for path in sorted(folder.glob("data/*.jsonl.gz")):
         for line in gzip.decompress(path.read_bytes()).decode().splitlines():
             yield json.loads(line)

@@ -1,12 +1,14 @@
 """The command `cdgen generate`. Imports torch only when it runs."""
 
 import argparse
-import logging
+from functools import partial
 from typing import Any
 
-from cdgen.cli.parser import Commands, add_command, add_model_options, add_quiet, add_switch, load_ops
+from cdgen.cli.parser import Commands, add_command, add_model_options, add_quiet, add_switch, add_threads, load_ops
 from cdgen.cli.sampling import add_sampling, sampling_params
+from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
+from cdgen.values import INT64_MAX, integer
 
 PREFIX_TOKENS = 20  # length of a chunk's prefix in the paper, arXiv 2510.08245
 
@@ -16,9 +18,9 @@ command after an interruption: it resumes, without duplicate or missing rows."""
 
 EPILOG = """\
 examples:
-  cdgen generate --good run@best --bad run@500 --seeds prompts.txt --out corpus
-  cdgen generate --good path/to/good --bad dropout:0.3 --seeds prompts.txt --out corpus --n 8
-  cdgen generate --good path/to/good --method top_p --seeds book.txt --chunk-words 100 --out corpus"""
+  cdgen generate --good run@best --bad run@500 --seeds prompts.txt --out early
+  cdgen generate --good path/to/good --bad dropout:0.3 --seeds prompts.txt --out dropout --n 8
+  cdgen generate --good path/to/good --method top_p --seeds book.txt --chunk-words 100 --out top_p"""
 
 
 def add(commands: Commands) -> None:
@@ -28,6 +30,7 @@ def add(commands: Commands) -> None:
         "generate",
         run,
         summary="write a synthetic corpus by continuing seeds",
+        check=requested_sampling,
         usage="%(prog)s --good MODEL [--bad MODEL] --seeds PATH ... --out FOLDER [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -43,6 +46,7 @@ def add(commands: Commands) -> None:
         help="memory for the KV caches of both models, in 10^9 bytes (default: enough for the batch, on a GPU at most "
         "90 %% of the free memory)",
     )
+    add_threads(models)
     _add_seeds(parser)
     _add_output(parser)
     add_sampling(parser)
@@ -72,6 +76,11 @@ def _add_seeds(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="cut documents into chunks of at least N words, each of which is a seed; a .txt file is then one document",
     )
+    seeds.add_argument(
+        "--parse-special",
+        action="store_true",
+        help="read special tokens in the seeds, such as </s>, instead of taking them as text",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -90,36 +99,51 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--split-documents",
         action="store_true",
-        help="also cut the texts at their start-of-text and end-of-text tokens, and write the pieces to files "
-        "named documents-*",
+        help="also cut the texts at their start-of-text and end-of-text tokens, and write the pieces to the folder "
+        "_documents",
     )
     add_switch(
         output,
         "--resume",
-        help="resume the corpus in the folder, or delete it and start over (default: --resume)",
+        help="resume the corpus in the folder, or replace it as soon as a new shard is finished (default: --resume)",
     )
     add_quiet(output)
 
 
+def requested_sampling(args: argparse.Namespace) -> SamplingParams:
+    """Return the SamplingParams of parsed options.
+
+    Raises:
+        InputError: a value is out of range, contradicts the method, or needs a BAD that is not given.
+    """
+    params = sampling_params(args)
+    if params.contrast_strength and not args.bad:
+        raise InputError(
+            f"--bad is required for the method {params.method}; "
+            "give one, or choose a method without contrast, such as --method ancestral"
+        )
+    return params
+
+
 def run(args: argparse.Namespace) -> int:
     """Load models and seeds, write the corpus, and print a summary; return the exit code."""
-    params = sampling_params(args)
-    load_ops()
-    from cdgen.corpus.seeds import read_seeds
-    from cdgen.corpus.writer import write_corpus
+    params = requested_sampling(args)
+    reading, cache_bytes = _reading(args), _cache_bytes(args.kv_cache_gb)
+    load_ops(args.threads, args.device)
+    from cdgen.corpus.manifest import check_folder
+    from cdgen.corpus.seeds import encode_texts, read_texts
+    from cdgen.corpus.writer import check_options, write_corpus
     from cdgen.engine.llm import ContrastiveLM
     from cdgen.models.bad import parse_bad
     from cdgen.storage.folder import OutputFolder
     from cdgen.storage.progress import choose
 
+    # Models come last: everything else can be checked without them, at once.
     bad = parse_bad(args.bad) if args.bad else {}
-    if params.contrast_strength and not bad:
-        raise InputError(
-            f"--bad is required for the method {params.method}; "
-            "give one, or choose a method without contrast, such as --method ancestral"
-        )
-    reading = _reading(args)
+    check_options(args.shard_size, args.format)
+    texts, dropped = read_texts(args.seeds, field=reading["field"], chunk_words=reading["chunk_words"])
     with OutputFolder(args.out) as folder:
+        check_folder(folder)
         lm = ContrastiveLM(
             args.good,
             **bad,
@@ -128,11 +152,11 @@ def run(args: argparse.Namespace) -> int:
             trust_remote_code=args.trust_remote_code,
             max_num_seqs=args.batch_size,
             kv_cache_dtype=args.kv_cache_dtype,
-            kv_cache_memory_bytes=args.kv_cache_gb and int(args.kv_cache_gb * 1e9),
+            kv_cache_memory_bytes=cache_bytes,
         )
-        seeds, dropped = read_seeds(args.seeds, lm.prompt_ids, **reading)
-        if dropped:
-            logging.getLogger("cdgen").warning("seeds left out because they are empty or too short: %d", dropped)
+        prefix = reading["prefix_tokens"]
+        prompt_ids = partial(lm.prompt_ids, parse_special=args.parse_special)
+        seeds = encode_texts(texts, prompt_ids, prefix_tokens=prefix, longest=lm.longest_prompt(params))
         progress = choose(args.quiet)
         try:
             manifest, written = write_corpus(
@@ -155,11 +179,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reading(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the keyword arguments of `read_seeds`; the manifest records them."""
+    """Return how the seeds are read; the manifest records it."""
     prefix = args.prefix_tokens
     if prefix is None and args.chunk_words is not None:
         prefix = PREFIX_TOKENS
-    return {"field": args.seed_field, "prefix_tokens": prefix, "chunk_words": args.chunk_words}
+    if prefix is not None:
+        integer("prefix_tokens", prefix, 1, INT64_MAX)
+    return {
+        "field": args.seed_field,
+        "prefix_tokens": prefix,
+        "chunk_words": args.chunk_words,
+        "parse_special": args.parse_special,
+    }
+
+
+def _cache_bytes(gigabytes: float | None) -> int | None:
+    """Return `--kv-cache-gb` in bytes."""
+    if gigabytes is None:
+        return None
+    if not 1e-9 <= gigabytes <= 1e9:  # false for NaN
+        raise InputError(f"--kv-cache-gb {gigabytes}: must be more than 0, and at most 1e9")
+    return int(gigabytes * 1e9)
 
 
 def _summary(out: str, counts: dict[str, int], written: int) -> str:

@@ -5,7 +5,7 @@ import argparse
 from cdgen.cli.parser import Commands, Parser, add_command
 
 LS_DESCRIPTION = """\
-List the checkpoints of a training run with their loss and perplexity, and mark
+List the checkpoints of training runs with their loss and perplexity, and mark
 the best and the latest. RUN@best, RUN@latest and RUN@STEP name a checkpoint
 wherever a command takes a model."""
 
@@ -24,17 +24,21 @@ def add(commands: Commands) -> None:
         "ls",
         run,
         summary="list checkpoints with their loss and perplexity",
-        usage="%(prog)s RUN",
+        usage="%(prog)s RUN ...",
         description=LS_DESCRIPTION,
-        epilog="example:\n  cdgen models ls run",
+        epilog="example:\n  cdgen models ls run mixed",
     )
-    ls.add_argument_group("input").add_argument("folder", metavar="RUN", help="folder of a training run")
+    ls.add_argument_group("input").add_argument("folders", nargs="+", metavar="RUN", help="folder of a training run")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line per checkpoint; return the exit code."""
     from cdgen.storage import runs
 
-    for line in runs.table(args.folder):
-        print(line)
+    tables = [list(runs.table(folder)) for folder in args.folders]  # a folder that is no run stops it before it prints
+    for folder, table in zip(args.folders, tables, strict=True):
+        if len(tables) > 1:
+            print(f"{folder}:")
+        for line in table:
+            print(line)
     return 0

@@ -1,12 +1,17 @@
 """The argument parser, and options that several commands share."""
 
 import argparse
+import logging
+import os
 import re
 import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
 from cdgen.errors import InputError
+
+log = logging.getLogger("cdgen")
+_MOST_THREADS = 1024  # far more abort the process
 
 # What `add_subparsers` returns, and what a command adds itself to.
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -29,7 +34,11 @@ class Parser(argparse.ArgumentParser):
     """Raise InputError instead of printing the usage and exiting, so that every error is a single line."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=HelpFormatter, **options)
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **options)
+        # argparse knows -1 and -1.5 as values of an option, but Python before 3.14 takes -1e39 and -inf for options.
+        self._negative_number_matcher = re.compile(
+            r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf|infinity|nan)$", re.IGNORECASE
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise the error of a bad command line.
@@ -37,11 +46,19 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: always.
         """
+        if "expected one argument" in message:
+            message += " (write OPTION=VALUE if the value starts with -)"
         raise InputError(f"{message}; see {self.prog} --help")
 
 
 def add_command(
-    commands: Commands, name: str, handler: Callable[[argparse.Namespace], int], *, summary: str, **options: Any
+    commands: Commands,
+    name: str,
+    handler: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    check: Callable[[argparse.Namespace], object] | None = None,
+    **options: Any,
 ) -> Parser:
     """Add a command to a parser.
 
@@ -50,12 +67,14 @@ def add_command(
         name: name of the command.
         handler: carries out the command with its parsed arguments and returns the exit code.
         summary: one line for the list of commands.
+        check: raises InputError if the arguments cannot be carried out, without loading anything.
         options: further arguments of :class:`Parser`.
     Returns:
         The command's own parser.
     """
     parser = commands.add_parser(name, help=summary, **options)
-    parser.set_defaults(handler=handler)
+    add_debug(parser)
+    parser.set_defaults(handler=handler, check=check)
     return parser
 
 
@@ -93,18 +112,57 @@ def add_switch(group: argparse._ActionsContainer, flag: str, *, help: str, defau
     group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default).help = help
 
 
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add `--debug`, which may stand before or after the command's name."""
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="print the traceback of an error"
+    )
+
+
 def add_quiet(group: argparse._ActionsContainer) -> None:
     """Add `--quiet`."""
     group.add_argument("--quiet", action="store_true", help="print only warnings and errors")
 
 
-def load_ops() -> None:
-    """Import the ops, which loads torch.
+def add_threads(group: argparse._ActionsContainer) -> None:
+    """Add `--threads`."""
+    group.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help="CPU threads (default: one per core, or OMP_NUM_THREADS); fewer are faster if the machine is busy",
+    )
 
+
+def thread_count(text: str) -> int:
+    """Return the value of `--threads`."""
+    value = int(text)
+    if not 1 <= value <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{value}: must be 1 to {_MOST_THREADS}")
+    return value
+
+
+thread_count.__name__ = "int"  # for argparse's message about a value that is no number
+
+
+def load_ops(threads: int | None = None, device: str | None = None) -> None:
+    """Import the ops, which loads torch, and warn if the device has only the slow implementation.
+
+    Args:
+        threads: number of CPU threads; default: torch's.
+        device: the device that the command was asked to use; default: cuda if available.
     Raises:
         InputError: CDGEN_IMPL has a bad value.
     """
     try:
-        import cdgen_kernels.ops  # noqa: F401
+        from cdgen_kernels import implementation
     except ValueError as error:
         raise InputError(str(error)) from error
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    on_gpu = torch.cuda.is_available() and not (device or "").startswith("cpu")
+    name, reason = implementation("cuda" if on_gpu else "cpu")
+    if name == "reference" and "CDGEN_IMPL" not in os.environ:
+        log.warning("the slow reference implementation is used, because %s", reason)

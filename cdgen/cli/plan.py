@@ -80,7 +80,14 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     if args.gpu == "cpu" and args.run:
         bad = parse_bad(args.bad) if args.bad else {}
-        lm = ContrastiveLM(args.good, **bad, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, device="cpu")
+        lm = ContrastiveLM(
+            args.good,
+            **bad,
+            dtype=args.dtype,
+            kv_cache_dtype=args.kv_cache_dtype,
+            device="cpu",
+            trust_remote_code=args.trust_remote_code,
+        )
         rate = measured_rate(lm, estimate.batch, estimate.job)
         print(f"measured over a few steps: {rate:,.0f} tokens/s, {rate / estimate.rate:.0%} of the bound")
     return 0

@@ -1,9 +1,12 @@
 """The command `cdgen prepare`. Imports neither torch nor pyarrow until it runs."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdgen.cli.parser import Commands, add_command, add_quiet
+
+if TYPE_CHECKING:
+    from cdgen.prepare.sources import Source
 
 DESCRIPTION = """\
 Turn any mix of texts into a corpus: train.parquet, test.parquet and
@@ -38,6 +41,7 @@ def add(commands: Commands) -> None:
         "prepare",
         run,
         summary="turn texts into a corpus to train on",
+        check=requested_sources,
         usage="%(prog)s [SOURCE ...] [--preset NAME] --out FOLDER [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -70,16 +74,30 @@ def add(commands: Commands) -> None:
     add_quiet(output)
 
 
+def requested_sources(args: argparse.Namespace) -> "list[Source]":
+    """Return the sources of parsed options.
+
+    Raises:
+        InputError: there is none, one cannot be read as it says, or the shares of the splits are impossible.
+    """
+    from cdgen.errors import InputError
+    from cdgen.prepare.index import check_shares
+    from cdgen.prepare.presets import PRESETS
+    from cdgen.prepare.sources import listed_sources, parse_source
+
+    if args.data is not None and not args.preset:
+        raise InputError("--data names the files of a preset; choose one with --preset")
+    check_shares(args.test, args.seeds)
+    preset = PRESETS[args.preset](args.data) if args.preset else []
+    return listed_sources([*map(parse_source, args.sources), *preset])
+
+
 def run(args: argparse.Namespace) -> int:
     """Prepare the corpus and print what it holds; return the exit code."""
     from cdgen.prepare.build import prepare_corpus
-    from cdgen.prepare.presets import PRESETS
-    from cdgen.prepare.sources import parse_source
     from cdgen.storage.progress import choose
 
-    sources = [parse_source(text) for text in args.sources]
-    if args.preset:
-        sources += PRESETS[args.preset](args.data)
+    sources = requested_sources(args)
     progress = choose(args.quiet)
     try:
         manifest, written = prepare_corpus(

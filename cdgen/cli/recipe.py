@@ -25,10 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from cdgen.cli.recipe_checks import DERIVED_BADS, TABLES, check_tables
 from cdgen.errors import CorpusError, InputError, first_line
 from cdgen.storage import manifest as manifests
 from cdgen.storage import runs
-from cdgen.storage.folder import file_sha256
+from cdgen.storage.folder import OutputFolder, file_sha256
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,7 +39,7 @@ else:
 RECIPES = Path(__file__).parents[1] / "recipes"
 PRESETS = ("tiny", "small", "paper")
 STAGES = "stages.json"  # digest of each finished stage by name
-_TABLES = ("prepare", "tokenizer", "train", "good", "bad", "generate", "mixed")
+_REPEATED = ("stop", "stop_token_ids")  # options that are repeated if they have several values
 
 Table: TypeAlias = dict[str, Any]
 Recipe: TypeAlias = Mapping[str, Table]
@@ -70,7 +71,7 @@ def read_recipe(name: str | os.PathLike[str]) -> Recipe:
     Args:
         name: one of :data:`PRESETS`, or the path of a TOML file.
     Raises:
-        InputError: there is no such recipe, it is not TOML, or a table is unknown or missing.
+        InputError: there is no such recipe, it is not TOML, or a table or key cannot be used.
     """
     path = RECIPES / f"{name}.toml" if name in PRESETS else Path(name)
     try:
@@ -79,12 +80,7 @@ def read_recipe(name: str | os.PathLike[str]) -> Recipe:
         raise InputError(f"{name}: no such recipe; give a TOML file or one of {', '.join(PRESETS)}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{name}: cannot be read as TOML: {first_line(error)}") from error
-    unknown = [table for table in recipe if table not in _TABLES or not isinstance(recipe[table], dict)]
-    if unknown:
-        raise InputError(f"{name}: [{unknown[0]}] is not a table of a recipe; use {', '.join(_TABLES)}")
-    for table in ("prepare", "generate", "bad"):
-        if not recipe.get(table):
-            raise InputError(f"{name}: the table [{table}] is missing or empty")
+    check_tables(recipe, str(name))
     return recipe
 
 
@@ -96,9 +92,9 @@ def stages(recipe: Recipe, out: str | os.PathLike[str]) -> list[Stage]:
         out: the folder that holds one folder per stage.
     """
     out = Path(out)
-    tables = {table: dict(recipe.get(table, {})) for table in _TABLES}
+    tables = {table: dict(recipe.get(table, {})) for table in TABLES}
     checkpoint = tables["good"].pop("checkpoint", "best")
-    methods = tables["generate"].pop("methods", ["ancestral", "contrastive"])
+    methods = _as_list(tables["generate"].pop("methods", ["ancestral", "contrastive"]))
     ratio = tables["mixed"].pop("ratio", 0.3)
 
     def training(name: str, options: Table, inputs: tuple[str, ...] = ()) -> Stage:
@@ -124,7 +120,7 @@ def _text_stages(tables: Recipe, out: Path) -> Iterator[Stage]:
     """Yield the stages that write the corpus and the tokenizer."""
     corpus = str(out / "corpus")
     prepare = dict(tables["prepare"])
-    sources = prepare.pop("sources", [])
+    sources = _as_list(prepare.pop("sources", []))
     yield Stage("corpus", ("prepare", *sources, *_options(prepare), "--out", corpus))
     argv = ("tokenizer", corpus, *_options(tables["tokenizer"]), "--out", str(out / "tokenizer"))
     yield Stage("tokenizer", argv, ("corpus",))
@@ -134,7 +130,7 @@ def _derived_bad(table: Table, out: Path) -> str | None:
     """Return the value of `--bad` for a BAD that is derived from GOOD, or None for one that is trained by itself."""
     if "step" in table:
         return f"{out / 'good'}@{table['step']}"
-    return next((f"{kind}:{table[kind]}" for kind in ("dropout", "layers") if kind in table), None)
+    return next((f"{kind}:{table[kind]}" for kind in DERIVED_BADS if kind in table), None)
 
 
 def _generation(method: str, options: Table, out: Path, good: str, bad: str | None) -> Stage:
@@ -151,14 +147,18 @@ def _options(table: Table) -> list[str]:
     """Return a table as options: `warmup_steps = 10` is `--warmup-steps 10`; a list gives an option several values."""
     argv = []
     for key, value in table.items():
-        flag = f"--{key.replace('_', '-')}"
-        if value is True:
-            argv.append(flag)
-        elif value is False:
-            argv.append(flag.replace("--", "--no-", 1))
+        flag, values = f"--{key.replace('_', '-')}", [str(each) for each in _as_list(value)]
+        if isinstance(value, bool):
+            argv.append(flag if value else flag.replace("--", "--no-", 1))
+        elif key in _REPEATED or any(each.startswith("-") for each in values):
+            argv += [f"{flag}={each}" for each in values]
         else:
-            argv += [flag, *map(str, value if isinstance(value, list) else [value])]
+            argv += [flag, *values]
     return argv
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def run_stages(
@@ -205,36 +205,46 @@ def results(out: Path, names: Sequence[str]) -> Iterator[str]:
     Raises:
         CorpusError: a model has no checkpoint.
     """
-    yield ""
-    yield f"{'model':<28} {'best step':>9} {'perplexity':>11}"
+    best = {}
     for name in names:
         run = runs.read(out / name)
         if run is None or not run["checkpoints"]:
             raise CorpusError(f"{out / name}: has no checkpoint; delete this folder and rerun the command")
-        best = runs.best(run["checkpoints"])
-        rating = "-" if best["perplexity"] is None else f"{best['perplexity']:.3f}"
-        yield f"{name:<28} {best['step']:>9} {rating:>11}"
+        best[name] = runs.best(run["checkpoints"])
+    baseline = "model-real" if "model-real" in best else "good"
+    reference = best[baseline]["perplexity"]
+    yield ""
+    yield f"{'model':<28} {'best step':>9} {'perplexity':>11} {'difference':>11}"
+    for name, checkpoint in best.items():
+        perplexity = checkpoint["perplexity"]
+        rating = "-" if perplexity is None else f"{perplexity:.3f}"
+        difference = "baseline" if name == baseline else "-"
+        if name != baseline and perplexity is not None and reference is not None:
+            difference = f"{perplexity / reference - 1:+.1%}"
+        yield f"{name:<28} {checkpoint['step']:>9} {rating:>11} {difference:>11}"
+    yield ""
+    yield "Perplexity is that of the test text; lower is better. The baseline was trained on real text alone."
+    yield "Each model was trained once, and the random seed alone can make a difference of several percent: repeat the"
+    yield "experiment with other seeds ([train] seed = N) before you draw a conclusion."
 
 
 def _fingerprint(folder: Path) -> str | None:
     """Return the sha256 of a stage's manifest, which holds the checksums of its files, or None if it has none."""
-    found = [folder / name for name in (manifests.NAME, runs.NAME) if (folder / name).exists()]
+    found = [folder / name for name in sorted({*manifests.FILE_NAMES.values()}) if (folder / name).exists()]
     return file_sha256(found[0]) if found else None
 
 
 def _read_finished(out: Path) -> dict[str, str]:
     try:
-        finished = json.loads((out / STAGES).read_text())
+        finished = json.loads((out / STAGES).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         finished = None
-    if not isinstance(finished, dict):
+    if not isinstance(finished, dict) or not all(isinstance(digest, str) for digest in finished.values()):
         raise CorpusError(f"{out / STAGES}: is damaged; delete it and rerun: every stage then checks its own folder")
     return finished
 
 
 def _write_finished(out: Path, finished: Mapping[str, str]) -> None:
-    temporary = out / f".tmp-{STAGES}"
-    temporary.write_text(json.dumps(finished, indent=1))
-    temporary.replace(out / STAGES)
+    OutputFolder(out).write(STAGES, json.dumps(finished, indent=1).encode())

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from cdgen.cli.parser import Commands, Parser, add_command
-from cdgen.cli.recipe import PRESETS, Stage, read_recipe, run_stages, stages
-from cdgen.errors import InputError
+from cdgen.cli.recipe import PRESETS, read_recipe, run_stages, stages
+from cdgen.cli.recipe_checks import check_stages
+from cdgen.storage.folder import OutputFolder
 
 DESCRIPTION = """\
 Run the stages of a recipe one after another: corpus, tokenizer, GOOD, BAD, one
@@ -40,10 +41,10 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check all stages of the recipe, then print them or carry them out; return the exit code."""
     parser: Parser = args.parser
-    out = args.out or f"run-{Path(args.recipe).stem}"
-    planned = stages(read_recipe(args.recipe), out)
-    for stage in planned:  # all of them first: an error in the last stage must not surface after hours
-        _check(parser, stage, args.recipe)
+    out = Path(f"run-{Path(args.recipe).stem}") if args.out is None else OutputFolder(args.out).path
+    recipe = read_recipe(args.recipe)
+    planned = stages(recipe, out)
+    check_stages(planned, recipe, args.recipe, parser.parse_args)
     if args.dry_run:
         for stage in planned:
             print(stage.command)
@@ -54,11 +55,3 @@ def run(args: argparse.Namespace) -> int:
         return int(parsed.handler(parsed))
 
     return run_stages(planned, out, execute, lambda line: print(line, flush=True))
-
-
-def _check(parser: Parser, stage: Stage, recipe: str) -> None:
-    """Raise InputError, with the recipe's and the stage's name, if a stage's command line cannot be parsed."""
-    try:
-        parser.parse_args(stage.argv)
-    except InputError as error:
-        raise InputError(f"{recipe}: stage {stage.name}: {error}") from error

@@ -1,10 +1,12 @@
 """An option for every field of SamplingParams. Imports no torch."""
 
 import argparse
+import re
 from typing import Any
 
 from cdgen.cli.parser import add_switch
 from cdgen.engine.sampling_params import FIELDS, METHODS, SamplingParams
+from cdgen.errors import InputError
 
 _DEFAULT = SamplingParams()
 
@@ -19,7 +21,7 @@ _OPTIONS = {  # metavar and help by field; a field that is True or False has no 
     "contrast_strength": ("X", "weight of BAD's log-probability, which is subtracted; 0 leaves BAD out"),
     "good_weight": ("X", "weight of GOOD's log-probability"),
     "temperature": ("X", "divide the logits of both models by X; 0 takes the token with the best score"),
-    "top_k": ("N", "keep the N tokens with the best scores; 0 keeps all"),
+    "top_k": ("N", "keep the N tokens with the best scores; 0 or -1 keeps all"),
     "top_p": ("X", "keep the most likely tokens that together reach probability X"),
     "outside_head": (
         "VALUE",
@@ -28,7 +30,11 @@ _OPTIONS = {  # metavar and help by field; a field that is True or False has no 
     ),
     "no_repeat_ngram_size": ("N", "never repeat an n-gram of this size; 0 turns this off"),
     "seed": ("N", "random seed"),
-    "stop": ("TEXT", "string that ends a continuation; repeat the option for several"),
+    "stop": (
+        "TEXT",
+        r"string that ends a continuation; \n, \r, \t and \\ stand for newline, return, tab and backslash; repeat the "
+        "option for several",
+    ),
     "stop_token_ids": ("N", "token id that ends a continuation; repeat the option for several"),
     "ignore_eos": ("", "continue after the end-of-text token"),
     "min_tokens": ("N", "suppress end-of-text, stop tokens and stop strings until N tokens have been generated"),
@@ -55,9 +61,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
             continue
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar, "help": text}
         if isinstance(default, tuple):
-            group.add_argument(flag, action="append", type=int if name == "stop_token_ids" else str, **options)
+            group.add_argument(flag, action="append", type=int if name == "stop_token_ids" else _unescaped, **options)
         else:
-            group.add_argument(flag, type=_number_or_name if name == "outside_head" else type(default), **options)
+            kind = float if isinstance(default, float) else type(default)
+            group.add_argument(flag, type=_number_or_name if name == "outside_head" else kind, **options)
         if name == "alpha":
             text = "min-p sampling: short for --alpha X --contrast-strength 0"
             group.add_argument("--min-p", type=float, **options | {"help": text})
@@ -67,10 +74,22 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """Return the SamplingParams of parsed options.
 
     Raises:
-        InputError: a value is out of range, or contradicts the method.
+        InputError: a value is out of range, contradicts the method, or makes all continuations of a seed equal.
     """
     given = {name: getattr(args, name) for name in (*FIELDS, "min_p") if name in args}
-    return SamplingParams(**given) if args.method is None else SamplingParams.for_method(args.method, **given)
+    try:
+        params = SamplingParams(**given) if args.method is None else SamplingParams.for_method(args.method, **given)
+        if not (params.contrast_strength and (args.bad or "").startswith("dropout:")):
+            params.check_distinct()
+    except InputError as error:
+        raise InputError(_with_flags(str(error))) from error
+    return params
+
+
+def _with_flags(message: str) -> str:
+    """Return a message with `--top-k 5` in place of `top_k = 5` and `top_k=5`."""
+    names = "|".join((*FIELDS, "min_p", "method"))
+    return re.sub(rf"\b({names})(?: = |=)", lambda found: f"--{found[1].replace('_', '-')} ", message)
 
 
 def _shown(default: Any) -> str:
@@ -84,3 +103,9 @@ def _number_or_name(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _unescaped(text: str) -> str:
+    """Return a text with its escapes replaced: a shell passes the two characters of '\\n' as they are."""
+    escapes = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nrt\\])", lambda found: escapes[found[1]], text)

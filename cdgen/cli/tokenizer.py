@@ -16,6 +16,7 @@ def add(commands: Commands) -> None:
         "tokenizer",
         run,
         summary="train a tokenizer on a corpus",
+        check=requested_size,
         usage="%(prog)s CORPUS --out FOLDER [options]",
         description="Train a byte-level BPE tokenizer on the training split of a corpus.",
         epilog=EPILOG,
@@ -29,6 +30,17 @@ def add(commands: Commands) -> None:
     )
     output.add_argument("--overwrite", action="store_true", help="replace another tokenizer in the folder")
     add_quiet(output)
+
+
+def requested_size(args: argparse.Namespace) -> int:
+    """Return the size of the vocabulary.
+
+    Raises:
+        InputError: it is too small or too large.
+    """
+    from cdgen.prepare.tokenizer import checked_size
+
+    return checked_size(args.vocab_size)
 
 
 def run(args: argparse.Namespace) -> int:

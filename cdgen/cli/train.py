@@ -7,7 +7,7 @@ import sys
 from dataclasses import Field
 from typing import TYPE_CHECKING, Any, get_args
 
-from cdgen.cli.parser import Commands, add_command, add_quiet, load_ops
+from cdgen.cli.parser import Commands, add_command, add_quiet, add_threads, load_ops
 from cdgen.errors import InputError
 from cdgen.training.config import DTYPES, FIELDS, PRESETS, TrainConfig
 
@@ -21,7 +21,9 @@ processes: accelerate launch -m cdgen train ..."""
 
 EPILOG = """\
 examples:
-  cdgen train --corpus corpus --tokenizer tokenizer --model paper-20x --steps 1000 --out run
+  cdgen train --corpus corpus --tokenizer tokenizer --out run
+  cdgen train --corpus corpus --tokenizer tokenizer --out run \\
+      --model tiny --block-size 128 --batch-size 16 --steps 100
   cdgen train --corpus corpus --synthetic synthetic --tokenizer tokenizer --out mixed"""
 
 _REQUIRED = ("corpus", "tokenizer", "out")
@@ -55,7 +57,8 @@ _OPTIONS = {
         "learning_rate": ("X", "peak learning rate of AdamW"),
         "warmup_steps": (
             "N",
-            "steps over which the learning rate rises linearly; it then follows a cosine down to 0",
+            "steps over which the learning rate rises linearly; it then follows a cosine down to 0 (default: 150, or a "
+            "tenth of the steps if that is less)",
         ),
         "weight_decay": ("X", "weight decay of AdamW, applied to matrices only"),
         "seed": ("N", "random seed of the initial weights and the order of the data"),
@@ -81,6 +84,7 @@ def add(commands: Commands) -> None:
         "train",
         run,
         summary="train a model on real and synthetic text",
+        check=train_config,
         usage="%(prog)s --corpus PATH --tokenizer FOLDER --out FOLDER [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -91,6 +95,7 @@ def add(commands: Commands) -> None:
         for name, (metavar, text) in options.items():
             _add_option(group, fields[name], metavar, text)
     add_quiet(group)
+    add_threads(group)
 
 
 def _add_option(group: argparse._ArgumentGroup, field: Field[Any], metavar: str, text: str) -> None:
@@ -113,15 +118,26 @@ def _add_option(group: argparse._ArgumentGroup, field: Field[Any], metavar: str,
     )
 
 
+def train_config(args: argparse.Namespace) -> TrainConfig:
+    """Return the TrainConfig of parsed options.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    return TrainConfig(**{field.name: getattr(args, field.name) for field in FIELDS if field.name in args})
+
+
 def run(args: argparse.Namespace) -> int:
     """Train, and print which checkpoint is the best; return the exit code, 128 + the signal if interrupted."""
-    config = TrainConfig(**{field.name: getattr(args, field.name) for field in FIELDS if field.name in args})
-    load_ops()
+    config = train_config(args)
+    load_ops(args.threads)
     prints = os.environ.get("RANK", "0") == "0"  # only the first of several processes prints
     try:
         from cdgen.training.trainer import train
     except ImportError as error:
-        raise InputError(f'{error}; training needs more packages: pip install "cdgen[train]"') from error
+        raise InputError(
+            f'{error}; training needs more packages; in a clone of cdgen: pip install ".[train]"'
+        ) from error
     from cdgen.storage.progress import choose
     from cdgen.training.signals import Interrupted
 
@@ -129,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         trained = train(config, progress)
     except KeyboardInterrupt as error:
+        progress.close()
         if prints:
             state = str(error) or "finished checkpoints are kept"
             print(f"cdgen: interrupted; {state}, rerun the same command to resume", file=sys.stderr)

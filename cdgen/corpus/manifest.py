@@ -1,13 +1,27 @@
-"""The manifest of a generated corpus: its settings, models and seeds, and which shards are finished."""
+"""The manifest of a generated corpus: its settings, models and seeds, and which shards are finished.
 
+The folder's layout suits readers of data sets, such as `datasets.load_dataset`, pandas and pyarrow, which find the
+files in `data` and skip names that begin with "_" or ".":
+
+    _manifest.json
+    data/train-00000.parquet     a shard
+    _documents/00000.parquet     its texts, split into documents; only if requested
+"""
+
+import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
+from cdgen.corpus.shards import FORMATS
+from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest
 
-_REMEDY = "choose another folder, or use resume=False to rewrite this one"
+NAME = manifests.FILE_NAMES[manifests.GENERATED]
+_REMEDY = "restore it, or choose another folder"
+_DATA, _DOCUMENTS = "data", "_documents"
 
 
 class FileEntry(TypedDict):
@@ -27,9 +41,20 @@ class ShardEntry(TypedDict, total=False):
     rows: int
     tokens: int  # in prompts and continuations
     new_tokens: int
+    errors: int  # rows whose finish_reason is "error"
     documents: FileEntry
     sha256: str
     environment: int
+
+
+def shard_name(number: int, format: str) -> str:
+    """Return the name of a shard's file."""
+    return f"{_DATA}/train-{number:05d}{FORMATS[format]}"
+
+
+def documents_name(number: int, format: str) -> str:
+    """Return the name of the file with a shard's documents."""
+    return f"{_DOCUMENTS}/{number:05d}{FORMATS[format]}"
 
 
 def new(settings: dict[str, Any], models: dict[str, Any], seeds: dict[str, Any]) -> Manifest:
@@ -45,34 +70,85 @@ def new(settings: dict[str, Any], models: dict[str, Any], seeds: dict[str, Any])
     }
 
 
-def begin(folder: OutputFolder, manifest: Manifest, resume: bool) -> Manifest:
-    """Return the folder's manifest to resume from; if there is none, write and return `manifest`.
+def begin(folder: OutputFolder, manifest: Manifest, resume: bool, inputs: Iterable[str] = ()) -> Manifest:
+    """Return the folder's manifest to resume from, or `manifest` if a new corpus is started.
+
+    Nothing is written before the first shard of a new corpus is: until then the old corpus, if any, stays as it is.
 
     Args:
         folder: the output folder, as an entered context.
         manifest: the manifest of a new corpus with the current settings, models and seeds.
-        resume: keep finished shards; if False, remove them and start a new corpus.
+        resume: keep finished shards; if False, start a new corpus that replaces them.
+        inputs: the files that the seeds were read from.
     Raises:
-        InputError: the corpus in the folder was started with other settings, models or seeds.
+        InputError: the corpus in the folder has shards of other settings, models or seeds; or the new corpus would
+            replace its own seeds.
         CorpusError: the folder's content cannot be used.
     """
-    if resume:
-        old = manifests.read(folder.path / manifests.NAME, manifests.GENERATED, _REMEDY)
-        if old is not None:
-            # through JSON, so that both sides have JSON's types
-            now = _compared(json.loads(json.dumps(manifest)))
-            manifests.check_same(folder.path, _compared(old), now, "another folder, or resume=False to rewrite it")
-            return old
-        manifests.check_not_orphaned(folder.path, "shard-*", remedy=_REMEDY)
-    else:
-        folder.remove(manifests.NAME, "shard-[0-9]*", "documents-[0-9]*")
-    write(folder, manifest)  # before the first shard, so that the settings are recorded from the start
-    return manifest
+    old = check_folder(folder)
+    if old is None:
+        return manifest
+    own = _files(old)
+    if resume and any((folder.path / name).exists() for name in own):
+        before, now = compared(old), compared(json.loads(json.dumps(manifest)))  # both sides have JSON's types
+        seeds = before.pop("seeds"), now.pop("seeds")
+        manifests.check_same(folder.path, before, now, "another folder, or resume=False to rewrite it")
+        if seeds[0] != seeds[1]:
+            raise InputError(
+                f"{folder.path}: was started with other seeds: {_difference(old['seeds'], manifest['seeds'])}; "
+                "use the same seeds, another folder, or resume=False to rewrite it"
+            )
+        manifests.finish_replacing(folder, old, own)
+        return old
+    replaced = manifests.listed(old, own)
+    manifests.check_not_replaced(folder.path, inputs, replaced)
+    return manifest | ({"replaces": replaced} if replaced else {})
 
 
-def _compared(manifest: Manifest) -> dict[str, Any]:
+def check_folder(folder: OutputFolder) -> Manifest | None:
+    """Return the manifest in a folder, or None; check that the folder can hold a generated corpus.
+
+    Raises:
+        CorpusError: the folder holds something else, a damaged manifest, or shards that no manifest lists.
+    """
+    old = manifests.read(folder.path, manifests.GENERATED, _REMEDY)
+    manifests.check_no_other_kind(folder.path, manifests.GENERATED)
+    if old is not None:
+        names = [shard_name(shard["number"], old["settings"]["format"]) for shard in old["shards"]]
+        for at, (name, shard) in enumerate(zip(names, old["shards"], strict=True)):
+            if shard["name"] != name:
+                raise CorpusError(
+                    f"{folder.path / NAME}: is damaged: field 'shards[{at}].name' is not {name}; {_REMEDY}"
+                )
+    present = [f"{part}/{path.name}" for part in (_DATA, _DOCUMENTS) for path in sorted((folder.path / part).glob("*"))]
+    listed = set(manifests.listed(old, _files(old) if old else ()))
+    manifests.check_free(folder.path, filter(manifests.is_shard_name, present), listed)
+    return old
+
+
+def compared(manifest: Manifest) -> dict[str, Any]:
+    """Return what must be the same for a corpus to be resumed."""
     models = {role: model and model["fingerprint"] for role, model in manifest["models"].items()}
     return {**manifest["settings"], **models, "seeds": manifest["seeds"]["fingerprint"]}
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return the first difference of two corpora's seeds, for a message."""
+    for name in ("paths", "field", "chunk_words", "prefix_tokens", "parse_special", "count"):
+        if before.get(name) != now.get(name):
+            return f"{name} = {before.get(name)}, but now {name} = {now.get(name)}"
+    return "the content of their files has changed"
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """Return a sha256, hexadecimal, over all that decides the texts of a corpus."""
+    return hashlib.sha256(json.dumps(compared(manifest), sort_keys=True).encode()).hexdigest()
+
+
+def _files(manifest: Manifest) -> dict[str, str]:
+    """Return the sha256 of a corpus's files by name."""
+    entries = [entry for shard in manifest["shards"] for entry in (shard, shard.get("documents")) if entry]
+    return {entry["name"]: entry["sha256"] for entry in entries}
 
 
 def finished(folder: OutputFolder, manifest: Manifest) -> dict[int, ShardEntry]:
@@ -89,13 +165,37 @@ def finished(folder: OutputFolder, manifest: Manifest) -> dict[int, ShardEntry]:
     return found
 
 
-def write(folder: OutputFolder, manifest: Manifest) -> None:
-    """Update the counts, and write the manifest."""
-    shards = manifest["shards"]
+def write_shard(
+    folder: OutputFolder, manifest: Manifest, done: dict[int, ShardEntry], files: dict[str, bytes], complete: bool
+) -> None:
+    """Write a shard, and the manifest that lists it.
+
+    All is written under temporary names first. The manifest is renamed before the shard, so that there is never a shard
+    that no manifest lists. If the process is killed in between, the shard is missing, and is written by the next one.
+
+    Args:
+        folder: the output folder.
+        manifest: the corpus's manifest, which is updated.
+        done: all finished shards by number, including this one.
+        files: content of the shard's files by name.
+        complete: whether this is the last shard.
+    Raises:
+        CorpusError: the folder cannot be written.
+    """
+    manifest["shards"] = shards = [done[number] for number in sorted(done)]
+    manifest["complete"] = complete and "replaces" not in manifest
     manifest["counts"] = {
         "shards": len(shards),
         "documents": sum(shard["rows"] for shard in shards),
-        "tokens": sum(shard["tokens"] for shard in shards),
-        "new_tokens": sum(shard["new_tokens"] for shard in shards),
+        **{name: sum(shard[name] for shard in shards) for name in ("tokens", "new_tokens", "errors")},
     }
-    manifests.write(folder, manifest)
+    folder.write_all({NAME: manifests.encode(manifest), **files})
+    manifest["complete"] = complete
+    manifests.finish_replacing(folder, manifest, _files(manifest))
+
+
+def complete(folder: OutputFolder, manifest: Manifest) -> None:
+    """Mark a corpus as complete, if that is not done: a process was killed after it had written the last shard."""
+    if not manifest["complete"]:
+        manifest["complete"] = True
+        manifests.write(folder, manifest)

@@ -1,16 +1,14 @@
 """Stream records from text files, JSON lines, Parquet, `datasets` folders and the hub, in bounded memory."""
 
-import codecs
 import contextlib
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from cdgen.errors import InputError, first_line
+from cdgen.corpus.text_files import check_path, lines, whole_text
+from cdgen.errors import InputError, first_line, printable
 
 if TYPE_CHECKING:
     import pyarrow
@@ -18,21 +16,24 @@ if TYPE_CHECKING:
 FORMATS = ".txt, .jsonl (both also .gz or .zst), .parquet, or a folder written by datasets' save_to_disk"
 HUB = "hub:"
 
-_BLOCK = 1 << 20  # bytes per read
+_BUFFER = 1 << 20  # bytes that are read of a Parquet column at once
 _ROWS = 256  # rows of Parquet and datasets that are in memory at once
-_ENCODINGS = (  # by byte-order mark; UTF-32 comes before UTF-16, since its mark starts with UTF-16's
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
+_SHOWN_NAMES = 8  # field names in a message
+_SHOWN_CHARACTERS = 40  # characters of each
 
 
 class Record(NamedTuple):
     """A text and its name: the record's own `id`, or its number in the file, from 1."""
 
     id: str | int
+    text: str
+
+
+class NumberedRecord(NamedTuple):
+    """A text, its number in the file, from 1, and the record's own `id`, if it has one."""
+
+    number: int
+    own_id: str | None
     text: str
 
 
@@ -44,38 +45,45 @@ class _Fields(NamedTuple):
     fields: dict[str, Any]
 
 
-def records(
-    path: str | Path,
-    field: str = "text",
-    *,
-    whole: bool = True,
-    remedy: str = "choose one with field=NAME",
-    noun: str = "text",
-    utf8_only: bool = False,
-) -> Iterator[Record]:
-    """Iterate over the records of a file.
+def records(path: str | Path, field: str = "text", *, remedy: str = "choose one with field=NAME") -> Iterator[Record]:
+    """Iterate over the records of a file; a .txt file is one record.
 
     Args:
         path: a file or folder, see :data:`FORMATS`; or `hub:owner/name` or `hub:owner/name:split` (default: train).
             Text is UTF-8, or UTF-16 or UTF-32 if it starts with their byte-order mark, which is removed.
-        field: name of the text's field in JSON lines, Parquet and datasets. Records may also have an `id`.
-        whole: if True a .txt file is one record, else each of its lines is.
+        field: name of the text's field in JSON lines, Parquet and datasets. Records may also have an `id`, which is
+            text or a number.
         remedy: how to choose another field, for messages.
+    Raises:
+        InputError: something cannot be read; the message names the file and the place.
+    """
+    found = numbered_records(path, field, remedy=remedy)
+    return (Record(one.number if one.own_id is None else one.own_id, one.text) for one in found)
+
+
+def numbered_records(
+    path: str | Path, field: str = "text", *, remedy: str, whole: bool = True, noun: str = "text"
+) -> Iterator[NumberedRecord]:
+    """Iterate over the records of a file like :func:`records`, with their numbers as well as their own ids.
+
+    Args:
+        path: a file, a folder, or a name on the hub.
+        field: name of the text's field.
+        remedy: how to choose another field, for messages.
+        whole: if True a .txt file is one record, else each of its lines is.
         noun: what is read, for messages.
-        utf8_only: accept no other encoding.
     Raises:
         InputError: something cannot be read; the message names the file and the place.
     """
     if str(path).startswith(HUB):
         return _texts_of(str(path), _from_hub(str(path)), field, remedy)
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such {noun} file" if noun != "text" else f"{path}: no such file")
+    check_path(path, noun)
     kind = format_of(path)
     if kind == "txt":
-        return _from_text(path, whole, utf8_only)
+        return _from_text(path, whole)
     if kind == "jsonl":
-        return _texts_of(path, _from_jsonl(path, field, utf8_only), field, remedy)
+        return _texts_of(path, _from_jsonl(path, field), field, remedy)
     if kind == "parquet":
         return _texts_of(path, _from_parquet(path, field, remedy), field, remedy)
     if kind == "datasets":
@@ -92,78 +100,48 @@ def format_of(path: Path) -> str | None:
     return kind if kind in ("txt", "jsonl") or (kind == "parquet" and not packed) else None
 
 
-def lines(path: str | Path, utf8_only: bool = False) -> Iterator[str]:
-    """Iterate over the lines of a text file, compressed or not, without their ends ("\\n" or "\\r\\n")."""
-    pieces: list[str] = []  # parts of a line that is longer than a block
-    for text in _decoded(Path(path), utf8_only):
-        *finished, rest = text.split("\n")
-        if finished:
-            yield "".join([*pieces, finished[0]]).removesuffix("\r")
-            for line in finished[1:]:
-                yield line.removesuffix("\r")
-            pieces = []
-        pieces.append(rest)
-    if last := "".join(pieces):
-        yield last.removesuffix("\r")
+def check_text(where: str, what: str, text: object) -> str:
+    """Return a text that was read, if it is text that UTF-8 can encode.
 
-
-def _from_text(path: Path, whole: bool, utf8_only: bool) -> Iterator[Record]:
-    if whole:
-        yield Record(1, "".join(_decoded(path, utf8_only)))
-    else:
-        yield from (Record(number, line) for number, line in enumerate(lines(path, utf8_only), 1))
-
-
-def _decoded(path: Path, utf8_only: bool) -> Iterator[str]:
-    """Iterate over a file's text in pieces. Errors name the byte in the decompressed file."""
-    with _opened(path) as file:
-        block = file.read(_BLOCK)
-        marks = _ENCODINGS[:1] if utf8_only else _ENCODINGS
-        mark, encoding = next((pair for pair in marks if block.startswith(pair[0])), (b"", "utf-8"))
-        decoder, read, block = codecs.getincrementaldecoder(encoding)(), len(mark), block[len(mark) :]
-        more = True
-        while more:
-            start = read - len(decoder.getstate()[0])  # the first byte of a character that the last block cut
-            following = file.read(_BLOCK)
-            more = bool(following)
-            try:
-                yield decoder.decode(block, final=not more)
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}: byte {start + error.start} is not {encoding[:6].rstrip('-').upper()}; "
-                    "convert the file, for example with iconv -t utf-8"
-                ) from error
-            read, block = read + len(block), following
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file as a binary stream, decompressed. Damage raises InputError, also while the stream is read."""
-    if path.name.lower().endswith(".zst"):
-        import pyarrow
-
-        with open(path, "rb") as packed:
-            try:
-                with pyarrow.input_stream(packed, compression="zstd") as stream:
-                    yield stream
-            except OSError as error:
-                if error.errno:
-                    raise
-                raise InputError(f"{path}: damaged zstd file: {first_line(error)}") from error
-        return
+    Args:
+        where: the file and the place in it, for messages.
+        what: what the text is, for messages.
+        text: the text.
+    Raises:
+        InputError: it is not a string, or it has an unpaired surrogate, as `"\\ud800"` does in JSON.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{where}: {what} is not text but {type(text).__name__}")
     try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as stream:
-            yield cast(BinaryIO, stream)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged gzip file: {first_line(error)}") from error
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: character {error.start} of {what} is half of a surrogate pair") from error
+    return text
 
 
-def _from_jsonl(path: Path, field: str, utf8_only: bool) -> Iterator[_Fields]:
-    for number, line in enumerate(lines(path, utf8_only), 1):
+def _from_text(path: Path, whole: bool) -> Iterator[NumberedRecord]:
+    texts = [whole_text(path)] if whole else lines(path)
+    return (NumberedRecord(number, None, text) for number, text in enumerate(texts, 1))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. One that has a key twice is refused, since readers disagree about what it means."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {_listed(key for key in found if keys.count(key) > 1)} is given twice")
+    return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _from_jsonl(path: Path, field: str) -> Iterator[_Fields]:
+    for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = _JSON.decode(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: line {number} is not JSON: {getattr(error, 'msg', error)}") from error
         if not isinstance(record, dict):
@@ -171,38 +149,60 @@ def _from_jsonl(path: Path, field: str, utf8_only: bool) -> Iterator[_Fields]:
         yield _Fields(f"line {number}", number, record)
 
 
+@contextlib.contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Turn any error of a library that reads a file into an InputError of one line."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise InputError(f"{what}: {reason}") from error
+
+
 def _from_parquet(path: Path, field: str, remedy: str) -> Iterator[_Fields]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        # buffered: columns are read as they are needed, however large the row group is
-        with pyarrow.parquet.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
-            columns = _columns(path, file.schema_arrow.names, field, remedy)
-            yield from _rows(path, (batch for batch in file.iter_batches(batch_size=_ROWS, columns=columns)))
-    except (pyarrow.ArrowException, OSError) as error:
-        if getattr(error, "errno", None):
-            raise
-        raise InputError(f"{path}: not a Parquet file: {first_line(error)}") from error
+    with _reported(f"{path}: cannot be read"), open(path, "rb"):
+        pass
+    # buffered: columns are read as they are needed, however large the row group is
+    with (
+        _reported(f"{path}: not a Parquet file"),
+        pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file,
+    ):
+        columns = _columns(path, file.schema_arrow.names, field, remedy)
+        yield from _rows(path, (batch for batch in file.iter_batches(batch_size=_ROWS, columns=columns)))
 
 
 def _from_datasets(path: Path, field: str, remedy: str) -> Iterator[_Fields]:
     datasets = _import_datasets(path)
-    try:
+    with _reported(f"{path}: not a folder of datasets; use {FORMATS}"):
         found = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"{path}: not a folder of datasets; use {FORMATS}") from error
     if isinstance(found, datasets.DatasetDict):
-        first = path / next(iter(found))
-        raise InputError(f"{path}: holds the splits {', '.join(found)}; give one of them, such as {first}")
-    found = found.select_columns(_columns(path, found.column_names, field, remedy)).with_format("arrow")
-    yield from _rows(path, found.iter(batch_size=_ROWS))
+        first = path / next(iter(found), "train")
+        raise InputError(f"{path}: holds the splits {_listed(found)}; give one of them, such as {first}")
+    with _reported(f"{path}: cannot be read"):
+        found = found.select_columns(_columns(path, found.column_names, field, remedy)).with_format("arrow")
+        yield from _rows(path, found.iter(batch_size=_ROWS))
 
 
 def _columns(path: Path, names: list[str], field: str, remedy: str) -> list[str]:
     if field not in names:
-        raise InputError(f"{path}: no field {field!r}; it has {', '.join(names)}; {remedy}")
-    return [name for name in dict.fromkeys((field, "id")) if name in names]
+        raise InputError(f"{path}: no field {field!r}; it has {_listed(names)}; {remedy}")
+    columns = [name for name in dict.fromkeys((field, "id")) if name in names]
+    for name in columns:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: has {names.count(name)} columns named {name!r}; rename or drop all but one")
+    return columns
+
+
+def _listed(names: Iterable[object]) -> str:
+    """Return the names of fields for a message: the first few, and the start of each."""
+    found = [printable(str(name)[: _SHOWN_CHARACTERS + 1]) for name in names]
+    short = [name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in found]
+    more = f" and {len(found) - _SHOWN_NAMES} more" if len(found) > _SHOWN_NAMES else ""
+    return ", ".join(short[:_SHOWN_NAMES]) + more
 
 
 def _rows(path: Path, batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]") -> Iterator[_Fields]:
@@ -221,35 +221,34 @@ def _rows(path: Path, batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]") 
 def _from_hub(name: str) -> Iterator[_Fields]:
     datasets = _import_datasets(name)
     repository, _, split = name.removeprefix(HUB).partition(":")
-    try:
-        for number, record in enumerate(datasets.load_dataset(repository, split=split or "train", streaming=True), 1):
+    with _reported(f"{name}: cannot be read from the hub"):  # no network, no such name, no such split, ...
+        # trust_remote_code: datasets 3 asks on the terminal whether to run a data set's own code unless it is False
+        found = datasets.load_dataset(repository, split=split or "train", streaming=True, trust_remote_code=False)
+        for number, record in enumerate(found, 1):
             yield _Fields(f"row {number}", number, record)
-    except (OSError, ValueError, RuntimeError) as error:  # no network, no such name, no such split, ...
-        raise InputError(f"{name}: cannot be read from the hub: {first_line(error)}") from error
 
 
 def _import_datasets(path: str | Path) -> ModuleType:
     try:
         import datasets
     except ImportError as error:
-        raise InputError(f'{path}: reading it needs datasets: pip install "cdgen[datasets]"') from error
+        raise InputError(f'{path}: reading it needs datasets: pip install ".[datasets]"') from error
     return cast(ModuleType, datasets)
 
 
-def _texts_of(path: str | Path, found: Iterable[_Fields], field: str, remedy: str) -> Iterator[Record]:
+def _texts_of(path: str | Path, found: Iterable[_Fields], field: str, remedy: str) -> Iterator[NumberedRecord]:
     """Iterate over the texts in a field of the records, and check them."""
     for place, number, record in found:
         if field not in record:
-            raise InputError(f"{path}: {place} has no field {field!r}; it has {', '.join(map(str, record))}; {remedy}")
-        text, own = record[field], record.get("id")
-        if text is None:
-            text = ""
-        if not isinstance(text, str):
-            raise InputError(f"{path}: {place}: field {field!r} is not text but {type(text).__name__}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # for example \ud800 alone in JSON
-            raise InputError(
-                f"{path}: {place}: character {error.start} of field {field!r} is half of a surrogate pair"
-            ) from error
-        yield Record(number if own is None else str(own), text)
+            raise InputError(f"{path}: {place} has no field {field!r}; it has {_listed(record)}; {remedy}")
+        text = "" if record[field] is None else check_text(f"{path}: {place}", f"field {field!r}", record[field])
+        yield NumberedRecord(number, _own_id(f"{path}: {place}", record.get("id")), text)
+
+
+def _own_id(where: str, value: object) -> str | None:
+    """Return a record's own id as text; None if it has none: null, an empty string, or NaN, which is pandas' null."""
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return check_text(where, "field 'id'", value)

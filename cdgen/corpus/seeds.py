@@ -5,12 +5,18 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
-from cdgen.corpus.records import records
+from cdgen.corpus.records import HUB, numbered_records
+from cdgen.corpus.text_files import check_path
+from cdgen.engine.prefix import check_length, first_ids
 from cdgen.errors import InputError
+from cdgen.values import INT64_MAX, integer
 
 log = logging.getLogger("cdgen")
 
@@ -23,63 +29,150 @@ class Seed:
     token_ids: list[int]
 
 
+class SeedText(NamedTuple):
+    """The text of a seed, and its name in the corpus, which no other seed has."""
+
+    id: str
+    text: str
+
+
 def read_seeds(
-    paths: Iterable[str | os.PathLike[str]],
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     prompt_ids: Callable[[str, str], list[int]],
     *,
     field: str = "text",
     prefix_tokens: int | None = None,
     chunk_words: int | None = None,
+    longest: int | None = None,
 ) -> tuple[list[Seed], int]:
-    """Read seeds from one or more files.
+    """Read seeds from one or more files: :func:`read_texts`, then :func:`encode_texts`.
 
     Args:
-        paths: .txt (one prompt per line), .jsonl, .jsonl.gz, .parquet, or folders of `datasets`; records may have an
-            `id`.
+        paths: one path or several: .txt (one prompt per line), .jsonl, both also .gz or .zst, .parquet, or folders of
+            `datasets`; records may have an `id`.
         prompt_ids: function (text, name) -> list of token ids, such as `ContrastiveLM.prompt_ids`.
         field: name of the records' field that holds the text.
         prefix_tokens: number of tokens to keep of every seed; default all.
         chunk_words: cut documents into chunks of at least this many words; each chunk is a seed, and a .txt file is one
             document. Documents with fewer words are dropped.
+        longest: greatest number of tokens of a seed, after it was cut to `prefix_tokens`; default any.
     Returns:
         (the seeds, number of texts that were dropped because they were empty or too short)
     Raises:
-        InputError: a file cannot be read (the message names the file and the place), no seed is left, or every seed is
-            shorter than the prefix.
+        InputError: a file cannot be read (the message names the file and the place), no seed is left, every seed is
+            shorter than the prefix, or one is longer than `longest`.
     """
-    for name, value in (("prefix_tokens", prefix_tokens), ("chunk_words", chunk_words)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} = {value}: must be 1 or more")
-    files = [Path(path) for path in paths]
-    texts, dropped = _named_texts(files, field, chunk_words)
-    seeds = [Seed(name, prompt_ids(text, f"seed {name}")[:prefix_tokens]) for name, text in texts]
-    if not seeds:
-        why = f"; {dropped} were empty{' or too short' if chunk_words else ''}" if dropped else ""
-        raise InputError(f"seeds: none in {', '.join(map(str, files))}{why}")
-    _check_lengths(seeds, prefix_tokens or 0)
-    return seeds, dropped
+    texts, dropped = read_texts(paths, field=field, chunk_words=chunk_words)
+    return encode_texts(texts, prompt_ids, prefix_tokens=prefix_tokens, longest=longest), dropped
 
 
-def _named_texts(files: list[Path], field: str, chunk_words: int | None) -> tuple[list[tuple[str, str]], int]:
-    """Return the seeds' (name, text) pairs, and how many texts were dropped."""
-    found, dropped = [], 0
+def read_texts(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    field: str = "text",
+    chunk_words: int | None = None,
+) -> tuple[list[SeedText], int]:
+    """Read the texts of seeds, which needs no tokenizer, and warn of those that are dropped.
+
+    A seed's name is its record's own `id`, or else FILE:NUMBER, where NUMBER counts lines or rows from 1. Records whose
+    `id` is not unique among all seeds are named FILE:NUMBER as well. `#0`, `#1` and so on number the chunks of a
+    document.
+
+    Args and errors: see :func:`read_seeds`.
+    """
+    size = None if chunk_words is None else integer("chunk_words", chunk_words, 1, INT64_MAX)
+    files = _files(paths)
+    found = list(_read(files, field, whole=size is not None))
+    texts, empty, short = [], 0, 0
+    for name, text in zip(_names(found), (one.text for one in found), strict=True):
+        if not text.strip():
+            empty += 1
+        elif size is None:
+            texts.append(SeedText(name, text))
+        elif chunks := _chunks(name, text, size):
+            texts += chunks
+        else:
+            short += 1
+    why = ", ".join([f"{short} shorter than chunk_words = {size}"] * bool(short) + [f"{empty} empty"] * bool(empty))
+    if not texts:
+        raise InputError(f"seeds: none in {', '.join(map(str, files))}: {why or 'nothing in it'}")
+    if why:
+        log.warning("seeds: %d of %d texts are left out: %s", empty + short, len(found), why)
+    return texts, empty + short
+
+
+def encode_texts(
+    texts: Sequence[SeedText],
+    prompt_ids: Callable[[str, str], list[int]],
+    *,
+    prefix_tokens: int | None = None,
+    longest: int | None = None,
+) -> list[Seed]:
+    """Turn texts into seeds. Of a long text only as much is encoded as is needed.
+
+    Args and errors: see :func:`read_seeds`.
+    """
+    prefix = None if prefix_tokens is None else integer("prefix_tokens", prefix_tokens, 1, INT64_MAX)
+    bounds = [bound for bound in (prefix, None if longest is None else longest + 1) if bound is not None]
+    seeds = []
+    for name, text in texts:
+
+        def encode(part: str, name: str = name) -> list[int]:
+            return prompt_ids(part, f"seed {name}")
+
+        ids = first_ids(encode, text, min(bounds)) if bounds else encode(text)
+        check_length(ids, f"seed {name}", longest)
+        seeds.append(Seed(name, ids))
+    _check_lengths(seeds, prefix or 0)
+    return seeds
+
+
+def _files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Return the paths, none of which names the same file as another one."""
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not given:
+        raise InputError("seeds: no files are given")
+    files = [Path(path) for path in given]
+    seen: dict[object, Path] = {}
+    for path in files:
+        key: object = str(path)
+        if not str(path).startswith(HUB):
+            check_path(path, "seeds")
+            key = (path.stat().st_dev, path.stat().st_ino)
+        if key in seen:
+            same = f"and {path} are one file" if path != seen[key] else "is given twice"
+            raise InputError(f"{seen[key]}: {same}; each of its seeds would be continued twice, for which there is n")
+        seen[key] = path
+    return files
+
+
+class _Found(NamedTuple):
+    """A text, its place as FILE:NUMBER, and its record's own id."""
+
+    place: str
+    own_id: str | None
+    text: str
+
+
+def _read(files: list[Path], field: str, whole: bool) -> Iterable[_Found]:
     for path in files:
         label = path.name if sum(other.name == path.name for other in files) == 1 else str(path)
-        for record, text in records(
-            path,
-            field,
-            whole=chunk_words is not None,
-            remedy="choose one with read_seeds(field=NAME)",
-            noun="seeds",
-            utf8_only=True,
-        ):
-            name = f"{label}:{record}" if isinstance(record, int) else record
-            pieces = [(name, text)] if chunk_words is None else _chunks(name, text, chunk_words)
-            if pieces and text.strip():
-                found += pieces
-            else:
-                dropped += 1
-    return found, dropped
+        remedy = "choose one with read_seeds(field=NAME)"
+        for one in numbered_records(path, field, remedy=remedy, whole=whole, noun="seeds"):
+            yield _Found(f"{label}:{one.number}", one.own_id, one.text)
+
+
+def _names(found: list[_Found]) -> list[str]:
+    """Return a name for each text that no other text has; warn if own ids cannot be used for that."""
+    count = Counter(one.own_id for one in found if one.own_id is not None)
+    count.update({one.place for one in found} & count.keys())  # an id that looks like a place
+    repeated = [one.place for one in found if one.own_id is not None and count[one.own_id] > 1]
+    if repeated:
+        log.warning(
+            "seeds: the ids of %d of %d records are not unique; they are named FILE:NUMBER, such as %s",
+            *(len(repeated), len(found), repeated[0]),
+        )
+    return [one.place if one.own_id is None or count[one.own_id] > 1 else one.own_id for one in found]
 
 
 def _check_lengths(seeds: list[Seed], prefix_tokens: int) -> None:
@@ -101,9 +194,12 @@ def fingerprint(seeds: Iterable[Seed]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _chunks(name: str, text: str, size: int) -> list[tuple[str, str]]:
-    """Cut a text into (name, chunk) pairs of `size` words; the last chunk also has the words that are left over."""
-    starts = [word.start() for word in re.finditer(r"\S+", text)]
-    count = len(starts) // size
-    ends = [starts[at * size] for at in range(1, count)] + [len(text)]
-    return [(f"{name}#{at}", text[starts[at * size] : ends[at]].rstrip()) for at in range(count)]
+def _chunks(name: str, text: str, size: int) -> list[SeedText]:
+    """Cut a text into chunks of `size` words; the last chunk also has the words that are left over."""
+    starts, count = [], 0
+    for word in re.finditer(r"\S+", text):
+        if count % size == 0:
+            starts.append(word.start())
+        count += 1
+    starts = [*starts[: count // size], len(text)]
+    return [SeedText(f"{name}#{at}", text[start:end].rstrip()) for at, (start, end) in enumerate(pairwise(starts))]

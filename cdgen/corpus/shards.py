@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ ROW = pa.schema(
         "prompt_length": pa.int32(),  # number of tokens in the prompt
         "seed_id": pa.string(),
         "continuation": pa.int32(),  # 0 .. n - 1
-        "finish_reason": pa.string(),  # "stop" or "length"
+        "finish_reason": pa.string(),  # "stop", "length" or "error"
     }
 )
 LOGPROBS = ("logprob", "good_logprob", "bad_logprob")  # optional columns: a value for each token of the continuation
@@ -27,13 +28,24 @@ FORMATS = {"parquet": ".parquet", "jsonl.gz": ".jsonl.gz"}
 
 
 def encode(rows: list[dict[str, Any]], schema: pa.Schema, format: str) -> bytes:
-    """Return a file's content; format is "parquet" or "jsonl.gz", and rows have the keys of `schema`."""
+    """Return a file's content; format is "parquet" or "jsonl.gz", and rows have the keys of `schema`.
+
+    JSON has no infinite numbers and no NaN, so log-probabilities that are not finite are null there.
+    """
     if format == "jsonl.gz":
-        lines = (json.dumps({key: row[key] for key in schema.names}, ensure_ascii=False) for row in rows)
+        found = ({key: _json(key, row[key]) for key in schema.names} for row in rows)
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in found)
         return gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)  # no timestamp in the header
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _json(name: str, value: Any) -> Any:
+    """Return the value of a column as JSON can hold it."""
+    if name not in LOGPROBS or value is None:
+        return value
+    return [each if each is not None and math.isfinite(each) else None for each in value]
 
 
 def split_at(ids: Iterable[int], marks: set[int | None]) -> list[list[int]]:

@@ -1,32 +1,40 @@
 """Write a generated corpus: numbered shards in a folder, with a manifest that lists them.
 
-Work resumes at shard boundaries. The content of a shard, including the noise of a dropout BAD, depends only on the
-settings, the seeds and the shard's number, so an interrupted shard is rewritten with the same bytes.
+The content of a shard depends only on the settings, the seeds and the shard's number. Finished documents of an
+unfinished shard are kept in a journal, so an interrupted run resumes where it stopped. Only the noise of a dropout BAD
+depends on the batch; a static batch is therefore kept as a whole or decoded again.
 """
 
+import contextlib
+import hashlib
 import logging
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from cdgen.corpus import manifest as manifests
 from cdgen.corpus import shards
-from cdgen.corpus.manifest import FileEntry, ShardEntry
+from cdgen.corpus.journal import Journal
+from cdgen.corpus.manifest import ShardEntry
 from cdgen.corpus.seeds import Seed, fingerprint
-from cdgen.engine.llm import ContrastiveLM
+from cdgen.corpus.settings import describe
+from cdgen.engine.llm import ContrastiveLM, batches
 from cdgen.engine.outputs import CompletionOutput
+from cdgen.engine.requests import Prompts
 from cdgen.engine.sampling_params import SamplingParams
-from cdgen.engine.text import decode
+from cdgen.engine.text import decode, decode_parts
 from cdgen.environment import versions
 from cdgen.errors import InputError
-from cdgen.models.dtypes import dtype_name
 from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest, add_environment
 from cdgen.storage.progress import Progress, Silent
+from cdgen.values import integer
 from cdgen_kernels import implementation
 
 log = logging.getLogger("cdgen")
+
+_LARGEST_SHARD = 10**6  # documents; a shard is kept in memory until it is written
 
 
 def write_corpus(
@@ -51,70 +59,72 @@ def write_corpus(
         params: how continuations are sampled.
         shard_size: documents per shard.
         format: "parquet" or "jsonl.gz".
-        resume: resume a corpus that was started with the same settings; if False, remove the folder's shards first.
+        resume: resume a corpus that was started with the same settings; if False, start a new one. Its first shard
+            replaces the old corpus.
         split_documents: also cut the texts at every start-of-text and end-of-text token, and write the pieces to files
-            named documents-*.
-        seeds_info: a JSON object to keep with the seeds in the manifest.
+            in the folder `_documents`.
+        seeds_info: a JSON object to keep with the seeds in the manifest; `paths` are the files they were read from.
         progress: receives the documents that are finished and the tokens that are drawn.
     Returns:
         (the manifest, number of shards that this call wrote)
     Raises:
-        InputError: the corpus was started with other settings, models or seeds; or a seed cannot be continued.
-        CorpusError: the folder cannot be written, or a finished shard was altered.
+        InputError: the corpus has shards of other settings, models or seeds; or a seed cannot be continued.
+        CorpusError: the folder cannot be written, holds files that are in the way, or a finished shard was altered.
     """
-    _check(lm, seeds, params, shard_size, format)
+    shard_size = check_options(shard_size, format)
+    _check_seeds(lm, seeds, params)
     own = {"shard_size": shard_size, "format": format, "split_documents": split_documents}
-    seeds_info = {"fingerprint": fingerprint(seeds), "count": len(seeds)} | (seeds_info or {})
-    manifest = manifests.begin(folder, _describe(lm, params, own, seeds_info), resume)
-    done = manifests.finished(folder, manifest)
-
-    rows = [(seed, index) for seed in range(len(seeds)) for index in range(params.n)]
-    missing = [number for number in range(-(-len(rows) // shard_size)) if number not in done]
-    if not missing and manifest["complete"]:
+    about: dict[str, Any] = {"fingerprint": fingerprint(seeds), "count": len(seeds)} | (seeds_info or {})
+    manifest = manifests.begin(folder, describe(lm, params, own, about), resume, about.get("paths", ()))
+    total = len(seeds) * params.n
+    count = -(-total // shard_size)
+    done = {number: entry for number, entry in manifests.finished(folder, manifest).items() if number < count}
+    missing = count - len(done)
+    if not missing:
+        manifests.complete(folder, manifest)
         return manifest, 0
     environment = _add_environment(manifest, lm)
     progress = progress or Silent()
-    writer = _ShardWriter(lm, seeds, folder, params, format, split_documents, progress)
-    before = sum(shard["rows"] for shard in done.values())
-    progress.begin(len(rows), before, unit="documents", verb="to write")
-    for number in missing:
-        manifest["complete"] = False
-        entry = writer.write(number, rows[number * shard_size : (number + 1) * shard_size])
-        done[number] = {**entry, "environment": environment}
-        manifest["shards"] = [done[at] for at in sorted(done)]
-        manifest["complete"] = number == missing[-1]
-        manifests.write(folder, manifest)
-        progress.note(f"{entry['name']}: {entry['rows']} documents, {entry['new_tokens']} new tokens")
-    return manifest, len(missing)
+    with contextlib.closing(Journal(folder, manifests.fingerprint(manifest), resume)) as journal:
+        writer = _ShardWriter(lm, seeds, params, format, split_documents, progress, journal)
+        before = sum(shard["rows"] for shard in done.values()) + len(journal.outputs)
+        progress.begin(total, before, unit="documents", verb="to write", tokens_per_unit=params.max_tokens)
+        for number in _missing(count, done, journal.shard):
+            entry, files = writer.shard(number, range(number * shard_size, min((number + 1) * shard_size, total)))
+            done[number] = entry | {"environment": environment}
+            manifests.write_shard(folder, manifest, done, files, complete=len(done) == count)
+            journal.end()
+            progress.note(f"{entry['name']}: {entry['rows']} documents, {entry['new_tokens']} new tokens")
+    writer.warn_of_errors()
+    return manifest, missing
 
 
-def _check(lm: ContrastiveLM, seeds: list[Seed], params: SamplingParams, shard_size: int, format: str) -> None:
-    """Raise InputError if a corpus cannot be written with these arguments."""
-    if shard_size < 1:
-        raise InputError(f"shard_size = {shard_size}: must be 1 or more")
+def check_options(shard_size: Any, format: str) -> int:
+    """Return the shard size, and raise InputError if it or the format cannot be used."""
     if format not in shards.FORMATS:
         raise InputError(f"format = {format!r}: use {' or '.join(shards.FORMATS)}")
+    return integer("shard_size", shard_size, 1, _LARGEST_SHARD)
+
+
+def _check_seeds(lm: ContrastiveLM, seeds: list[Seed], params: SamplingParams) -> None:
+    """Raise InputError if a corpus cannot be written from these seeds."""
+    if not seeds:
+        raise InputError("seeds: there are none")
     if lm.tokenizer is None:
         raise InputError("tokenizer: none was found, but a corpus is text; put one beside GOOD, or pass tokenizer=")
+    for seed in seeds:
+        try:
+            seed.id.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"seed {seed.id!r}: its id has half of a surrogate pair") from error
     lm.check([seed.token_ids for seed in seeds], params, [f"seed {seed.id}" for seed in seeds])
 
 
-def _describe(lm: ContrastiveLM, params: SamplingParams, own: dict[str, Any], seeds: dict[str, Any]) -> Manifest:
-    """Return the manifest of a corpus without shards."""
-    good, bad = lm.pair.good, lm.pair.bad if params.contrast_strength else None
-    cache_dtype = lm.kv_cache["kv_cache_dtype"]
-    settings = asdict(params) | own
-    settings |= {
-        "batch_size": lm.max_num_seqs,
-        "dtype": dtype_name(good.module.dtype),
-        "device": good.device.type,
-        "kv_cache_dtype": cache_dtype and dtype_name(cache_dtype),
-    }
-    models = {
-        role: model and {"name": model.name, "fingerprint": model.fingerprint}
-        for role, model in (("good", good), ("bad", bad))
-    }
-    return manifests.new(settings, models, seeds)
+def _missing(count: int, done: dict[int, ShardEntry], first: int | None) -> Iterator[int]:
+    """Iterate over the numbers of missing shards, beginning with the one of the journal, `first`."""
+    if first is not None and first < count and first not in done:
+        yield first
+    yield from (number for number in range(count) if number not in done)
 
 
 def _add_environment(manifest: Manifest, lm: ContrastiveLM) -> int:
@@ -131,67 +141,106 @@ def _add_environment(manifest: Manifest, lm: ContrastiveLM) -> int:
 
 
 class _ShardWriter:
-    """Generates and writes one shard after another."""
+    """Generates one shard after another."""
 
     def __init__(
         self,
         lm: ContrastiveLM,
         seeds: list[Seed],
-        folder: OutputFolder,
         params: SamplingParams,
         format: str,
         split_documents: bool,
         progress: Progress,
+        journal: Journal,
     ) -> None:
-        self.lm, self.seeds, self.folder, self.params = lm, seeds, folder, params
-        self.format, self.split_documents, self.progress = format, split_documents, progress
-        self.token_ids = [seed.token_ids for seed in seeds]
+        self.lm, self.seeds, self.params = lm, seeds, params
+        self.format, self.split_documents, self.progress, self.journal = format, split_documents, progress, journal
+        self.prompts = Prompts([seed.token_ids for seed in seeds])
         self.schema = shards.ROW_WITH_LOGPROBS if params.logprobs else shards.ROW
+        self.errors: list[tuple[str, str]] = []  # id of the seed, and the reason, of each row that ended by an error
 
-    def write(self, number: int, rows: list[tuple[int, int]]) -> ShardEntry:
-        """Write the shard of these (seed, continuation) index pairs; return its entry in the manifest."""
-        progress = self.progress
-        drawn = self.lm.continue_sequences(self.token_ids, rows, self.params, progress.tokens, progress.advance)
-        records = [self._record(*pair, output) for pair, output in zip(rows, drawn, strict=True)]
+    def shard(self, number: int, rows: range) -> tuple[ShardEntry, dict[str, bytes]]:
+        """Return a shard's entry in the manifest, and its files; `rows` are its rows in the corpus."""
+        pairs = [divmod(row, self.params.n) for row in rows]  # (seed, continuation)
+        outputs = self._outputs(number, pairs)
+        records = [self._record(*pair, output) for pair, output in zip(pairs, outputs, strict=True)]
         tokens = sum(len(record["token_ids"]) for record in records)
-        ending = f"{number:05d}{shards.FORMATS[self.format]}"
+        files = {manifests.shard_name(number, self.format): shards.encode(records, self.schema, self.format)}
         entry: ShardEntry = {
             "number": number,
-            "name": f"shard-{ending}",
+            "name": next(iter(files)),
             "rows": len(records),
             "tokens": tokens,
             "new_tokens": tokens - sum(record["prompt_length"] for record in records),
+            "errors": sum(output.finish_reason == "error" for output in outputs),
+            "sha256": _sha256(files),
         }
         if self.split_documents:
-            entry["documents"] = self._write_documents(f"documents-{ending}", records)
-        entry["sha256"] = self.folder.write(entry["name"], shards.encode(records, self.schema, self.format))
-        return entry
+            documents = [document for record in records for document in self._documents(record)]
+            name = manifests.documents_name(number, self.format)
+            content = {name: shards.encode(documents, shards.DOCUMENT, self.format)}
+            entry["documents"] = {"name": name, "rows": len(documents), "sha256": _sha256(content)}
+            files |= content
+        return entry, files
+
+    def _outputs(self, number: int, pairs: list[tuple[int, int]]) -> list[CompletionOutput]:
+        """Return the continuations of a shard: those in the journal, and the others, which are decoded."""
+        known = dict(self.journal.begin(number))
+        left = [place for place in range(len(pairs)) if place not in known]
+        if self.lm.static_reason:  # whole batches, since noise may depend on the batch
+            whole = batches(range(len(pairs)), self.params.n, self.lm.max_num_seqs)
+            left = [place for batch in whole if not known.keys() >= set(batch) for place in batch]
+
+        def finished(at: int, output: CompletionOutput) -> None:
+            if left[at] not in known:
+                self.journal.add(left[at], output)
+                self.progress.advance(1)
+
+        drawn = self.lm.continue_sequences(
+            self.prompts, [pairs[place] for place in left], self.params, self.progress.tokens, finished
+        )
+        outputs = known | dict(zip(left, drawn, strict=True))
+        return [outputs[place] for place in range(len(pairs))]
 
     def _record(self, seed: int, index: int, drawn: CompletionOutput) -> dict[str, Any]:
-        prompt = self.token_ids[seed]
-        assert drawn.text is not None, "there is a tokenizer"
+        prompt = self.prompts.token_ids[seed]
+        assert self.lm.tokenizer is not None and drawn.text is not None, "write_corpus requires a tokenizer"
+        before, _ = decode_parts(self.lm.tokenizer, prompt, drawn.token_ids, self.params.skip_special_tokens)
         record = {
-            "text": decode(self.lm.tokenizer, prompt, self.params.skip_special_tokens) + drawn.text,
+            "text": before + drawn.text,
             "token_ids": [*prompt, *drawn.token_ids],
             "prompt_length": len(prompt),
             "seed_id": self.seeds[seed].id,
             "continuation": index,
             "finish_reason": drawn.finish_reason,
         }
+        if drawn.finish_reason == "error":
+            self.errors.append((self.seeds[seed].id, drawn.error or ""))
         if drawn.logprobs is not None:
-            columns = zip(shards.LOGPROBS, zip(*drawn.logprobs, strict=True), strict=True)
-            record |= {name: list(values) for name, values in columns}
+            columns = zip(*drawn.logprobs, strict=True) if drawn.logprobs else ([], [], [])
+            record |= {name: list(values) for name, values in zip(shards.LOGPROBS, columns, strict=True)}
         return record
-
-    def _write_documents(self, name: str, records: list[dict[str, Any]]) -> FileEntry:
-        documents = [document for record in records for document in self._documents(record)]
-        digest = self.folder.write(name, shards.encode(documents, shards.DOCUMENT, self.format))
-        return {"name": name, "rows": len(documents), "sha256": digest}
 
     def _documents(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         """Cut a record's tokens at every start and end of text; leave out documents that are only whitespace."""
+        assert self.lm.tokenizer is not None, "write_corpus requires a tokenizer"
         marks = {*self.lm.pair.eos_token_ids, self.lm.bos_token_id}
         texts = (decode(self.lm.tokenizer, ids, True) for ids in shards.split_at(record["token_ids"], marks))
         kept = [text for text in texts if text.strip()]
         same = {"seed_id": record["seed_id"], "continuation": record["continuation"]}
         return [same | {"document": at, "text": text} for at, text in enumerate(kept)]
+
+    def warn_of_errors(self) -> None:
+        """Warn of the documents that ended because nothing could be drawn."""
+        if self.errors:
+            seeds = list(dict.fromkeys(seed for seed, _ in self.errors))
+            shown = ", ".join(seeds[:5]) + (f" and {len(seeds) - 5} more" if len(seeds) > 5 else "")
+            log.warning(
+                "%d documents end early, with the finish_reason error: %s; their seeds are %s",
+                *(len(self.errors), self.errors[0][1], shown),
+            )
+
+
+def _sha256(file: dict[str, bytes]) -> str:
+    (content,) = file.values()
+    return hashlib.sha256(content).hexdigest()

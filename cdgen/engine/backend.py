@@ -52,7 +52,7 @@ class Backend(Protocol):
     def sample(
         self, outputs: list[torch.Tensor], sampling: SamplingTensors, *, banned: torch.Tensor | None, logprobs: bool
     ) -> Samples:
-        """Draw one token per row from the models' outputs.
+        """Draw one token per row from the models' outputs, or a fault code below 0 if a row has none.
 
         Args:
             outputs: outputs of `start` or `step`.

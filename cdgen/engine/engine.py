@@ -12,13 +12,12 @@ from cdgen.engine.backend import Backend, Start
 from cdgen.engine.bans import Bans
 from cdgen.engine.batch_sampling import BatchSampling
 from cdgen.engine.outputs import CompletionOutput, TokenLogprobs
-from cdgen.engine.requests import ModelPair, Request, RunningBatch, RunningSequence, sequence_number
+from cdgen.engine.requests import ModelPair, Request, RunningBatch, RunningSequence
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.stopping import StopConditions
-from cdgen.errors import InputError
 from cdgen.hardware import tf32_products
 from cdgen.rng import private_noise
-from cdgen_kernels import RowFault, Samples
+from cdgen_kernels import Samples
 from cdgen_kernels.codes import FAULTS
 
 
@@ -31,7 +30,7 @@ class Engine:
         requests: see :func:`~cdgen.engine.requests.make_requests`.
         params: the same for all sequences. `n` is not used: the requests list their sequences.
         on_tokens: called after each step with the number of tokens drawn.
-        on_finished: called with the number of sequences that finished.
+        on_finished: called with the place and the output of each sequence that finishes.
     Attributes:
         batch: the running sequences; None before the first one starts.
         results: outputs of the finished sequences by their places.
@@ -44,14 +43,16 @@ class Engine:
         requests: Sequence[Request],
         params: SamplingParams,
         on_tokens: Callable[[int], None] | None = None,
-        on_finished: Callable[[int], None] | None = None,
+        on_finished: Callable[[int, CompletionOutput], None] | None = None,
     ) -> None:
         self.backend, self.params, self.device = backend, params, pair.good.device
+        self._pair = pair
         self.batch: RunningBatch | None = None
         self.results: dict[int, CompletionOutput] = {}
         self._waiting = deque(requests)
         self._on_tokens, self._on_finished = on_tokens or _ignore, on_finished or _ignore
-        max_length = max(len(request.token_ids) for request in requests) + params.max_tokens
+        lengths = {len(request.token_ids) for request in requests}
+        max_length = max(length + pair.max_new_tokens(params, length) for length in lengths)
         self._stop = StopConditions(pair.tokenizer, params, pair.eos_token_ids)
         self._bans = Bans(params, self._stop.token_ids, max_length, self.device)
         self._sampling = BatchSampling(params, self.device)
@@ -60,8 +61,8 @@ class Engine:
     def run(self) -> list[CompletionOutput]:
         """Decode all sequences; return their outputs by place.
 
-        Raises:
-            InputError: nothing can be drawn for a sequence, because its logits hold NaN or all tokens are banned.
+        A sequence for which nothing can be drawn, because its logits hold NaN or all tokens are banned, finishes with
+        the reason "error", and the others continue.
         """
         try:
             with torch.inference_mode(), private_noise(self.device), tf32_products(self.device):
@@ -77,7 +78,7 @@ class Engine:
         """Draw the next token of every running sequence, or the next few."""
         batch = self.batch
         assert batch is not None
-        left = self.params.max_tokens - max(len(sequence.token_ids) for sequence in batch.sequences)
+        left = min(sequence.max_tokens - len(sequence.token_ids) for sequence in batch.sequences)
         if not self._needs_host and self.backend.sync_every > 1:
             count = min(self.backend.sync_every, left)
             drawn = self.backend.steps(batch, self._sampling.tensors(batch), count).tolist()
@@ -118,8 +119,9 @@ class Engine:
             for cache_row in rows:
                 place, continuation = request.waiting.popleft()
                 stop_strings = self._stop.stop_strings(request.token_ids)
-                sequences.append(RunningSequence(place, continuation, request.token_ids, cache_row, stop_strings))
-                numbers.append(sequence_number(request.prompt, continuation))
+                most = self._pair.max_new_tokens(self.params, len(request.token_ids))
+                sequences.append(RunningSequence(place, continuation, request.token_ids, most, cache_row, stop_strings))
+                numbers.append(request.sequence_number(continuation))
         prompts = [sequence.prompt_token_ids for sequence in sequences]
         last = [len(prompt) - 1 for prompt in prompts]
         position, sequence = torch.tensor([last, numbers], device=self.device).unbind()
@@ -136,27 +138,20 @@ class Engine:
         """Draw a token for each sequence from the models' outputs; return the batch of those that continue."""
         batch.position = batch.position + 1
         sampling, banned = self._sampling.tensors(batch), self._bans.next_tokens(batch)
-        try:
-            drawn = self.backend.sample(outputs, sampling, banned=banned, logprobs=self.params.logprobs)
-        except RowFault as error:  # on the CPU, where the op checks at once
-            raise _nothing_to_draw(batch.sequences[error.row], error) from error
+        drawn = self.backend.sample(outputs, sampling, banned=banned, logprobs=self.params.logprobs)
         batch.append(drawn.token)
-        tokens = drawn.token.tolist()
-        if min(tokens) < 0:
-            row = next(row for row, token in enumerate(tokens) if token < 0)
-            raise _nothing_to_draw(batch.sequences[row], f"row {row}: {FAULTS[tokens[row]]}")
-        return self._accept(batch, [tokens], self._logprobs(drawn) if self.params.logprobs else None)
+        return self._accept(batch, [drawn.token.tolist()], self._logprobs(drawn) if self.params.logprobs else None)
 
     def _accept(
         self, batch: RunningBatch, drawn: list[list[int]], logprobs: list[TokenLogprobs] | None = None
     ) -> RunningBatch:
         """Add the tokens of one or more steps, [steps][A], to the sequences; return the batch of those that continue.
 
-        `logprobs`, [A], are those of a single step.
+        A fault code in place of a token ends its sequence. `logprobs`, [A], are those of a single step.
         """
         running = list(range(len(batch)))
         for tokens in drawn:
-            self._on_tokens(len(running))
+            self._on_tokens(sum(tokens[row] >= 0 for row in running))
             running = [
                 row
                 for row in running
@@ -166,12 +161,17 @@ class Engine:
             return batch
         finished = set(range(len(batch))).difference(running)
         self.backend.release([batch.sequences[row].cache_row for row in sorted(finished)])
-        self._on_finished(len(finished))
+        for row in sorted(finished):
+            place = batch.sequences[row].place
+            self._on_finished(place, self.results[place])
         return batch.select(running)
 
     def _finishes(self, sequence: RunningSequence, token: int, logprobs: TokenLogprobs | None) -> bool:
         """Add a token to a sequence and keep its output if it finishes; return whether it does."""
-        output = self._stop.append(sequence, token, logprobs)
+        if token < 0:
+            output: CompletionOutput | None = self._stop.fail(sequence, FAULTS[token])
+        else:
+            output = self._stop.append(sequence, token, logprobs)
         if output is not None:
             self.results[sequence.place] = output
         return output is not None
@@ -182,9 +182,5 @@ class Engine:
         return [TokenLogprobs(logprob, good, bad if contrast else None) for logprob, good, bad in rows]
 
 
-def _nothing_to_draw(sequence: RunningSequence, reason: object) -> InputError:
-    return InputError(f"nothing can be drawn after {len(sequence.token_ids)} new tokens: {reason}")
-
-
-def _ignore(count: int) -> None:
+def _ignore(*arguments: object) -> None:
     """Stand in for a callback that is not given."""

@@ -1,32 +1,39 @@
 """ContrastiveLM: two models decoded together, and `generate`."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cdgen.engine.engine import Engine
 from cdgen.engine.outputs import CompletionOutput, RequestOutput
 from cdgen.engine.paged_backend import CacheOptions, PagedBackend
-from cdgen.engine.requests import ModelPair, make_requests
+from cdgen.engine.prefix import check_length, first_ids
+from cdgen.engine.prompts import list_prompts, prompt_ids, text_of
+from cdgen.engine.requests import ModelPair, Prompts, make_requests
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.static_backend import StaticBackend
-from cdgen.engine.text import decode, encode
 from cdgen.errors import InputError
-from cdgen.models.bad import attention_dropout, first_layers
-from cdgen.models.dtypes import float_dtype
+from cdgen.models.bad import attention_dropout, dropout_rate, first_layers
+from cdgen.models.dtypes import dtype_name, float_dtype
 from cdgen.models.llama import unsupported
 from cdgen.models.loading import load
+from cdgen.models.tokenizers import load_tokenizer
 from cdgen.models.vocabulary import shared_vocab_size
+from cdgen.values import INT32_MAX, INT64_MAX, integer, switch
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cdgen.engine.backend import Backend
+    from cdgen.engine.prompts import Prompt
     from cdgen.models.language_model import LanguageModel
 
 log = logging.getLogger("cdgen")
+
+_MOST_OUTPUTS = 10_000_000  # continuations of a call of `generate`, all of which are in memory
+_LONG_TEXT = 1_000_000  # characters of a prompt that takes a second to encode
 
 _Item = TypeVar("_Item")
 
@@ -42,7 +49,7 @@ class ContrastiveLM:
         bad: BAD, given like `good`.
         dropout: BAD is GOOD with attention dropout of this probability while it decodes.
         layers: BAD is GOOD's first `layers` layers, under GOOD's final norm and output layer.
-        tokenizer: a transformers tokenizer; default: the one found with GOOD, otherwise with BAD.
+        tokenizer: a transformers tokenizer, or a folder with one; default: the one found with GOOD, otherwise with BAD.
         dtype: dtype of the weights. Default: float32 on the CPU; on a GPU the checkpoint's 16-bit dtype, otherwise
             bfloat16. With float32 on a GPU, `generate` computes matrix products in TF32.
         device: device of both models; default: cuda if available.
@@ -66,7 +73,7 @@ class ContrastiveLM:
         *,
         dropout: float | None = None,
         layers: int | None = None,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        tokenizer: "PreTrainedTokenizerBase | str | Path | None" = None,
         dtype: "str | torch.dtype | None" = None,
         device: "str | torch.device | None" = None,
         trust_remote_code: bool = False,
@@ -76,32 +83,50 @@ class ContrastiveLM:
     ) -> None:
         if sum(choice is not None for choice in (bad, dropout, layers)) > 1:
             raise InputError("bad, dropout, layers: give one of them")
-        if max_num_seqs < 1:
-            raise InputError(f"max_num_seqs = {max_num_seqs}: must be 1 or more")
-        self.max_num_seqs = max_num_seqs
-        loaded, good_tokenizer = load(good, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        self.max_num_seqs = integer("max_num_seqs", max_num_seqs, 1, INT32_MAX)
+        if kv_cache_memory_bytes is not None:
+            kv_cache_memory_bytes = integer("kv_cache_memory_bytes", kv_cache_memory_bytes, 1, INT64_MAX)
+        if dropout is not None:
+            dropout = dropout_rate(dropout)
+        if layers is not None:
+            layers = integer("layers", layers, 1, INT32_MAX)
+        self.kv_cache: CacheOptions = {
+            "kv_cache_dtype": float_dtype("kv_cache_dtype", kv_cache_dtype) if kv_cache_dtype else None,
+            "kv_cache_memory_bytes": kv_cache_memory_bytes,
+        }
+        trust_remote_code = switch("trust_remote_code", trust_remote_code)
+        if isinstance(tokenizer, (str, Path)):
+            tokenizer = load_tokenizer(tokenizer)
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "device": device,
+            "trust_remote_code": trust_remote_code,
+            "with_tokenizer": tokenizer is None,
+        }
+        loaded, good_tokenizer = load(good, **options)
         other, bad_tokenizer = None, None
         if bad is not None:
-            other, bad_tokenizer = load(bad, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            other, bad_tokenizer = load(bad, **options)
         elif dropout is not None:
             other = attention_dropout(loaded, dropout)
         elif layers is not None:
             other = first_layers(loaded, layers)
         if other is not None and other.device != loaded.device:
             raise InputError(f"GOOD is on {loaded.device}, BAD on {other.device}; put both on one device")
-        if tokenizer is not None:
-            good_tokenizer, bad_tokenizer = tokenizer, None
-        self.pair = _pair(loaded, other, good_tokenizer, bad_tokenizer)
+        self.pair = _pair(loaded, other, tokenizer or good_tokenizer, bad_tokenizer)
         reasons = {model.name: unsupported(model.module) for model in (loaded, other) if model is not None}
         self.static_reason = next((f"{name}: {reason}" for name, reason in reasons.items() if reason), None)
         if self.static_reason:
             log.warning(
                 "%s; decoded in static batches by transformers' own forward, which is slower", self.static_reason
             )
-        self.kv_cache: CacheOptions = {
-            "kv_cache_dtype": float_dtype("kv_cache_dtype", kv_cache_dtype) if kv_cache_dtype else None,
-            "kv_cache_memory_bytes": kv_cache_memory_bytes,
-        }
+
+    def __repr__(self) -> str:
+        good, bad = self.pair.good, self.pair.bad
+        return (
+            f"ContrastiveLM(good={good.name!r}, bad={bad and bad.name!r}, dtype={dtype_name(good.module.dtype)}, "
+            f"device={good.device}, vocab_size={self.pair.vocab_size}, max_num_seqs={self.max_num_seqs})"
+        )
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
@@ -117,19 +142,21 @@ class ContrastiveLM:
 
     def generate(
         self,
-        prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        prompts: "Prompt | Sequence[Prompt]",
         sampling_params: SamplingParams | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[RequestOutput]:
         """Continue every prompt `sampling_params.n` times.
 
-        A continuation is a function of the seed, its prompt's index in the list, and its own index among the n. It does
-        not depend on the batches in which it is decoded, with two exceptions. Batches of another size may round
-        differently, which changes a token if two scores tie to the last bits of the logits' dtype. And if
-        `static_reason` is not None, the noise of a dropout BAD depends on the batch.
+        A continuation is a function of the seed, its prompt's tokens, and its own index among the n; equal prompts are
+        also told apart by their order. It depends neither on other prompts nor on the batches in which it is decoded,
+        with two exceptions. Batches of another size may round differently, which changes a token if two scores tie to
+        the last bits of the logits' dtype. And if `static_reason` is not None, the noise of a dropout BAD depends on
+        the batch. A continuation for which no further token can be drawn has the finish reason "error".
 
         Args:
-            prompts: a string, a list of token ids, or a list of either kind.
+            prompts: a string, which never contains special tokens; token ids as a list, array or tensor of integers;
+                what a transformers tokenizer or chat template returns; or a list of these.
             sampling_params: default: `SamplingParams()`.
             progress: called after each step with the number of tokens drawn.
         Returns:
@@ -139,82 +166,102 @@ class ContrastiveLM:
                 contrastive method.
         """
         params = sampling_params or SamplingParams()
-        listed = _as_list(prompts)
-        token_ids = [self.prompt_ids(prompt, f"prompt {index}") for index, prompt in enumerate(listed)]
+        listed = list_prompts(prompts)
+        longest = self.longest_prompt(params)
+        token_ids = [self._checked_ids(prompt, f"prompt {index}", longest) for index, prompt in enumerate(listed)]
         self.check(token_ids, params)
-        requests = [RequestOutput(self._text(*both), both[1], []) for both in zip(listed, token_ids, strict=True)]
+        requests = [
+            RequestOutput(text_of(self.tokenizer, *both), both[1], []) for both in zip(listed, token_ids, strict=True)
+        ]
+        if len(listed) * params.n > _MOST_OUTPUTS:
+            raise InputError(
+                f"n = {params.n}: {len(listed)} prompts have {len(listed) * params.n:,} continuations, but one call "
+                f"returns at most {_MOST_OUTPUTS:,}; split the prompts over several calls"
+            )
         sequences = [(prompt, index) for prompt in range(len(listed)) for index in range(params.n)]
-        outputs = self.continue_sequences(token_ids, sequences, params, progress)
+        outputs = self.continue_sequences(Prompts(token_ids), sequences, params, progress)
         for (prompt, _), output in zip(sequences, outputs, strict=True):
             requests[prompt].outputs.append(output)
         return requests
 
     def continue_sequences(
         self,
-        token_ids: Sequence[list[int]],
+        prompts: Prompts,
         sequences: Sequence[tuple[int, int]],
         params: SamplingParams,
         on_tokens: Callable[[int], None] | None = None,
-        on_finished: Callable[[int], None] | None = None,
+        on_finished: Callable[[int, CompletionOutput], None] | None = None,
     ) -> list[CompletionOutput]:
         """Decode any sequences of a job; unlike :meth:`generate`, this checks nothing.
 
         Args:
-            token_ids: all prompts of the job, as lists of ids.
+            prompts: all prompts of the job.
             sequences: (prompt, continuation) index pairs; the pairs of a prompt must be adjacent. A pair determines the
                 noise, so a job can be split into any number of calls.
             params: sampling parameters.
             on_tokens: called after each step with the number of tokens drawn.
-            on_finished: called with the number of sequences that finished.
+            on_finished: called for each sequence that finishes, with its index in `sequences` and its output.
         Returns:
             one output per pair, in the same order.
         """
         if not sequences:
             return []
         if self.static_reason is None:
-            return self._engine(token_ids, sequences, params, on_tokens, on_finished).run()
-        outputs = []
+            return self._engine(prompts, sequences, params, on_tokens, on_finished).run()
+        outputs: list[CompletionOutput] = []
         for batch in batches(sequences, params.n, self.max_num_seqs):
-            outputs += self._engine(token_ids, batch, params, on_tokens, on_finished).run()
+            outputs += self._engine(prompts, batch, params, on_tokens, _shifted(on_finished, len(outputs))).run()
         return outputs
 
     def _engine(
         self,
-        token_ids: Sequence[list[int]],
+        prompts: Prompts,
         sequences: Sequence[tuple[int, int]],
         params: SamplingParams,
         on_tokens: Callable[[int], None] | None,
-        on_finished: Callable[[int], None] | None,
+        on_finished: Callable[[int, CompletionOutput], None] | None,
     ) -> Engine:
-        requests = make_requests(token_ids, sequences)
+        requests = make_requests(prompts, sequences)
         size = min(self.max_num_seqs, len(sequences))
         backend: Backend
         if self.static_reason:
             backend = StaticBackend(self.pair, params, size)
         else:
-            longest = max(len(request.token_ids) for request in requests) + params.max_tokens
+            lengths = {len(request.token_ids) for request in requests}
+            longest = max(length + self.pair.max_new_tokens(params, length) for length in lengths)
             backend = PagedBackend(self.pair, params, size, longest, **self.kv_cache)
         return Engine(self.pair, backend, requests, params, on_tokens, on_finished)
 
-    def prompt_ids(self, prompt: str | Sequence[int], name: str) -> list[int]:
+    def prompt_ids(self, prompt: "Prompt", name: str, parse_special: bool = False) -> list[int]:
         """Return the token ids of a prompt; an empty prompt is the start-of-text token.
 
         Args:
-            prompt: a string, or token ids, which are returned as they are.
+            prompt: a string, or token ids in any form that :meth:`generate` accepts.
             name: the prompt's name for error messages.
+            parse_special: read "</s>" and the like in a string as special tokens. By default they are text, as they are
+                in a training corpus.
         Raises:
-            InputError: a string without a tokenizer, or an empty prompt without a start-of-text token.
+            InputError: a string without a tokenizer or with an unpaired surrogate, token ids that are not integers, or
+                an empty prompt without a start-of-text token.
         """
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise InputError(f"{name}: is a string, but there is no tokenizer; pass tokenizer=, or token ids")
-            prompt = encode(self.tokenizer, prompt)
-        ids = list(map(int, prompt))
-        if not ids:
-            if self.bos_token_id is None:
-                raise InputError(f"{name}: is empty, and the tokenizer has no start-of-text token to begin with")
-            ids = [self.bos_token_id]
-        return ids
+        return prompt_ids(self.tokenizer, self.bos_token_id, prompt, name, parse_special)
+
+    def _checked_ids(self, prompt: "Prompt", name: str, longest: int | None) -> list[int]:
+        """Return the token ids of a prompt; refuse a huge text that is too long before all of it is encoded."""
+        if isinstance(prompt, str) and longest is not None and len(prompt) > _LONG_TEXT:
+            check_length(first_ids(lambda text: self.prompt_ids(text, name), prompt, longest + 1), name, longest)
+        return self.prompt_ids(prompt, name)
+
+    def longest_prompt(self, params: SamplingParams) -> int | None:
+        """Return the greatest number of tokens that a prompt may have, or None if the models have no limit.
+
+        Raises:
+            InputError: `max_tokens` leaves no room for a prompt.
+        """
+        limit, new = self.pair.position_limit(params), params.max_tokens or 1
+        if limit is not None and new >= limit:
+            raise InputError(f"max_tokens = {new}: leaves no room for a prompt in the models' {limit} positions")
+        return None if limit is None else limit - new
 
     def check(
         self, token_ids: Sequence[Sequence[int]], params: SamplingParams, names: Sequence[str] | None = None
@@ -234,8 +281,11 @@ class ContrastiveLM:
                 f"contrast_strength = {params.contrast_strength:g}: there is no BAD; pass bad=, dropout= or layers=, "
                 "or set contrast_strength=0"
             )
-        limits = [model.position_limit for model in self.pair.models(params)]
-        limit = min((limit for limit in limits if limit), default=None)
+        if not any(model.noisy for model in self.pair.models(params)):
+            params.check_distinct()
+        limit = self.pair.position_limit(params)
+        if limit is None and params.max_tokens is None:
+            raise InputError("max_tokens = None: the models do not state for how many positions they were made")
         for token in params.stop_token_ids:
             if token >= vocab_size:
                 raise InputError(f"stop_token_ids: {token} is out of range; the vocabulary has {vocab_size} tokens")
@@ -244,16 +294,12 @@ class ContrastiveLM:
             wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
             if wrong is not None:
                 raise InputError(f"{name}: token id {wrong} is out of range; the vocabulary has {vocab_size} tokens")
-            if limit is not None and len(ids) + params.max_tokens > limit:
+            most_new = params.max_tokens or 1
+            if limit is not None and len(ids) + most_new > limit:
                 raise InputError(
-                    f"{name}: {len(ids)} tokens and max_tokens = {params.max_tokens} more exceed the models' {limit} "
+                    f"{name}: {len(ids)} tokens and max_tokens = {most_new} more exceed the models' {limit} "
                     "positions; shorten the prompt or lower max_tokens"
                 )
-
-    def _text(self, prompt: str | Sequence[int], ids: list[int]) -> str | None:
-        if isinstance(prompt, str):
-            return prompt
-        return None if self.tokenizer is None else decode(self.tokenizer, ids, False)
 
 
 def batches(sequences: Sequence[_Item], n: int, max_num_seqs: int) -> list[Sequence[_Item]]:
@@ -263,6 +309,15 @@ def batches(sequences: Sequence[_Item], n: int, max_num_seqs: int) -> list[Seque
     """
     size = max_num_seqs - max_num_seqs % n if n <= max_num_seqs else max_num_seqs
     return [sequences[start : start + size] for start in range(0, len(sequences), size)]
+
+
+def _shifted(
+    on_finished: Callable[[int, CompletionOutput], None] | None, start: int
+) -> Callable[[int, CompletionOutput], None] | None:
+    """Return a callback that adds `start` to the places."""
+    if on_finished is None:
+        return None
+    return lambda place, output: on_finished(start + place, output)
 
 
 def _pair(
@@ -277,12 +332,3 @@ def _pair(
     if tokenizer and tokenizer.eos_token_id is not None:
         eos.add(tokenizer.eos_token_id)
     return ModelPair(good, bad, tokenizer, vocab_size, tuple(sorted(token for token in eos if token < vocab_size)))
-
-
-def _as_list(prompts: str | Iterable[int] | Iterable[str | Sequence[int]]) -> "list[str | Sequence[int]]":
-    """Return a list of prompts, also for a single one."""
-    if isinstance(prompts, str):
-        return [prompts]
-    listed = list(prompts)
-    single = bool(listed) and all(isinstance(token, int) for token in listed)
-    return [listed] if single else listed  # type: ignore[list-item, return-value]

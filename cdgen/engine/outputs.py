@@ -20,8 +20,10 @@ class CompletionOutput:
         index: index among the continuations of the prompt.
         text: the new text, without the stop string or token that ended it; None if there is no tokenizer.
         token_ids: all tokens that were drawn, including a stop token or stop string.
-        finish_reason: "stop" after an end-of-text token, stop token or stop string; "length" after `max_tokens` tokens.
+        finish_reason: "stop" after an end-of-text token, stop token or stop string; "length" after `max_tokens` tokens;
+            "error" if no further token could be drawn, because all are banned or the logits hold NaN.
         logprobs: log-probabilities of each token, if `SamplingParams.logprobs` was set.
+        error: why no further token could be drawn; None unless `finish_reason` is "error".
     """
 
     index: int
@@ -29,6 +31,7 @@ class CompletionOutput:
     token_ids: list[int]
     finish_reason: str
     logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -41,7 +44,8 @@ class RequestOutput:
     """A prompt and its continuations.
 
     Attributes:
-        prompt: the prompt's text; None for token ids if there is no tokenizer to decode them.
+        prompt: the prompt's text; None for token ids if there is no tokenizer to decode them. A last character of
+            which token ids hold only some bytes is left out: the continuations' texts begin with it.
         prompt_token_ids: the prompt's token ids.
         outputs: the `n` continuations.
     """

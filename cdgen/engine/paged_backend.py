@@ -1,6 +1,7 @@
 """The engine's backend for models of the Llama family: a paged cache, and both models in one step."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import torch
@@ -72,7 +73,7 @@ class PagedBackend:
     ) -> None:
         models = pair.models(params)
         self.max_num_seqs, self._vocab_size = max_num_seqs, pair.vocab_size
-        self._max_tokens, self._outside_head = params.max_tokens, params.outside_head
+        self._max_new_tokens, self._outside_head = partial(pair.max_new_tokens, params), params.outside_head
         self._runners = [LlamaRunner(model.module, max_length, model.dropout) for model in models]
         shapes = [
             CacheShape(model.num_layers, runner.num_kv_heads, runner.head_dim, kv_cache_dtype or model.module.dtype)
@@ -110,11 +111,12 @@ class PagedBackend:
                     return count
             return 0
         length = len(request.token_ids)
+        most_new = self._max_new_tokens(length)
         for spare in (1, 0):  # without the spare one, the prompt is computed again for the rest
             for count in range(most, 0, -1):
                 reserved = count + (spare if count < len(request.waiting) else 0)
-                if self.cache.can_hold(length, reserved, self._max_tokens):
-                    self._prompts[request] = _Prompt(self.cache.allocate(length, reserved, self._max_tokens))
+                if self.cache.can_hold(length, reserved, most_new):
+                    self._prompts[request] = _Prompt(self.cache.allocate(length, reserved, most_new))
                     return count
         return 0
 
@@ -162,7 +164,8 @@ class PagedBackend:
 
         If the method allows it, BAD's output layer is computed for GOOD's candidates only. If there are more
         candidates than their list holds, they are selected again into a longer one. Finding that out waits for the
-        device, so with `sync=False` such a row gets a fault code below 0 instead of a token.
+        device, so with `sync=False` such a row gets a fault code below 0 instead of a token, like a row for which
+        nothing can be drawn.
         """
         weights = [runner.output_weight for runner in self._runners]
         if len(outputs) == 1 or self._outside_head != "mask" or logprobs:
@@ -175,16 +178,24 @@ class PagedBackend:
                 outside_head=self._outside_head,
                 banned=banned,
                 logprobs=logprobs,
+                raise_faults=False,
             )
-        candidates = select_candidates_linear(
-            outputs[0], weights[0], sampling, capacity=_CAPACITY, vocab_size=self._vocab_size, banned=banned
+        select = partial(
+            select_candidates_linear,
+            outputs[0],
+            weights[0],
+            sampling,
+            vocab_size=self._vocab_size,
+            banned=banned,
+            raise_faults=False,
         )
+        candidates = select(capacity=_CAPACITY)
         if sync and int(candidates.count.max()) > _CAPACITY:
-            candidates = select_candidates_linear(
-                outputs[0], weights[0], sampling, capacity=self._vocab_size, vocab_size=self._vocab_size, banned=banned
-            )
+            candidates = select(capacity=self._vocab_size)
         bad = gather_logits(outputs[1], weights[1], candidates)
-        return sample_candidates(candidates, bad, sampling, gathered=True, vocab_size=self._vocab_size)
+        return sample_candidates(
+            candidates, bad, sampling, gathered=True, vocab_size=self._vocab_size, raise_faults=False
+        )
 
     def release(self, cache_rows: list[int]) -> None:
         """Free the pages that only these sequences hold."""
@@ -223,7 +234,7 @@ class PagedBackend:
             rows = [self._prompts[request].cache_row for request in now]
             cache_row = torch.tensor(rows, dtype=torch.int32, device=device)
             # A prompt's noise is that of its first sequence, whichever sequences start now.
-            sequence = torch.tensor([request.first_sequence_number for request in now], device=device)
+            sequence = torch.tensor([request.sequence_number(0) for request in now], device=device)
             cache_row, sequence = (x.repeat_interleave(counts, output_size=size) for x in (cache_row, sequence))
             last = counts.cumsum(0) - 1
             states = zip(*self._run(ids, position, cache_row, sequence, last), strict=True)

@@ -19,15 +19,15 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from cdgen.engine.engine import Engine
 from cdgen.engine.llm import ContrastiveLM
 from cdgen.engine.paged_backend import PREFILL_TOKENS, PagedBackend
-from cdgen.engine.requests import make_requests
+from cdgen.engine.requests import Prompts, make_requests
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.shared_cache import PAGE_SIZE
 from cdgen.errors import InputError
 from cdgen.hardware import GPUS, Machine
 from cdgen.models.bad import parse_bad
+from cdgen.models.boundary import loading
+from cdgen.models.configs import load_config, stored_dtype
 from cdgen.models.dtypes import default_dtype, dtype_name, float_dtype
-from cdgen.models.loading import load_config, stored_dtype
-from cdgen.models.quiet import quiet_transformers
 
 _USABLE = 0.9  # share of the memory; the rest is for the CUDA context and workspaces
 
@@ -44,14 +44,17 @@ class Shape:
     vocab_size: int
 
     @classmethod
-    def of(cls, config: PretrainedConfig, layers: int | None = None) -> "Shape":
+    def of(cls, config: PretrainedConfig, layers: int | None = None, trust_remote_code: bool = False) -> "Shape":
         """Return the shape of the model with this transformers config, or of its first `layers` layers."""
         if layers is not None:
+            total = config.num_hidden_layers
+            if not 1 <= layers < total:
+                raise InputError(f"layers = {layers}: must be 1 to {total - 1}; GOOD has {total} layers")
             config.num_hidden_layers = layers
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[:layers]
-        with torch.device("meta"), quiet_transformers():
-            model = AutoModelForCausalLM.from_config(config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         total = sum(parameter.numel() for parameter in model.parameters())
@@ -88,14 +91,19 @@ class PairShapes(NamedTuple):
 
 def shapes(good: str, bad: str | None, trust_remote_code: bool = False) -> PairShapes:
     """Return the shapes of two models from their configs alone; `bad` is as for :func:`~cdgen.models.bad.parse_bad`."""
-    first = Shape.of(load_config(good, trust_remote_code=trust_remote_code))
+
+    def shape(source: str, layers: int | None = None) -> Shape:
+        with loading(source, "the config"):
+            config = load_config(source, trust_remote_code=trust_remote_code)
+            return Shape.of(config, layers, trust_remote_code)
+
+    first = shape(good)
     if bad is None:
         return PairShapes(first, None, first.parameters)
     rule = parse_bad(bad)
     if "bad" not in rule:  # it shares GOOD's weights
-        config = load_config(good, trust_remote_code=trust_remote_code)
-        return PairShapes(first, Shape.of(config, rule.get("layers")), first.parameters)
-    second = Shape.of(load_config(rule["bad"], trust_remote_code=trust_remote_code))
+        return PairShapes(first, shape(good, rule.get("layers")), first.parameters)
+    second = shape(rule["bad"])
     return PairShapes(first, second, first.parameters + second.parameters)
 
 
@@ -282,8 +290,8 @@ def measured_rate(lm: ContrastiveLM, batch: int, job: Job, steps: int = 8) -> fl
     generator = torch.Generator().manual_seed(0)
     count = -(-batch // job.n)
     prompts = [torch.randint(lm.pair.vocab_size, (length,), generator=generator).tolist() for _ in range(count)]
-    requests = make_requests(prompts, [divmod(at, job.n) for at in range(batch)])
-    backend = PagedBackend(lm.pair, params, batch, length + params.max_tokens, **lm.kv_cache)
+    requests = make_requests(Prompts(prompts), [divmod(at, job.n) for at in range(batch)])
+    backend = PagedBackend(lm.pair, params, batch, length + steps + 2, **lm.kv_cache)
     engine = Engine(lm.pair, backend, requests, params)
     with torch.inference_mode():
         engine.refill()

@@ -1,5 +1,8 @@
 """The engine's data model: the pair of models, requests, and the batch of running sequences."""
 
+import hashlib
+import struct
+from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +14,60 @@ import torch
 from cdgen.engine.outputs import TokenLogprobs
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.text import StopStrings
+from cdgen.errors import InputError
 from cdgen.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def sequence_number(prompt: int, continuation: int) -> int:
-    """Return the number that keys the noise of a sequence: `prompt * 2**32 + continuation`, both indices."""
-    return (prompt << 32) + continuation
+NOISE_KEY = "prompt"  # name of the rule by which :func:`sequence_number` keys the noise; corpora record it
+
+
+def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence: int = 0) -> int:
+    """Return the number that keys the noise of a sequence, a hash of the prompt's content and two indices.
+
+    Other prompts do not matter, nor does the order of prompts: equal arguments give equal noise in any job, and
+    different ones give independent noise.
+
+    Args:
+        token_ids: the prompt.
+        continuation: index of the sequence among the continuations of the prompt.
+        occurrence: number of equal prompts before this one in the job.
+    Returns:
+        a number below 2**63: `sequence` of :func:`cdgen_kernels.make_sampling_tensors`.
+    Raises:
+        InputError (a ValueError): an argument is not a whole number of 64 bits.
+    """
+    numbers = (*token_ids, occurrence, continuation)
+    try:
+        content = struct.pack(f"<{len(numbers)}q", *numbers)
+    except struct.error as error:
+        raise InputError(f"token_ids, continuation, occurrence: must be whole numbers of 64 bits: {error}") from error
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+
+
+class Prompts:
+    """All prompts of a job, with the number of each among equal ones. Build it once, even for a job of many calls.
+
+    Args:
+        token_ids: the prompts as lists of ids.
+    Attributes:
+        token_ids: the same.
+        occurrences: for each prompt, how many equal ones precede it.
+    """
+
+    def __init__(self, token_ids: Sequence[list[int]]) -> None:
+        self.token_ids = token_ids
+        self.occurrences = array("q")
+        seen: dict[int, int] = {}
+        for ids in token_ids:
+            content = sequence_number(ids)  # a hash takes less memory than the prompt
+            self.occurrences.append(seen.setdefault(content, 0))
+            seen[content] += 1
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
 
 
 @dataclass
@@ -36,6 +84,18 @@ class ModelPair:
         """Return the models that `params` need: GOOD, and BAD if there is contrast."""
         return [self.good, self.bad] if self.bad is not None and params.contrast_strength else [self.good]
 
+    def position_limit(self, params: SamplingParams) -> int | None:
+        """Return for how many tokens the models that `params` need were made; None if they do not state it."""
+        return min((limit for model in self.models(params) if (limit := model.position_limit)), default=None)
+
+    def max_new_tokens(self, params: SamplingParams, prompt_length: int) -> int:
+        """Return how many tokens a continuation of a prompt may have: `params.max_tokens`, or what is left."""
+        if params.max_tokens is not None:
+            return params.max_tokens
+        limit = self.position_limit(params)
+        assert limit is not None, "ContrastiveLM.check refuses this"
+        return limit - prompt_length
+
 
 class WaitingSequence(NamedTuple):
     """A sequence that has not started."""
@@ -48,32 +108,26 @@ class WaitingSequence(NamedTuple):
 class Request:
     """A prompt, and those of its sequences that have not started."""
 
-    prompt: int  # index of the prompt, part of the sequence numbers
     token_ids: list[int]
+    occurrence: int  # how many equal prompts precede it in the job
     waiting: deque[WaitingSequence]
 
-    @property
-    def first_sequence_number(self) -> int:
-        """The number of the prompt's continuation 0, which also keys the noise of the prompt itself."""
-        return sequence_number(self.prompt, 0)
-
-    @property
-    def next_sequence_number(self) -> int:
-        """The number of the sequence that starts next."""
-        return sequence_number(self.prompt, self.waiting[0].continuation)
+    def sequence_number(self, continuation: int) -> int:
+        """Return the number of a continuation. That of continuation 0 also keys the noise of the prompt itself."""
+        return sequence_number(self.token_ids, continuation, self.occurrence)
 
 
-def make_requests(token_ids: Sequence[list[int]], sequences: Iterable[tuple[int, int]]) -> list[Request]:
+def make_requests(prompts: Prompts, sequences: Iterable[tuple[int, int]]) -> list[Request]:
     """Return the requests that decode these sequences; results have the same order as `sequences`.
 
     Args:
-        token_ids: all prompts.
+        prompts: all prompts of the job.
         sequences: (prompt, continuation) index pairs; the pairs of a prompt must be adjacent.
     """
     requests = []
     for prompt, group in groupby(enumerate(sequences), key=lambda item: item[1][0]):
         waiting = deque(WaitingSequence(place, continuation) for place, (_, continuation) in group)
-        requests.append(Request(prompt, token_ids[prompt], waiting))
+        requests.append(Request(prompts.token_ids[prompt], prompts.occurrences[prompt], waiting))
     return requests
 
 
@@ -84,6 +138,7 @@ class RunningSequence:
     place: int  # see WaitingSequence
     continuation: int
     prompt_token_ids: list[int]
+    max_tokens: int  # greatest number of new tokens
     cache_row: int
     stop_strings: StopStrings | None
     token_ids: list[int] = field(default_factory=list)  # the continuation so far

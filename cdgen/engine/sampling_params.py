@@ -1,10 +1,12 @@
 """SamplingParams: everything that decides how tokens are drawn and when a continuation ends."""
 
-import math
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, fields
 from typing import Any, Literal
 
 from cdgen.errors import InputError
+from cdgen.values import FLOAT32_MAX, INT32_MAX, INT64_MAX, integer, real, shown, switch
 
 # The values that define each named method; other fields keep their defaults.
 METHODS: dict[str, dict[str, Any]] = {
@@ -18,23 +20,28 @@ METHODS: dict[str, dict[str, Any]] = {
     "contrastive_tail": {"outside_head": "shifted_good"},
 }
 
-_NUMBERS: dict[str, tuple[type, float | None, float | None]] = {  # field: (type, lowest value, highest value)
-    "n": (int, 1, None),
-    "max_tokens": (int, 1, None),
-    "alpha": (float, 0, 1),
-    "contrast_strength": (float, None, None),
-    "good_weight": (float, 0, None),
-    "temperature": (float, 0, None),
-    "top_k": (int, 0, None),
-    "top_p": (float, 0, 1),
-    "no_repeat_ngram_size": (int, 0, None),
-    "seed": (int, 0, 2**63 - 1),
-    "min_tokens": (int, 0, None),
+_MOST_CONTINUATIONS = 1_000_000  # per prompt
+_INTEGERS = {  # field: lowest and highest value
+    "n": (1, _MOST_CONTINUATIONS),
+    "top_k": (-1, INT32_MAX),
+    "no_repeat_ngram_size": (0, INT32_MAX),
+    "seed": (0, INT64_MAX),
+    "min_tokens": (0, INT32_MAX),
+}
+_REALS = {
+    "alpha": (0.0, 1.0),
+    "contrast_strength": (-FLOAT32_MAX, FLOAT32_MAX),
+    "good_weight": (0.0, FLOAT32_MAX),
+    "temperature": (0.0, FLOAT32_MAX),
+    "top_p": (0.0, 1.0),
 }
 
 
-class _Default(float):
-    """A field's default, which `__post_init__` can distinguish from the same number passed by the caller."""
+class _Stored(float):
+    """A number that the caller of the constructor did not choose: a default, or one that `dataclasses.replace` copies.
+
+    `min_p` may replace it.
+    """
 
 
 @dataclass(frozen=True)
@@ -47,18 +54,19 @@ class SamplingParams:
         candidates = { x : p_GOOD(x) >= alpha * max p_GOOD }
 
     Args:
-        n: continuations per prompt.
-        max_tokens: greatest number of new tokens per continuation.
+        n: continuations per prompt, at most a million.
+        max_tokens: greatest number of new tokens per continuation; None: as many as the models have positions for.
         alpha: threshold of the candidates (Li et al. 2023); 0 keeps all tokens. Without BAD this is min-p sampling.
         contrast_strength: weight of BAD's log-probability, which is subtracted; with 0, BAD is not run.
         good_weight: weight of GOOD's log-probability; 1 + contrast_strength is O'Brien & Lewis 2023.
         temperature: divides both models' logits; 0 takes the best score.
-        top_k: keep the k best scores; 0 keeps all.
+        top_k: keep the k best scores; 0 or -1 keeps all.
         top_p: of these, keep the nucleus with this probability mass; 1 keeps all.
         outside_head: score of the tokens outside the candidates: "mask" (they cannot be drawn), "shifted_good", or a
             number.
         no_repeat_ngram_size: no n-gram of this size occurs twice in prompt and continuation; 0 allows all.
-        seed: key of the random numbers, 0 to 2**63 - 1. The same seed gives the same continuations in any batch.
+        seed: key of the random numbers, 0 to 2**63 - 1. The same seed gives the same continuations in any batch. None
+            chooses a seed at random, which the field then holds.
         stop: strings that end a continuation; its text is cut before them.
         stop_token_ids: tokens that end a continuation, in addition to the models' end-of-text tokens.
         ignore_eos: continue after end-of-text tokens, as for the corpora of arXiv 2510.08245.
@@ -67,16 +75,19 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         min_p: vLLM's name for `alpha`. `SamplingParams(min_p=x)` is min-p sampling, `SamplingParams(alpha=x,
             contrast_strength=0)`, unless `contrast_strength` is given too. `alpha` holds the value: there is no field
-            `min_p`.
+            `min_p`, but `dataclasses.replace(params, min_p=x)` works.
+
+    Numbers may be Python's, numpy's or torch's. None stands for no `stop`, `stop_token_ids` and `logprobs`, as in vLLM.
+
     Raises:
-        InputError (a ValueError): a value is out of range, or both `alpha` and `min_p` are given. The message names the
-            field.
+        InputError (a ValueError): a value is of another type or out of range, a number above 0 would be 0 in float32,
+            or both `alpha` and `min_p` are given. The message names the field.
     """
 
     n: int = 1
-    max_tokens: int = 256
-    alpha: float = _Default(0.1)
-    contrast_strength: float = _Default(1.0)
+    max_tokens: int | None = 256
+    alpha: float = _Stored(0.1)
+    contrast_strength: float = _Stored(1.0)
     good_weight: float = 1.0
     temperature: float = 1.0
     top_k: int = 0
@@ -95,35 +106,65 @@ class SamplingParams:
     def __post_init__(self, min_p: float | None) -> None:
         if min_p is not None:
             self._set_min_p(min_p)
-        for name, (kind, low, high) in _NUMBERS.items():
-            object.__setattr__(self, name, _number(name, getattr(self, name), kind, low, high))
+        self._replace_none()
+        for name, bounds in _INTEGERS.items():
+            self._set(name, integer(name, getattr(self, name), *bounds))
+        self._set("top_k", max(0, self.top_k))
+        for name, limits in _REALS.items():
+            kind = _Stored if name == "alpha" or isinstance(getattr(self, name), _Stored) else float
+            self._set(name, kind(real(name, getattr(self, name), *limits)))
         if self.top_p == 0:
             raise InputError("top_p = 0: must be greater than 0; use top_k=1 to keep one token")
-        if self.min_tokens > self.max_tokens:
-            raise InputError(f"min_tokens = {self.min_tokens}: must not exceed max_tokens = {self.max_tokens}")
-        if isinstance(self.outside_head, str):
-            if self.outside_head not in ("mask", "shifted_good"):
-                raise InputError(f"outside_head = {self.outside_head!r}: use 'mask', 'shifted_good' or a number")
-        else:
-            object.__setattr__(self, "outside_head", _number("outside_head", self.outside_head, float, None, None))
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if self.max_tokens is not None:
+            self._set("max_tokens", integer("max_tokens", self.max_tokens, 1, INT32_MAX))
+            if self.min_tokens > self.max_tokens:
+                raise InputError(f"min_tokens = {self.min_tokens}: must not exceed max_tokens = {self.max_tokens}")
+        if not isinstance(self.outside_head, str):
+            self._set("outside_head", real("outside_head", self.outside_head))
+        elif self.outside_head not in ("mask", "shifted_good"):
+            raise InputError(f"outside_head = {shown(self.outside_head)}: use 'mask', 'shifted_good' or a number")
+        stop = _items("stop", (self.stop,) if isinstance(self.stop, str) else self.stop)
         if not all(isinstance(text, str) and text for text in stop):
-            raise InputError(f"stop = {stop!r}: use strings that are not empty")
-        object.__setattr__(self, "stop", stop)
-        ids = tuple(_number("stop_token_ids", token, int, 0, None) for token in self.stop_token_ids)
-        object.__setattr__(self, "stop_token_ids", ids)
+            raise InputError(f"stop = {shown(stop)}: use strings that are not empty")
+        self._set("stop", stop)
+        ids = _items("stop_token_ids", self.stop_token_ids)
+        self._set("stop_token_ids", tuple(integer("stop_token_ids", token, 0, INT32_MAX) for token in ids))
         for name in ("ignore_eos", "logprobs", "skip_special_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} = {getattr(self, name)!r}: must be True or False")
+            self._set(name, switch(name, getattr(self, name)))
+
+    def _set(self, name: str, value: Any) -> None:
+        """Set a field, which only the constructor may do."""
+        object.__setattr__(self, name, value)
 
     def _set_min_p(self, min_p: float) -> None:
-        if not isinstance(self.alpha, _Default):
-            raise InputError(
-                f"min_p = {min_p!r}: alpha = {self.alpha!r} sets the same threshold; give only one of them"
-            )
-        object.__setattr__(self, "alpha", _number("min_p", min_p, float, 0, 1))
-        if isinstance(self.contrast_strength, _Default):
-            object.__setattr__(self, "contrast_strength", 0.0)
+        if not isinstance(self.alpha, _Stored):
+            alpha = shown(self.alpha)
+            raise InputError(f"min_p = {shown(min_p)}: alpha = {alpha} sets the same threshold; give only one of them")
+        self._set("alpha", real("min_p", min_p, 0, 1))
+        if isinstance(self.contrast_strength, _Stored):
+            self._set("contrast_strength", _Stored(0.0))
+
+    def _replace_none(self) -> None:
+        """Replace None, by which vLLM leaves something out."""
+        if self.seed is None:
+            self._set("seed", secrets.randbits(63))
+        for name, nothing in (("stop", ()), ("stop_token_ids", ()), ("logprobs", False)):
+            if getattr(self, name) is None:
+                self._set(name, nothing)
+
+    def check_distinct(self) -> None:
+        """Check that the continuations of a prompt can differ; a BAD with noise of its own makes them differ anyway.
+
+        Raises:
+            InputError: there are several, but only one token can be drawn at each step.
+        """
+        single = (
+            "temperature = 0" if self.temperature == 0 else
+            "top_k = 1" if self.top_k == 1 else
+            "alpha = 1" if self.alpha == 1 and self.outside_head == "mask" else ""
+        )  # fmt: skip
+        if self.n > 1 and single:
+            raise InputError(f"n = {self.n}: with {single} all continuations of a prompt are equal; use n = 1")
 
     @property
     def method(self) -> str:
@@ -152,7 +193,7 @@ class SamplingParams:
             values.pop("alpha", None)
         params = cls(**values)
         if params.method != name:
-            changed = ", ".join(f"{key}={value!r}" for key, value in overrides.items() if key in _DECIDING)
+            changed = ", ".join(f"{key}={shown(value)}" for key, value in overrides.items() if key in _DECIDING)
             raise InputError(f"method = {name!r}: with {changed} this is {params.method!r}; drop one of the two")
         return params
 
@@ -161,11 +202,7 @@ _DECIDING = ("alpha", "contrast_strength", "top_k", "top_p", "outside_head", "mi
 FIELDS = tuple(field.name for field in fields(SamplingParams))
 
 
-def _number(name: str, value: Any, kind: type, low: float | None, high: float | None) -> Any:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or (kind is int and value != int(value)):
-        raise InputError(f"{name} = {value!r}: must be a {'whole' if kind is int else 'finite'} number")
-    if (low is not None and value < low) or (high is not None and value > high):
-        bounds = f"{low} or more" if high is None else f"{low} to {high}"
-        raise InputError(f"{name} = {value!r}: must be {bounds}")
-    return kind(value)
+def _items(name: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InputError(f"{name} = {shown(values)}: must be a list")
+    return tuple(values)

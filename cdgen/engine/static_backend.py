@@ -7,6 +7,8 @@ import torch
 from cdgen.engine.backend import Start, Started
 from cdgen.engine.requests import ModelPair, Request, RunningBatch
 from cdgen.engine.sampling_params import SamplingParams
+from cdgen.errors import InputError
+from cdgen.hardware import free_memory, free_memory_text
 from cdgen.models.in_place_cache import InPlaceCache
 from cdgen.rng import seed_noise
 from cdgen_kernels import Samples, SamplingTensors, contrastive_sample
@@ -46,7 +48,9 @@ class StaticBackend:
         """Compute the prompts as one batch, and copy each prompt's cache for its sequences."""
         device = self._pair.good.device
         if any(model.noisy for model in self._models):
-            seed_noise(device, noise_seed(self._params.seed, starts[0].request.next_sequence_number))
+            first = starts[0].request
+            number = first.sequence_number(first.waiting[0].continuation)
+            seed_noise(device, noise_seed(self._params.seed, number))
         ids, mask = _left_padded([request.token_ids for request, _ in starts], device)  # [P, W]
         width = ids.shape[1]
         positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -57,8 +61,15 @@ class StaticBackend:
         prompts, repeats = torch.tensor([range(len(starts)), counts], device=device)
         owner = prompts.repeat_interleave(repeats, output_size=sum(counts))  # passing the size avoids a device sync
         self._filled = width
-        self._caches = [cache.fork(owner, width + self._params.max_tokens) for cache in caches]
-        self._mask = mask.new_ones(len(owner), width + self._params.max_tokens)
+        length = width + max(self._pair.max_new_tokens(self._params, len(request.token_ids)) for request, _ in starts)
+        try:
+            self._caches = [cache.fork(owner, length) for cache in caches]
+            self._mask = mask.new_ones(len(owner), length)
+        except RuntimeError as error:  # torch.OutOfMemoryError on GPUs
+            raise InputError(
+                f"a cache for {len(owner)} sequences of {length} tokens cannot be allocated: "
+                f"{free_memory_text(device, free_memory(device))}; lower max_num_seqs or max_tokens"
+            ) from error
         self._mask[:, :width] = mask[owner]
         rows = iter(range(len(owner)))
         cache_rows = [[next(rows) for _ in range(count)] for count in counts]
@@ -90,6 +101,7 @@ class StaticBackend:
             outside_head=self._params.outside_head,
             banned=banned,
             logprobs=logprobs,
+            raise_faults=False,
         )
 
     def release(self, cache_rows: list[int]) -> None:

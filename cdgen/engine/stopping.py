@@ -45,9 +45,15 @@ class StopConditions:
         text = sequence.stop_strings.append(token) if sequence.stop_strings else None
         if text is not None and len(sequence.token_ids) >= params.min_tokens:
             return self._output(sequence, "stop", text)
-        if len(sequence.token_ids) == params.max_tokens:
+        if len(sequence.token_ids) == sequence.max_tokens:
             return self._output(sequence, "length", self._decode(sequence, sequence.token_ids))
         return None
+
+    def fail(self, sequence: RunningSequence, error: str) -> CompletionOutput:
+        """Return the output of a sequence for which no further token can be drawn."""
+        output = self._output(sequence, "error", self._decode(sequence, sequence.token_ids))
+        output.error = error
+        return output
 
     def _decode(self, sequence: RunningSequence, token_ids: list[int]) -> str | None:
         if self._tokenizer is None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
+from cdgen.models.tokenizers import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,11 +15,20 @@ _CONTEXT = 6
 _REPLACEMENT = "\ufffd"  # decoded from a character of which only some bytes are there
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return the token ids of a prompt, with the tokenizer's start-of-text tokens but without its end of text."""
-    ids: list[int] = tokenizer(text)["input_ids"]
-    adds_eos = len(ids) > 0 and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
-    return ids[:-1] if adds_eos else ids
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, name: str, parse_special: bool = False) -> list[int]:
+    """Return the token ids of a prompt, with the tokenizer's start-of-text tokens but without its end of text.
+
+    Args:
+        tokenizer: encodes the text.
+        text: the prompt.
+        name: the prompt's name for error messages.
+        parse_special: read "</s>" and the like as special tokens; by default they are text, as in training.
+    Raises:
+        InputError: the tokenizer cannot encode the text.
+    """
+    ids: list[int] = encode(tokenizer, text, name, add_special=True, parse_special=parse_special)
+    adds_eos = len(ids) > 0 and ids[-1] == tokenizer.eos_token_id
+    return ids[:-1] if adds_eos and not (parse_special and text.endswith(tokenizer.eos_token)) else ids
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip_special_tokens: bool) -> str:
@@ -27,14 +37,41 @@ def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip_specia
     return str(tokenizer.decode(ids, **options))
 
 
+def prompt_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip_special_tokens: bool) -> str:
+    """Return the text of a prompt's token ids without a last character of which only some bytes are there.
+
+    A continuation may complete that character, so it belongs to the continuation's text.
+    """
+    text = decode(tokenizer, ids, skip_special_tokens)
+    cut = text.rstrip(_REPLACEMENT)
+    if cut != text:  # a replacement character that the text itself contains is encoded as these tokens again
+        again = encode(tokenizer, text, "prompt")
+        if list(ids[-len(again) :]) == again:
+            return text
+    return cut
+
+
+def decode_parts(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Sequence[int], skip_special_tokens: bool
+) -> tuple[str, str]:
+    """Return the text of the token ids `prompt` and the text that `ids` add; joined they are the text of both."""
+    before = prompt_text(tokenizer, prompt, skip_special_tokens)
+    whole = decode(tokenizer, [*prompt, *ids], skip_special_tokens)
+    at = _common(before, whole)
+    return whole[:at], whole[at:]
+
+
 def decode_after(
     tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Sequence[int], skip_special_tokens: bool
 ) -> str:
     """Return the text that the token ids `ids` add to the text of the token ids `prompt`."""
-    context = list(prompt[-_CONTEXT:])
-    before = decode(tokenizer, context, skip_special_tokens).rstrip(_REPLACEMENT)  # the prompt may end in a character
-    both = decode(tokenizer, [*context, *ids], skip_special_tokens)
-    return both[len(before) :] if both.startswith(before) else decode(tokenizer, ids, skip_special_tokens)
+    return decode_parts(tokenizer, prompt, ids, skip_special_tokens)[1]
+
+
+def _common(first: str, second: str) -> int:
+    """Return the length of the longest common prefix."""
+    differing = (at for at, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    return len(first) if second.startswith(first) else next(differing, len(second))
 
 
 class StopStrings:
@@ -56,20 +93,40 @@ class StopStrings:
         if tokenizer is None:
             raise InputError("stop: stop strings need a tokenizer; pass tokenizer=, or use stop_token_ids")
         self._tokenizer, self._stop, self._skip = tokenizer, params.stop, params.skip_special_tokens
-        self._ids = list(prompt[-_CONTEXT:])
-        # Tokens from _start on are decoded at each step; those before _read are part of `text` already.
-        self._start, self._read = 0, len(self._ids)
+        self._ids = list(prompt)
+        # Tokens from _start on are decoded at each step. _before is the text of those that were read before.
+        self._start = self._context()
+        unfinished = len(decode(tokenizer, prompt, self._skip)) - len(prompt_text(tokenizer, prompt, self._skip))
+        window = self._window()
+        self._before = window[: len(window) - unfinished]
         self.text = ""
 
     def append(self, token: int) -> str | None:
         """Add a token id; return the text before the first stop string, or None if there is none yet."""
         self._ids.append(token)
-        before = decode(self._tokenizer, self._ids[self._start : self._read], self._skip)
-        both = decode(self._tokenizer, self._ids[self._start :], self._skip)
-        if both.endswith(_REPLACEMENT) or not both.startswith(before):  # the last character is incomplete
-            return None
-        searched = len(self.text)
-        self.text += both[len(before) :]
-        self._start, self._read = self._read, len(self._ids)
-        found = [at for stop in self._stop if (at := self.text.find(stop, max(0, searched - len(stop) + 1))) >= 0]
+        window = self._window()
+        read = window.rstrip(_REPLACEMENT)  # the next token may complete the last character
+        common = _common(self._before, read)
+        if common < len(self._before) and read != window:
+            return None  # byte fallback decodes the characters before an unfinished one as replacements, too
+        unchanged = max(0, len(self.text) - len(self._before) + common)
+        self.text, self._before = self.text[:unchanged] + read[common:], read
+        if read == window and len(self._ids) - self._start > 2 * _CONTEXT:
+            self._start = self._context()
+            self._before = self._window()
+        starts = [(stop, max(0, unchanged - len(stop) + 1)) for stop in self._stop]
+        found = [at for stop, start in starts if (at := self.text.find(stop, start)) >= 0]
         return self.text[: min(found)] if found else None
+
+    def _window(self) -> str:
+        return decode(self._tokenizer, self._ids[self._start :], self._skip)
+
+    def _context(self) -> int:
+        """Return the place of a token near the end, from which on the tokens have text and begin with a character."""
+        size = _CONTEXT
+        while size < len(self._ids):
+            text = decode(self._tokenizer, self._ids[-size:], self._skip)
+            if text and not text.startswith(_REPLACEMENT):
+                return len(self._ids) - size
+            size *= 2
+        return 0

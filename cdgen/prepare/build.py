@@ -4,47 +4,35 @@ Every source is read twice: first to index the documents, which decides their sp
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
-import platform
 from collections.abc import Iterable
-from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdgen import __version__
 from cdgen.corpus.records import HUB
 from cdgen.errors import CorpusError, InputError
+from cdgen.prepare.description import Input, describe, difference
 from cdgen.prepare.index import LEFT_OUT, SPLITS, Index, check_shares
-from cdgen.prepare.sources import Source, documents, files, label
+from cdgen.prepare.sources import Source, documents, files, listed_sources
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder, file_sha256
 from cdgen.storage.manifest import Manifest
 from cdgen.storage.progress import BYTES, Progress, Silent
+from cdgen.values import INT64_MAX, integer
 
 log = logging.getLogger("cdgen")
 
 SCHEMA = pa.schema({"id": pa.string(), "source": pa.string(), "text": pa.string()})
 _GROUP = 8 << 20  # characters per row group
-_VERSION = 1  # increase it if the same sources and settings give other files
-
-
-class _Input(NamedTuple):
-    """A file to read."""
-
-    source: int  # number of its source
-    path: str
 
 
 def prepare_corpus(
-    sources: Iterable[Source],
+    sources: Source | str | os.PathLike[str] | Iterable[Source | str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     test: float = 0.05,
@@ -59,7 +47,8 @@ def prepare_corpus(
     sources moves no document. Of equal texts only the first is kept, by source name, file and position.
 
     Args:
-        sources: the texts, in any order.
+        sources: the texts, in any order. A string or path is a source as on the command line, see
+            :func:`~cdgen.prepare.sources.parse_source`; for example "books/*.txt,by=heading".
         out: the output folder.
         test: share of the documents in the test split; 0 for no such split.
         seeds: share of the documents that are held out as seeds for generation; 0 for no such split.
@@ -72,73 +61,41 @@ def prepare_corpus(
         InputError: a source cannot be read or is empty; a split has no documents; or `out` holds another corpus.
         CorpusError: the folder cannot be written, or it holds altered files or files that cdgen did not write.
     """
-    check_shares(test, seeds)
-    sources = sorted(sources, key=lambda source: source.name)
-    names = [source.name for source in sources]
-    if not names:
-        raise InputError("no sources given")
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"source {repeated}: is given twice; name each one, as in NAME=PATH")
-    inputs = [_Input(number, path) for number, source in enumerate(sources) for path in files(source)]
+    test, seeds = check_shares(test, seeds)
+    seed = integer("seed", seed, -INT64_MAX, INT64_MAX)
+    sources = listed_sources(sources)
+    inputs = [Input(number, path) for number, source in enumerate(sources) for path in files(source)]
     with OutputFolder(out) as folder:
-        manifest = _describe(sources, inputs, {"test": test, "seeds": seeds, "seed": seed})
-        old = _finished(folder, manifest, overwrite)
+        manifest = describe(sources, inputs, {"test": test, "seeds": seeds, "seed": seed})
+        old = _existing(folder, manifest, overwrite)
+        if old is not None and old["fingerprint"] == manifest["fingerprint"]:
+            manifests.finish_replacing(folder, old, _digests(old))
+            if manifests.is_intact(folder, _digests(old), overwrite):
+                return old, False
         if old is not None:
-            return old, False
+            manifest["replaces"] = manifests.listed(old, old["files"])
+            manifests.check_not_replaced(folder.path, [path for _, path in inputs], manifest["replaces"])
         _write(folder, manifest, sources, inputs, progress or Silent())
+        manifests.finish_replacing(folder, manifest, _digests(manifest))
     return manifest, True
 
 
-def _describe(sources: list[Source], inputs: list[_Input], settings: dict[str, Any]) -> Manifest:
-    """Return a manifest without counts. Its fingerprint does not depend on where the files are."""
-    described = []
-    for number, source in enumerate(sources):
-        about = asdict(source) | {"read": source.read and source.read.__name__, "inputs": []}
-        paths = [path for other, path in inputs if other == number]
-        for path in paths:
-            about["inputs"].append({"path": path, "label": label(path, paths)} | _size_and_sha256(path))
-        described.append(about)
-    compared = [
-        about
-        | {"paths": None, "inputs": [{name: one[name] for name in ("label", "sha256")} for one in about["inputs"]]}
-        for about in described
-    ]
-    digest = hashlib.sha256(json.dumps([_VERSION, settings, compared]).encode()).hexdigest()
-    return manifests.new(manifests.PREPARED) | {
-        "settings": settings,
-        "sources": described,
-        "fingerprint": f"sha256:{digest}",
-        "versions": {"cdgen": __version__, "pyarrow": pa.__version__, "python": platform.python_version()},
-    }
-
-
-def _size_and_sha256(path: str) -> dict[str, Any]:
-    """Return size and sha256 of a file or of a folder's files; None for data from the hub."""
-    if path.startswith(HUB):
-        return {"bytes": None, "sha256": None}
-    if not os.path.isdir(path):
-        return {"bytes": os.path.getsize(path), "sha256": file_sha256(path)}
-    inside = sorted(file for file in Path(path).rglob("*") if file.is_file())
-    digests = json.dumps([(str(file.relative_to(path)), file_sha256(file)) for file in inside])
-    size = sum(file.stat().st_size for file in inside)
-    return {"bytes": size, "sha256": hashlib.sha256(digests.encode()).hexdigest()}
-
-
-def _finished(folder: OutputFolder, manifest: Manifest, overwrite: bool) -> Manifest | None:
-    """Return the folder's own manifest if it already holds the corpus of `manifest`; raise if it holds another."""
-    old = manifests.read(folder.path / manifests.NAME, manifests.PREPARED)
-    if old is None:
-        for name in SPLITS:
-            manifests.check_not_orphaned(folder.path, _file(name))
-        return None
-    if old["fingerprint"] != manifest["fingerprint"]:
-        if overwrite:
-            return None
+def _existing(folder: OutputFolder, manifest: Manifest, overwrite: bool) -> Manifest | None:
+    """Return the folder's own manifest, or None; raise if it holds another corpus or files that cdgen did not write."""
+    old = manifests.read(folder.path, manifests.PREPARED)
+    manifests.check_no_other_kind(folder.path, manifests.PREPARED)
+    manifests.check_free(folder.path, map(_file, SPLITS), manifests.listed(old, old["files"] if old else ()))
+    if old is not None and old["fingerprint"] != manifest["fingerprint"] and not overwrite:
         raise InputError(
-            f"{folder.path}: holds a corpus of other sources or settings; choose another folder, or use overwrite=True"
+            f"{folder.path}: holds a corpus of other sources or settings ({difference(old, manifest)}); "
+            "choose another folder, or use overwrite=True"
         )
-    digests = {name: about["sha256"] for name, about in old["files"].items()}
-    return old if manifests.is_intact(folder, digests, overwrite) else None
+    return old
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    """Return the sha256 of a corpus's files by name."""
+    return {name: about["sha256"] for name, about in manifest["files"].items()}
 
 
 def _file(split: str) -> str:
@@ -146,7 +103,7 @@ def _file(split: str) -> str:
 
 
 def _write(
-    folder: OutputFolder, manifest: Manifest, sources: list[Source], inputs: list[_Input], progress: Progress
+    folder: OutputFolder, manifest: Manifest, sources: list[Source], inputs: list[Input], progress: Progress
 ) -> None:
     """Read the sources twice, write the splits, and complete and write the manifest."""
     settings = manifest["settings"]
@@ -173,10 +130,9 @@ def _write(
         outputs = zip(wanted, opened, strict=True)
         manifest["files"] = {_file(name): _size_and_sha256_of_output(out) for name, out in outputs}
         file.write(manifests.encode(manifest))
-        folder.remove(*map(_file, SPLITS))  # the files of a corpus that is overwritten
 
 
-def _read(sources: list[Source], inputs: list[_Input], seed: int, progress: Progress) -> tuple[Index, list[int]]:
+def _read(sources: list[Source], inputs: list[Input], seed: int, progress: Progress) -> tuple[Index, list[int]]:
     """Read all documents; return their index, and the number of empty ones per source."""
     index, empty = Index(seed), [0] * len(sources)
     progress.begin(None, unit=BYTES, verb="read")
@@ -193,7 +149,7 @@ def _read(sources: list[Source], inputs: list[_Input], seed: int, progress: Prog
 
 def _distribute(
     sources: list[Source],
-    inputs: list[_Input],
+    inputs: list[Input],
     manifest: Manifest,
     index: Index,
     decision: np.ndarray,

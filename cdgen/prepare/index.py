@@ -13,9 +13,12 @@ import numpy as np
 
 from cdgen.errors import InputError
 from cdgen.prepare.sources import Source
+from cdgen.values import real
 
 TRAIN, TEST, SEEDS, LEFT_OUT = 0, 1, 2, 3
 SPLITS = ("train", "test", "seeds")
+
+_PIECE = 1 << 20  # characters of a text whose words are counted at once
 
 
 class Decision(NamedTuple):
@@ -49,7 +52,7 @@ class Index:
         """Add a document, without leading and trailing space, of the source with this number."""
         data = text.encode()
         self._hashes += blake2b(data, digest_size=16, key=self._key).digest()
-        self._words.append(len(text.split()))
+        self._words.append(count_words(text))
         self.bytes.append(len(data))
         self._source.append(source)
 
@@ -152,10 +155,20 @@ def _budgets(sources: Sequence[Source], words: list[int]) -> list[float | None]:
     return [source.words if source.weight is None else round(source.weight * scarcest) for source in sources]
 
 
-def check_shares(test: float, seeds: float) -> None:
-    """Raise InputError if the shares of the splits are impossible."""
-    for name, share in (("test", test), ("seeds", seeds)):
-        if not 0 <= share < 1:
-            raise InputError(f"{name} = {share}: must be 0 or more and below 1")
+def check_shares(test: float, seeds: float) -> tuple[float, float]:
+    """Return the shares of the splits as floats.
+
+    Raises:
+        InputError: they are impossible.
+    """
+    test, seeds = real("test", test, 0, 1), real("seeds", seeds, 0, 1)
     if test + seeds >= 1:
         raise InputError(f"test = {test}, seeds = {seeds}: nothing is left to train on")
+    return test, seeds
+
+
+def count_words(text: str) -> int:
+    """Return `len(text.split())`, but never hold the words of a huge text in memory at once."""
+    starts = range(0, len(text), _PIECE)
+    cut = sum(not text[at - 1].isspace() and not text[at].isspace() for at in starts[1:])  # words in two pieces
+    return sum(len(text[at : at + _PIECE].split()) for at in starts) - cut

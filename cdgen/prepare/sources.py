@@ -5,12 +5,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from cdgen.corpus.records import HUB, format_of, lines, records
+from cdgen.corpus.records import HUB, check_text, format_of, records
+from cdgen.corpus.text_files import check_path, lines
 from cdgen.errors import InputError
+from cdgen.values import FLOAT32_MAX, INT64_MAX, integer, real
 
 WAYS = ("file", "blank", "heading", "record")
 HEADING = r"[#\s]*(CHAPTER|Chapter)\s+([IVXLCDM]+|\d+)\b|= = = .* = = =$"
@@ -40,7 +42,7 @@ class Source:
     """
 
     name: str
-    paths: str | Sequence[str]
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     by: str | None = None
     heading: str | None = None
     separator: str | None = None
@@ -51,18 +53,24 @@ class Source:
     read: Callable[[str], Iterable[tuple[str | int, str]]] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "paths", self.patterns)
-        if not re.fullmatch(r"[\w.+-]+", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.+-]+", self.name):
             raise InputError(f"source {self.name!r}: a name consists of letters, digits and . _ + -")
+        object.__setattr__(self, "paths", self.patterns)
         if self.by not in (None, *WAYS):
             raise InputError(f"source {self.name}: by = {self.by!r}: use {', '.join(WAYS)}")
         if self.by == "heading" and self.heading is None:
             object.__setattr__(self, "heading", HEADING)
         self._check_one_way()
-        for name in ("words", "weight", "lines"):
+        if self.lines is not None:
+            lines = integer(f"source {self.name}: lines", self.lines, 1, INT64_MAX)
+            object.__setattr__(self, "lines", lines)
+        for name in ("words", "weight"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"source {self.name}: {name} = {value}: must be more than 0")
+            if value is not None:
+                value = real(f"source {self.name}: {name}", value, 0, FLOAT32_MAX)
+                object.__setattr__(self, name, value)
+                if not value:
+                    raise InputError(f"source {self.name}: {name} = {value}: must be more than 0")
         if self.words is not None and self.weight is not None:
             raise InputError(f"source {self.name}: words and weight are given; a source has one or the other")
 
@@ -74,13 +82,44 @@ class Source:
         for name in ("heading", "separator"):
             try:
                 re.compile(getattr(self, name) or "")
-            except re.error as error:
+            except (re.error, TypeError, OverflowError, RecursionError) as error:
                 raise InputError(f"source {self.name}: {name} is not a regular expression: {error}") from error
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """`paths` as a tuple, also if only one was given."""
-        return (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
+        """`paths` as a tuple of strings, also if only one was given.
+
+        Raises:
+            InputError: there is none, or one is neither a string nor a path.
+        """
+        given = self.paths if isinstance(self.paths, Sequence) and not isinstance(self.paths, str) else [self.paths]
+        wrong = next((type(path).__name__ for path in given if not isinstance(path, str | os.PathLike)), None)
+        if wrong or not given:
+            raise InputError(f"source {self.name}: paths: give a path or a list of paths, not {wrong or 'none'}")
+        return tuple(os.fspath(path) for path in given)
+
+
+def listed_sources(given: Source | str | os.PathLike[str] | Iterable[Source | str | os.PathLike[str]]) -> list[Source]:
+    """Return sources as a list, sorted by name; strings and paths are parsed.
+
+    Raises:
+        InputError: there is none, one is something else, or two have one name.
+    """
+    several: Iterable[object] = (
+        given if isinstance(given, Iterable) and not isinstance(given, str | os.PathLike) else [given]
+    )
+    sources = []
+    for one in several:
+        if not isinstance(one, Source | str | os.PathLike):
+            raise InputError(f"sources: give a Source, a string or a path, or a list of them, not {type(one).__name__}")
+        sources.append(one if isinstance(one, Source) else parse_source(os.fspath(one)))
+    if not sources:
+        raise InputError("no sources given")
+    sources.sort(key=lambda source: source.name)
+    for one, other in pairwise(sources):
+        if one.name == other.name:
+            raise InputError(f"source {one.name}: is given twice; name each one, as in NAME=PATH")
+    return sources
 
 
 def parse_source(text: str) -> Source:
@@ -117,7 +156,7 @@ def _number(name: str, key: str, value: str) -> float:
         number = float(value)
     except ValueError:
         raise InputError(f"source {name}: {key}={value}: is not a number") from None
-    if key == "lines" and number != int(number):
+    if key == "lines" and not number.is_integer():
         raise InputError(f"source {name}: lines={value}: is not a whole number")
     return int(number) if key == "lines" else number
 
@@ -126,7 +165,7 @@ def files(source: Source) -> list[str]:
     """Return the source's files, sorted; hub names are returned as they are.
 
     Raises:
-        InputError: a path or pattern matches nothing.
+        InputError: a path or pattern matches nothing, or something that cannot be read as a file.
     """
     found = []
     for path in source.patterns:
@@ -136,6 +175,9 @@ def files(source: Source) -> list[str]:
             found += matches
         else:
             raise InputError(f"source {source.name}: {path}: no such file")
+    for path in found:
+        if not path.startswith(HUB):
+            check_path(Path(path))
     return sorted(set(found))
 
 
@@ -154,7 +196,7 @@ def documents(source: Source, path: str) -> Iterable[tuple[str | int, str]]:
         InputError: something cannot be read; the message names the file and the place.
     """
     if source.read is not None:
-        return source.read(path)
+        return _read_by_function(source, path)
     format = "hub" if path.startswith(HUB) else format_of(Path(path))
     by = next((name for name in ("heading", "separator", "lines") if getattr(source, name) is not None), source.by)
     if format in ("txt", None):
@@ -165,6 +207,16 @@ def documents(source: Source, path: str) -> Iterable[tuple[str | int, str]]:
     elif by not in (None, "record"):
         raise InputError(f"source {source.name}: {path}: each of its records is a document; {by} is for text files")
     return records(path, source.field)
+
+
+def _read_by_function(source: Source, path: str) -> Iterator[tuple[str | int, str]]:
+    """Iterate over what the function `source.read` gives, and check it."""
+    assert source.read is not None
+    for found in source.read(path):
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise InputError(f"source {source.name}: {path}: read gave {type(found).__name__}, not (id, text)")
+        name = check_text(f"{path}: a document", "its id", str(found[0]))
+        yield found[0], check_text(f"{path}: document {name}", "its text", found[1])
 
 
 def _documents_of_text(source: Source, by: str | None, found: Iterator[str]) -> Iterator[tuple[int, str]]:

@@ -4,16 +4,19 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdgen.corpus.text_files import check_path
 from cdgen.errors import InputError
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder, file_sha256
 from cdgen.storage.manifest import Manifest
 from cdgen.storage.progress import BYTES, Progress, Silent
+from cdgen.values import integer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +24,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("cdgen")
 
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>")
+FILES = ("tokenizer.json", "tokenizer_config.json")
 LEAST = 256 + len(SPECIAL_TOKENS)  # smallest vocabulary: every byte is a token
+GREATEST = 1 << 22  # largest vocabulary; the tokenizers library reserves memory for all of it at the start
+
+_LONGEST_RUN = 5000  # characters without a space, or of nothing but space, that are trained on as one word
 
 
 def train_tokenizer(
@@ -52,18 +59,20 @@ def train_tokenizer(
     """
     import tokenizers
 
-    if vocab_size < LEAST:
-        raise InputError(
-            f"vocab_size = {vocab_size}: must be {LEAST} or more: 256 bytes and {len(SPECIAL_TOKENS)} special tokens"
-        )
-    path = _train_split(Path(corpus))
-    digest = file_sha256(path)
-    compared = [digest, vocab_size, tokenizers.__version__]
+    from cdgen.corpus.records import format_of
+
+    vocab_size = checked_size(vocab_size)
+    path, digest = _train_split(Path(corpus))
+    compared = [format_of(path), digest, vocab_size, tokenizers.__version__]
     fingerprint = f"sha256:{hashlib.sha256(json.dumps(compared).encode()).hexdigest()}"
     with OutputFolder(out) as folder:
-        old = _finished(folder, fingerprint, overwrite)
-        if old is not None:
-            return old["entries"], False
+        old = _existing(folder, fingerprint, overwrite)
+        if old is not None and not overwrite:
+            manifests.finish_replacing(folder, old, old["files"])
+            if manifests.is_intact(folder, old["files"]):
+                return int(old["entries"]), False
+        replaced = manifests.listed(old, old["files"] if old else ())
+        manifests.check_not_replaced(folder.path, [path], replaced)
         trained = _train(path, vocab_size, progress or Silent())
         entries = trained.get_vocab_size()
         if entries < vocab_size:
@@ -75,44 +84,52 @@ def train_tokenizer(
             "entries": entries,
             "versions": {"tokenizers": tokenizers.__version__},
         }
+        if replaced:
+            manifest["replaces"] = replaced
         _write(folder, manifest, _files(trained))
+        manifests.finish_replacing(folder, manifest, manifest["files"])
     return entries, True
 
 
-def _train_split(corpus: Path) -> Path:
-    """Return the file to train on."""
+def checked_size(vocab_size: int) -> int:
+    """Return the size of a vocabulary as an int.
+
+    Raises:
+        InputError: it is not a whole number, or too small or too large.
+    """
+    return integer("vocab_size", vocab_size, LEAST, GREATEST)
+
+
+def _train_split(corpus: Path) -> tuple[Path, str]:
+    """Return the file to train on, and its sha256."""
+    check_path(corpus)
     path = corpus / "train.parquet" if (corpus / "train.parquet").exists() else corpus
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
     if path.is_dir():
         raise InputError(f"{path}: holds no train.parquet; prepare a corpus first")
-    return path
+    try:
+        return path, file_sha256(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _finished(folder: OutputFolder, fingerprint: str, overwrite: bool) -> Manifest | None:
-    """Return the folder's manifest if it already holds the tokenizer; raise if it holds another one."""
-    old = manifests.read(folder.path / manifests.NAME, manifests.TOKENIZER)
-    if old is None:
-        manifests.check_not_orphaned(folder.path, "tokenizer.json")
-        return None
-    if overwrite:
-        return None
-    if old["fingerprint"] != fingerprint:
+def _existing(folder: OutputFolder, fingerprint: str, overwrite: bool) -> Manifest | None:
+    """Return the folder's own manifest, or None; raise if it holds another tokenizer or files of somebody else."""
+    old = manifests.read(folder.path, manifests.TOKENIZER)
+    manifests.check_no_other_kind(folder.path, manifests.TOKENIZER)
+    manifests.check_free(folder.path, FILES, manifests.listed(old, old["files"] if old else ()))
+    if old is not None and old["fingerprint"] != fingerprint and not overwrite:
         raise InputError(
             f"{folder.path}: holds a tokenizer of another corpus, vocabulary size or tokenizers version; "
             "choose another folder, or use overwrite=True"
         )
-    return old if manifests.is_intact(folder, old["files"]) else None
+    return old
 
 
 def _write(folder: OutputFolder, manifest: Manifest, files: dict[str, bytes]) -> None:
     """Write the manifest and the tokenizer's files."""
     manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     # The manifest is renamed first: if the process is killed before the other files are renamed, a rerun resumes.
-    with folder.stream(manifests.NAME, *files) as opened:
-        for file, data in zip(opened, [manifests.encode(manifest), *files.values()], strict=True):
-            file.write(data)
-        folder.remove(*files)  # the files of a tokenizer that is overwritten
+    folder.write_all({manifests.NAME: manifests.encode(manifest), **files})
 
 
 def _train(path: Path, vocab_size: int, progress: Progress) -> "Tokenizer":
@@ -129,15 +146,15 @@ def _train(path: Path, vocab_size: int, progress: Progress) -> "Tokenizer":
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    found = records(path, remedy="prepare it first, with field=NAME")
+    found = (text for _, text in records(path, remedy="prepare it first, with field=NAME") if text.strip())
     first = next(found, None)
     if first is None:
-        raise InputError(f"{path}: holds no documents")
+        raise InputError(f"{path}: holds no text")
 
     def texts() -> Iterator[str]:
         progress.begin(None, unit=BYTES, verb="read")
-        for _, text in chain([first], found):
-            yield text
+        for text in chain([first], found):
+            yield from _without_long_runs(text)
             progress.advance(len(text))
 
     tokenizer.train_from_iterator(texts(), trainer)
@@ -147,13 +164,21 @@ def _train(path: Path, vocab_size: int, progress: Progress) -> "Tokenizer":
     return tokenizer
 
 
+def _without_long_runs(text: str) -> Iterator[str]:
+    """Yield a text, cut where a word is very long: training takes time in proportion to the square of that length."""
+    start = 0
+    for run in re.finditer(r"\S+|\s+", text) if len(text) > _LONGEST_RUN else ():
+        for end in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+            yield text[start:end]
+            start = end
+    yield text[start:]
+
+
 def _files(trained: "Tokenizer") -> dict[str, bytes]:
     """Return the files that transformers loads, by name."""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True)),
     }
-    return {
-        "tokenizer.json": trained.to_str(pretty=True).encode(),
-        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
-    }
+    content = (trained.to_str(pretty=True), json.dumps(config, indent=2) + "\n")
+    return {name: text.encode() for name, text in zip(FILES, content, strict=True)}

@@ -1,63 +1,99 @@
-"""An output folder: it has one writer at a time, and its files are either complete or absent."""
+"""An output folder: it has one writer at a time, its files are complete or absent, and foreign files stay."""
 
 import contextlib
 import hashlib
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from cdgen.errors import CorpusError
+from cdgen.errors import CorpusError, InputError
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes that write to one folder are not detected
     fcntl = None  # type: ignore[assignment]
 
-_TEMPORARY = ".tmp-"
+RESERVED = ".cdgen-"  # names that begin with it are cdgen's own, in any output folder
+_TEMPORARY = re.compile(re.escape(RESERVED) + r"[0-9a-f]{16}-.+")
 
 
 class OutputFolder:
     """A folder to write to. Entering it as a context creates the folder if necessary and locks out other processes.
 
+    If the context ends with an error, the folders that it created are removed again, unless there are files in them.
+
     Raises:
+        InputError: the path is empty.
         CorpusError: the folder cannot be created, or another process is writing to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not os.fspath(path):
+            raise InputError("out = '': is empty; name a folder, or . for the current one")
         self.path = Path(path)
         self._lock: int | None = None
+        self._made: list[Path] = []  # folders that this context created, outer ones first
 
     def __enter__(self) -> "OutputFolder":
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path, os.O_RDONLY) if fcntl else None
-        except OSError as error:
-            raise CorpusError(f"{self.path}: cannot create this folder: {error.strerror}") from error
-        if lock is not None:
+            self._make(self.path)
+            self._lock = os.open(self.path, os.O_RDONLY) if fcntl else None
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
+            self._unmake()
+            reason = getattr(error, "strerror", None) or error
+            raise CorpusError(f"{self.path}: cannot create this folder: {reason}") from error
+        if self._lock is not None:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                os.close(lock)
+                self._unlock()
                 raise CorpusError(
                     f"{self.path}: another process is writing to this folder; wait for it, or choose another folder"
                 ) from error
             except OSError:
                 pass  # a file system without locks: the user must ensure that only one process writes
-        self._lock = lock
-        self.remove(_TEMPORARY + "*")  # left by a process that was killed
+        try:
+            for entry in [each for each in self.path.iterdir() if _TEMPORARY.fullmatch(each.name)]:
+                _delete(entry)  # left by a process that was killed
+        except BaseException:
+            self._unlock()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._unmake()
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
-        if kind is not None:
-            with contextlib.suppress(OSError):
-                self.path.rmdir()  # an empty folder is removed; a folder with files stays
+            self._lock = None
+
+    def _make(self, path: Path) -> None:
+        """Create a folder and those above it that are missing."""
+        missing = [each for each in (path, *path.parents) if not each.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        self._made += reversed(missing)
+
+    def _unmake(self) -> None:
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):  # it has files
+                path.rmdir()
+
+    def temporary(self, name: str) -> Path:
+        """Return a new path in the folder, to prepare a file or folder under it before it gets its name.
+
+        If this process is killed, the next one that enters the folder deletes what is there.
+        """
+        return self.path / f"{RESERVED}{secrets.token_hex(8)}-{name.replace('/', '-')}"
 
     def write(self, name: str, data: bytes) -> str:
         """Write a file, completely or not at all, even if the machine stops.
@@ -67,9 +103,24 @@ class OutputFolder:
         Raises:
             CorpusError: the file cannot be written, for lack of space or permission.
         """
-        with self.stream(name) as [file]:
-            file.write(data)
+        self.write_all({name: data})
         return hashlib.sha256(data).hexdigest()
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Write several files. All are written completely before the first one gets its name, in the order given.
+
+        Args:
+            files: content by name; a name may contain folders, which are created.
+        Raises:
+            CorpusError: a file cannot be written, for lack of space or permission. No file has been replaced then.
+        """
+        with self.stream(*files) as opened:
+            for (name, data), file in zip(files.items(), opened, strict=True):
+                try:
+                    file.write(data)
+                    file.flush()
+                except OSError as error:
+                    raise CorpusError(f"{self.path / name}: cannot be written: {error.strerror or error}") from error
 
     @contextlib.contextmanager
     def stream(self, *names: str) -> Iterator[list[BinaryIO]]:
@@ -81,20 +132,22 @@ class OutputFolder:
         Raises:
             CorpusError: a file cannot be written, for lack of space or permission.
         """
-        temporaries = [self.path / f"{_TEMPORARY}{name}" for name in names]
+        temporaries = [self.temporary(name) for name in names]
         try:
+            for name in names:
+                self._make((self.path / name).parent)
             with contextlib.ExitStack() as stack:
-                files: list[BinaryIO] = [stack.enter_context(open(temporary, "wb")) for temporary in temporaries]
+                files: list[BinaryIO] = [stack.enter_context(open(temporary, "xb")) for temporary in temporaries]
                 yield files
                 for file in files:
                     file.flush()
                     os.fsync(file.fileno())
             for name, temporary in zip(names, temporaries, strict=True):
                 os.replace(temporary, self.path / name)
-            if self._lock is not None:
-                os.fsync(self._lock)  # the folder's own entries
+                _sync((self.path / name).parent)  # before the next one: it may be listed in this one
         except OSError as error:
-            if error.filename and Path(error.filename) not in temporaries:  # an input file of the body
+            own = [*temporaries, *((self.path / name).parent for name in names)]
+            if error.filename and Path(error.filename) not in own:  # an input file of the body
                 raise
             where = self.path / names[0] if len(names) == 1 else self.path
             raise CorpusError(f"{where}: cannot be written: {error.strerror or error}") from error
@@ -103,13 +156,22 @@ class OutputFolder:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
 
-    def remove(self, *patterns: str) -> None:
-        """Delete the files and folders that match glob patterns."""
-        for path in [path for pattern in patterns for path in self.path.glob(pattern)]:
-            try:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            except OSError as error:
-                raise CorpusError(f"{path}: cannot be removed: {error.strerror}") from error
+    def remove(self, *names: str) -> None:
+        """Delete files of these exact names, if they are there. A folder is moved aside first, so none remains in part.
+
+        Raises:
+            CorpusError: a file or folder cannot be deleted.
+        """
+        for name in names:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                aside = self.temporary(name)
+                try:
+                    path.rename(aside)
+                except OSError as error:
+                    raise CorpusError(f"{path}: cannot be removed: {error.strerror}") from error
+                path = aside
+            _delete(path)
 
     def sha256(self, name: str) -> str | None:
         """Return a file's sha256, hexadecimal, or None if there is no such file."""
@@ -119,6 +181,26 @@ class OutputFolder:
             return None
         except OSError as error:
             raise CorpusError(f"{self.path / name}: cannot be read: {error.strerror}") from error
+
+
+def _delete(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be removed: {error.strerror}") from error
+
+
+def _sync(folder: Path) -> None:
+    """Write a folder's entries to the disk, if the system can do that."""
+    if fcntl:
+        entries = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(entries)
+        finally:
+            os.close(entries)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -1,110 +1,218 @@
 """Manifests: JSON files that say what an output folder holds and what it was made from.
 
-Every manifest has a `kind` and a `format_version`. Generated corpora, prepared corpora and tokenizers have a
-`manifest.json`; a training run has a `run.json` (see :mod:`cdgen.storage.runs`).
+Every manifest has a `kind` and a `format_version`. Prepared corpora and tokenizers have a `manifest.json`; a generated
+corpus has a `_manifest.json`, whose name makes readers of Parquet folders skip it; a training run has a `run.json` (see
+:mod:`cdgen.storage.runs`).
 """
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cdgen.errors import CorpusError, InputError, first_line
+from cdgen.errors import CorpusError, InputError
+from cdgen.storage import checked_json
+from cdgen.storage.checked_json import ANY
 from cdgen.storage.folder import OutputFolder
 
-NAME = "manifest.json"
-FORMAT_VERSION = 2  # version 1: see _upgrade
-
 GENERATED, PREPARED, TOKENIZER, RUN = "generated", "prepared", "tokenizer", "run"
+NAME = "manifest.json"
+FILE_NAMES = {GENERATED: "_manifest.json", PREPARED: NAME, TOKENIZER: NAME, RUN: "run.json"}
+_VERSIONS = {GENERATED: 3, PREPARED: 2, TOKENIZER: 2, RUN: 2}
 _NOUNS = {
     GENERATED: "a generated corpus",
     PREPARED: "a prepared corpus",
     TOKENIZER: "a tokenizer",
     RUN: "a training run",
 }
-_FIELDS = {  # every manifest of a kind has these, in every format version
-    GENERATED: ("settings", "models", "seeds", "environments", "complete", "shards"),
-    PREPARED: ("settings", "sources", "fingerprint", "counts", "files"),
-    TOKENIZER: ("corpus_sha256", "fingerprint", "entries", "files"),
-    RUN: ("config", "inputs", "environments", "checkpoints"),
+_MODEL = {"name": str, "fingerprint": str}
+# Files are deleted if a manifest lists them, so these names cannot be those of any other file.
+_SHARD_NAME = re.compile(r"data/train-\d{5,}\.(parquet|jsonl\.gz)")
+_DOCUMENTS_NAME = re.compile(r"_documents/\d{5,}\.(parquet|jsonl\.gz)")
+_SPLIT_NAME = re.compile(r"(train|test|seeds)\.parquet")
+_TOKENIZER_NAME = re.compile(r"tokenizer(_config)?\.json")
+_CHECKPOINT_FILE = re.compile(r"[\w.-]+")
+_SHARD = {
+    "number": int,
+    "name": _SHARD_NAME,
+    "rows": int,
+    "tokens": int,
+    "new_tokens": int,
+    "errors": int,
+    "sha256": str,
+    "environment": int,
+    "documents?": {"name": _DOCUMENTS_NAME, "rows": int, "sha256": str},
 }
+_TOTALS = {"documents": int, "words": int, "bytes": int}
+FIELDS: dict[str, dict[str, Any]] = {  # a declaration of :mod:`cdgen.storage.checked_json`
+    GENERATED: {
+        "settings": {"ignore_eos": bool, "split_documents": bool, "format": re.compile(r"parquet|jsonl\.gz")},
+        "models": {"good": _MODEL, "bad": (_MODEL, None)},
+        "seeds": {"fingerprint": str},
+        "environments": [dict],
+        "complete": bool,
+        "counts": {ANY: int},
+        "shards": [_SHARD],
+        "replaces?": [re.compile(f"{_SHARD_NAME.pattern}|{_DOCUMENTS_NAME.pattern}")],
+    },
+    PREPARED: {
+        "settings": dict,
+        "sources": [dict],
+        "fingerprint": str,
+        "counts": {
+            "train": _TOTALS, "test": _TOTALS, "seeds": _TOTALS, "duplicates": int, "over_budget": int, "empty": int
+        },
+        "files": {_SPLIT_NAME: {"sha256": str}},
+        "replaces?": [_SPLIT_NAME],
+    },
+    TOKENIZER: {
+        "corpus_sha256": str,
+        "fingerprint": str,
+        "entries": int,
+        "files": {_TOKENIZER_NAME: str},
+        "replaces?": [_TOKENIZER_NAME],
+    },
+    RUN: {
+        "config": dict,
+        "inputs": dict,
+        "environments": [dict],
+        "checkpoints": [{"step": int, "loss": float, "perplexity": (float, None), "files": {_CHECKPOINT_FILE: str}}],
+    },
+}  # fmt: skip
 
 Manifest = dict[str, Any]
 
 
 def new(kind: str) -> Manifest:
     """Return the fields that manifests of all kinds share."""
-    return {"kind": kind, "format_version": FORMAT_VERSION}
+    return {"kind": kind, "format_version": _VERSIONS[kind]}
 
 
-def read(path: Path, kind: str, remedy: str = "choose another folder") -> Manifest | None:
-    """Read a manifest. One of format version 1 is returned as if it were of the current version.
+def read(folder: Path, kind: str, remedy: str = "choose another folder") -> Manifest | None:
+    """Read the manifest in a folder, and check the types of its fields.
 
     Args:
-        path: the manifest's file.
+        folder: the folder.
         kind: the kind that is expected.
-        remedy: what the user can do if the file is damaged or of another kind, for the message.
+        remedy: what the user can do if the manifest is damaged or of another kind, for the message.
     Returns:
-        The manifest, or None if there is no such file
+        The manifest, or None if the folder has none
     Raises:
-        CorpusError: the file cannot be read, is damaged, is of another kind, or is of a later format version.
+        CorpusError: the manifest cannot be read, is damaged, is of another kind, or is of another format version.
     """
-    try:
-        manifest = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    path = folder / FILE_NAMES[kind]
+    manifest = checked_json.read(path, remedy)
+    if manifest is None and not path.exists():  # it is not a file that holds `null`
         return None
-    except (OSError, ValueError) as error:
-        raise CorpusError(f"{path}: cannot be read: {first_line(error)}; {remedy}") from error
-    fields: Manifest = manifest if isinstance(manifest, dict) else {}
-    version = fields.get("format_version", 1)
-    if version == 1:
-        fields = _upgrade(fields)
-    found = _kind(fields)
-    if version not in (1, FORMAT_VERSION) and found in (None, kind):
-        raise CorpusError(
-            f"{path}: has format version {version}, but this version of cdgen reads 1 to {FORMAT_VERSION}; {remedy}"
-        )
+    found = _kind(manifest)
     if found is None:
         raise CorpusError(f"{path}: is not a manifest of {_NOUNS[kind]}; {remedy}")
     if found != kind:
-        raise CorpusError(f"{path}: describes {_NOUNS.get(found, found)}, not {_NOUNS[kind]}; {remedy}")
-    if absent := [name for name in _FIELDS[kind] if name not in fields]:
-        raise CorpusError(f"{path}: has no field {absent[0]!r}; {remedy}")
-    return new(kind) | fields | new(kind)
+        raise _another(path, found, kind, remedy)
+    version = manifest.get("format_version")
+    if type(version) is not int or version != _VERSIONS[kind]:
+        raise CorpusError(
+            f"{path}: has format version {version}, but this version of cdgen reads {_VERSIONS[kind]}; {remedy}"
+        )
+    if fault := checked_json.fault(manifest, FIELDS[kind]):
+        raise CorpusError(f"{path}: is damaged: {fault}; {remedy}")
+    checked: Manifest = manifest
+    return checked
 
 
-def _upgrade(manifest: Manifest) -> Manifest:
-    """Return a manifest of format version 1, which had no `kind`, with the current names of its fields."""
-    manifest = {"environments" if name == "runs" else name: value for name, value in manifest.items()}
-    shards = manifest.get("shards")
-    if isinstance(shards, list) and all(isinstance(shard, dict) for shard in shards):
-        manifest["shards"] = [
-            {"environment" if name == "run" else name: value for name, value in shard.items()} for shard in shards
-        ]
-    return manifest
+def is_shard_name(name: str) -> bool:
+    """Return whether a file of a generated corpus, or of its documents, may have this name."""
+    return bool(_SHARD_NAME.fullmatch(name) or _DOCUMENTS_NAME.fullmatch(name))
 
 
-def _kind(manifest: Manifest) -> str | None:
-    """Return the kind that a manifest names; in version 1, which named none, the kind whose fields it has."""
-    if "kind" in manifest:
-        return str(manifest["kind"])
-    return next((kind for kind, fields in _FIELDS.items() if manifest.keys() >= set(fields)), None)
+def _kind(manifest: Any) -> str | None:
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def check_no_other_kind(folder: Path, kind: str, remedy: str = "choose another folder") -> None:
+    """Raise CorpusError if a folder to write to holds output of another kind, or of an earlier version of cdgen."""
+    for name in sorted({*FILE_NAMES.values()} - {FILE_NAMES[kind]}):
+        try:
+            found = _kind(checked_json.read(folder / name, remedy))
+        except CorpusError:
+            continue  # a file of the user's that has this name
+        if found in _NOUNS:
+            raise _another(folder / name, found, kind, remedy)
+
+
+def _another(path: Path, found: str, kind: str, remedy: str) -> CorpusError:
+    """Return the error of a manifest that describes something else than `kind`."""
+    if FILE_NAMES.get(found, path.name) != path.name:
+        return CorpusError(f"{path}: describes {_NOUNS[found]} of an earlier version of cdgen; {remedy}")
+    return CorpusError(f"{path}: describes {_NOUNS.get(found, found)}, not {_NOUNS[kind]}; {remedy}")
 
 
 def encode(manifest: Manifest) -> bytes:
     """Return the content of a manifest's file."""
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    # Paths that are not UTF-8 hold unpaired surrogates, for which "backslashreplace" gives JSON's own escapes.
+    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
-def write(folder: OutputFolder, manifest: Manifest, name: str = NAME) -> None:
+def write(folder: OutputFolder, manifest: Manifest) -> None:
     """Write a manifest, whole or not at all."""
-    folder.write(name, encode(manifest))
+    folder.write(FILE_NAMES[manifest["kind"]], encode(manifest))
 
 
-def check_not_orphaned(folder: Path, pattern: str, name: str = NAME, remedy: str = "choose another folder") -> None:
-    """Raise CorpusError if a folder without a manifest holds files that match a glob pattern."""
-    if present := sorted(folder.glob(pattern)):
-        raise CorpusError(f"{folder}: holds {present[0].name} but no {name}; {remedy}")
+def check_free(
+    folder: Path, names: Iterable[str], listed: Collection[str] = (), remedy: str = "choose another folder"
+) -> None:
+    """Raise CorpusError if a file is in the way: one that cdgen is going to write, but did not write.
+
+    Args:
+        folder: the output folder.
+        names: names of files or folders that are going to be written.
+        listed: names that the folder's manifest lists.
+        remedy: what the user can do, for the message.
+    """
+    for name in names:
+        if name not in listed and os.path.lexists(folder / name):
+            raise CorpusError(f"{folder / name}: is in the way, and no manifest lists it; move it, or {remedy}")
+
+
+def listed(manifest: Manifest | None, files: Iterable[str]) -> list[str]:
+    """Return the names that belong to cdgen: the files of a manifest, and those that it replaces."""
+    return [] if manifest is None else sorted({*files, *manifest.get("replaces", ())})
+
+
+def finish_replacing(folder: OutputFolder, manifest: Manifest, files: Mapping[str, str]) -> None:
+    """Delete the files that a manifest replaces, except for those that are its own by now.
+
+    A manifest that replaces another one is written while the old files are still there, and lists them in `replaces`.
+    If the process is killed before this function, the next one calls it. So no file is deleted that is not listed, and
+    the folder is always described by its manifest.
+
+    Args:
+        folder: the folder.
+        manifest: its manifest; `replaces` is removed from it.
+        files: sha256 of the manifest's own files by name.
+    """
+    if "replaces" in manifest:
+        for name in manifest.pop("replaces"):
+            if name not in files or folder.sha256(name) != files[name]:
+                folder.remove(name)
+        write(folder, manifest)
+
+
+def check_not_replaced(folder: Path, inputs: Iterable[str | os.PathLike[str]], replaced: Iterable[str]) -> None:
+    """Raise InputError if a file that is read would be replaced by the output.
+
+    Args:
+        folder: the output folder.
+        inputs: files and folders that are read.
+        replaced: names in the folder that will be replaced or deleted.
+    """
+    outputs = {os.path.realpath(folder / name) for name in replaced}
+    for path in inputs:
+        if os.path.realpath(path) in outputs:
+            raise InputError(f"{path}: is read, but would also be replaced by the output; write to another folder")
 
 
 def check_same(

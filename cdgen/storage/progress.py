@@ -12,19 +12,24 @@ if TYPE_CHECKING:
 BYTES = "bytes"  # unit of a phase that is shown in megabytes
 
 _REFRESH = 0.1  # minimum seconds between two updates of a bar, since an update takes longer than reading a document
+_PRIOR = 0.05  # weight of the expected number of tokens per unit, as a share of the units that are left
 
 
 class Progress(Protocol):
     """Shows how far a command has come. One object may show several phases, one after another."""
 
-    def begin(self, total: int | None, done: int = 0, *, unit: str, verb: str) -> None:
+    def begin(
+        self, total: int | None, done: int = 0, *, unit: str, verb: str, tokens_per_unit: int | None = None
+    ) -> None:
         """Start a phase.
 
         Args:
             total: number of units in the whole phase, or None if it is not known.
             done: number of units that were finished by an earlier command.
             unit: "documents", "steps" or :data:`BYTES`.
-            verb: "to write" or "to train"; for bytes "read" or "written".
+            verb: "to write" or "to train"; for bytes "read", "written" or "tokenised".
+            tokens_per_unit: number of tokens in a unit, or the greatest number if units differ. With it, the time left
+                is estimated from tokens, which are counted more often than units.
         """
 
     def advance(self, units: int) -> None:
@@ -34,7 +39,7 @@ class Progress(Protocol):
         """Count tokens that were processed, including those of unfinished units."""
 
     def about(self, text: str) -> None:
-        """Show a few words beside the rate, such as the current loss."""
+        """Show a few words beside the rate, such as the current loss, and report that the work goes on."""
 
     def note(self, text: str) -> None:
         """Report a finished part, such as a shard or a checkpoint."""
@@ -46,7 +51,9 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def begin(self, total: int | None, done: int = 0, *, unit: str, verb: str) -> None:
+    def begin(
+        self, total: int | None, done: int = 0, *, unit: str, verb: str, tokens_per_unit: int | None = None
+    ) -> None:
         """Ignore the start of a phase."""
 
     def advance(self, units: int) -> None:
@@ -65,6 +72,53 @@ class Silent:
         """Do nothing."""
 
 
+class Pace:
+    """Counts the units and tokens of a phase, and estimates the time left.
+
+    The rate covers the time up to the last count: it is not affected by a pause while it lasts.
+
+    Args:
+        total, done, tokens_per_unit: see :meth:`Progress.begin`.
+    Attributes:
+        done: finished units, including those of an earlier command.
+        tokens: tokens that were counted in this phase.
+    """
+
+    def __init__(self, total: int | None, done: int, tokens_per_unit: int | None) -> None:
+        self._total, self._before, self._per_unit = total, done, tokens_per_unit
+        self.done, self.tokens = done, 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, units: int) -> None:
+        """Count finished units."""
+        self.done += units
+        self._last = time.monotonic()
+
+    def count(self, tokens: int) -> None:
+        """Count processed tokens."""
+        self.tokens += tokens
+        self._last = time.monotonic()
+
+    def per_second(self, count: float) -> float:
+        """Return a count divided by the seconds since the phase began."""
+        return count / max(self._last - self._start, 1e-9)
+
+    def seconds_left(self) -> float | None:
+        """Return the estimated time left, or None if it is not known."""
+        if self._total is None or self.done >= self._total:
+            return None
+        finished, units = self.done - self._before, self._total - self._before
+        if self._per_unit and self.tokens:
+            # Units may be shorter than expected, and the first to finish are the shortest. Their mean therefore counts
+            # little at first, and the more the fewer units are left.
+            prior = (units - finished) * _PRIOR
+            per_unit = min(self._per_unit, (self._per_unit * prior + self.tokens) / (prior + finished))
+            left, rate = max(units * per_unit - self.tokens, 0), self.per_second(self.tokens)
+        else:
+            left, rate = units - finished, self.per_second(finished)
+        return left / rate if rate else None
+
+
 class Lines:
     """Prints a line for every note, and one every few seconds in between.
 
@@ -76,27 +130,29 @@ class Lines:
     def __init__(self, stream: TextIO, every: float = 5.0) -> None:
         self._stream, self._every = stream, every
 
-    def begin(self, total: int | None, done: int = 0, *, unit: str, verb: str) -> None:
+    def begin(
+        self, total: int | None, done: int = 0, *, unit: str, verb: str, tokens_per_unit: int | None = None
+    ) -> None:
         """Start a phase, and say how much there is to do if units are counted."""
         self._total, self._before, self._unit, self._verb = total, done, unit, verb
-        self._advanced, self._tokens, self._about = 0, 0, ""
-        self._start = self._last = time.monotonic()
+        self._pace, self._about, self._last = Pace(total, done, tokens_per_unit), "", time.monotonic()
         if unit != BYTES:
             self._print(f"{total} {unit} {verb}, {done} already done")
 
     def advance(self, units: int) -> None:
         """Count finished units."""
-        self._advanced += units
+        self._pace.advance(units)
         self._print_if_due()
 
     def tokens(self, count: int) -> None:
         """Count processed tokens."""
-        self._tokens += count
+        self._pace.count(count)
         self._print_if_due()
 
     def about(self, text: str) -> None:
         """Put a few words beside the rate."""
         self._about = f", {text}"
+        self._print_if_due()
 
     def note(self, text: str) -> None:
         """Print a line at once."""
@@ -110,14 +166,15 @@ class Lines:
             self._print(self._state())
 
     def _state(self) -> str:
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        done = self._before + self._advanced
+        pace = self._pace
         if self._unit == BYTES:
-            state = f"{done / 1e6:.0f} MB {self._verb}, {self._advanced / seconds / 1e6:.0f} MB/s{self._about}"
+            rate = pace.per_second(pace.done - self._before) / 1e6
+            state = f"{pace.done / 1e6:.0f} MB {self._verb}, {rate:.0f} MB/s{self._about}"
         else:
-            state = f"{done} of {self._total} {self._unit}, {self._tokens / seconds:.0f} tokens/s{self._about}"
-        left = (self._total or done) - done
-        return f"{state}, {_duration(left * seconds / self._advanced)} left" if left and self._advanced else state
+            rate = pace.per_second(pace.tokens)
+            state = f"{pace.done} of {self._total} {self._unit}, {rate:.0f} tokens/s{self._about}"
+        left = pace.seconds_left()
+        return state if left is None else f"{state}, {_duration(left)} left"
 
     def _print(self, line: str) -> None:
         self._last = time.monotonic()
@@ -131,34 +188,38 @@ class Bar:
         self._console = console
         self._bar: RichProgress | None = None
 
-    def begin(self, total: int | None, done: int = 0, *, unit: str, verb: str) -> None:
+    def begin(
+        self, total: int | None, done: int = 0, *, unit: str, verb: str, tokens_per_unit: int | None = None
+    ) -> None:
         """Replace the bar of the phase before, if any."""
         from rich.progress import Progress as RichProgress
 
         self.close()
-        self._done, self._tokens, self._about = done, 0, ""
-        self._start, self._last = time.monotonic(), 0.0
+        self._pace, self._about, self._last = Pace(total, done, tokens_per_unit), "", 0.0
         self._bar = RichProgress(*_columns(unit, verb), console=self._console, transient=True)
-        self._task = self._bar.add_task("", total=total, completed=done, rate=0.0, about="")
+        self._task = self._bar.add_task("", total=total, completed=done, rate=0.0, about="", left="-:--:--")
         self._bar.start()
 
     def advance(self, units: int) -> None:
         """Count finished units."""
-        self._done += units
+        self._pace.advance(units)
         self._update()
 
     def tokens(self, count: int) -> None:
         """Count processed tokens."""
-        self._tokens += count
+        self._pace.count(count)
         self._update()
 
     def about(self, text: str) -> None:
         """Put a few words beside the rate."""
         self._about = f", {text}"
+        self._update()
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text, highlight=False)
+        self._last = 0.0  # the bar is up to date beside a note
+        self._update()
+        self._console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -169,8 +230,14 @@ class Bar:
         now = time.monotonic()
         if self._bar is not None and now - self._last >= _REFRESH:
             self._last = now
-            rate = self._tokens / max(now - self._start, 1e-9)
-            self._bar.update(self._task, completed=self._done, rate=rate, about=self._about)
+            left = self._pace.seconds_left()
+            self._bar.update(
+                self._task,
+                completed=self._pace.done,
+                rate=self._pace.per_second(self._pace.tokens),
+                about=self._about,
+                left="-:--:--" if left is None else _duration(left),
+            )
 
 
 def choose(quiet: bool) -> Progress:
@@ -185,20 +252,13 @@ def choose(quiet: bool) -> Progress:
 
 
 def _columns(unit: str, verb: str) -> list["ProgressColumn"]:
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
 
+    left = TextColumn("{task.fields[left]}", style="progress.remaining", markup=False)
     if unit == BYTES:
-        counted: list[ProgressColumn] = [TextColumn(f"text {verb}"), BarColumn(), DownloadColumn()]
-        return [*counted, TransferSpeedColumn(), TimeRemainingColumn()]
-    rate = TextColumn("{task.fields[rate]:.0f} tokens/s{task.fields[about]}")
-    return [TextColumn(unit), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()]
+        return [TextColumn(f"text {verb}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), left]
+    rate = TextColumn("{task.fields[rate]:.0f} tokens/s{task.fields[about]}", markup=False)
+    return [TextColumn(unit), BarColumn(), MofNCompleteColumn(), rate, left]
 
 
 def _duration(seconds: float) -> str:

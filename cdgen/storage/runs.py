@@ -3,17 +3,18 @@
 This module alone reads and writes run.json. `RUN@best`, `RUN@latest` and `RUN@500` name a checkpoint of a run.
 """
 
+import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from cdgen.errors import CorpusError, InputError
+from cdgen.errors import InputError
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder
 
-NAME = "run.json"
+NAME = manifests.FILE_NAMES[manifests.RUN]
+LOG = "log.jsonl"
 
 _REMEDY = "restore it, or choose another folder"
 
@@ -23,7 +24,7 @@ class Checkpoint(TypedDict):
 
     step: int
     loss: float  # mean training loss of the step
-    perplexity: float | None  # on the test text, if there is one
+    perplexity: float | None  # on the test text, if there is one and it fits a float
     files: dict[str, str]  # sha256 of each file when it was written, by name
 
 
@@ -51,26 +52,32 @@ def read(folder: str | os.PathLike[str]) -> Run | None:
     Raises:
         CorpusError: run.json cannot be read or is damaged.
     """
-    path = Path(folder).expanduser() / NAME
+    path = Path(folder).expanduser()
     found = manifests.read(path, manifests.RUN, _REMEDY)
     if found is None:
         return None
     run = cast(Run, found)
-    present = {entry.name for entry in path.parent.glob("step_*")}
-    try:
-        run["checkpoints"] = [one for one in run["checkpoints"] if checkpoint_name(one["step"]) in present]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorpusError(f"{path}: its list of checkpoints is damaged; {_REMEDY}") from error
+    present = {entry.name for entry in path.glob("step_*")}
+    run["checkpoints"] = [one for one in run["checkpoints"] if checkpoint_name(one["step"]) in present]
+    for one in run["checkpoints"]:
+        one["perplexity"] = _finite(one["perplexity"])
     return run
+
+
+def _finite(perplexity: float | None) -> float | None:
+    """Return a perplexity, or None if it is none: NaN or infinite, as that of a run that has diverged."""
+    return perplexity if perplexity is not None and math.isfinite(perplexity) else None
 
 
 def write(folder: OutputFolder, run: Run) -> None:
     """Write run.json, whole or not at all."""
-    manifests.write(folder, cast(manifests.Manifest, run), NAME)
+    manifests.write(folder, cast(manifests.Manifest, run))
 
 
 def begin(folder: Path, config: dict[str, Any], inputs: dict[str, Any]) -> Run:
     """Return the content of run.json to resume from, or a new one without checkpoints, which is not written yet.
+
+    A run that has no checkpoint yet begins anew, with any configuration.
 
     Args:
         folder: the run's folder.
@@ -78,11 +85,14 @@ def begin(folder: Path, config: dict[str, Any], inputs: dict[str, Any]) -> Run:
         inputs: fingerprints of the inputs that fields of the config name, by field. A file that was moved is unchanged.
     Raises:
         InputError: the run was started with another configuration or other inputs; the message names the field.
-        CorpusError: run.json is damaged, or there are checkpoints without it.
+        CorpusError: run.json is damaged, or the folder holds checkpoints or a log that it does not list.
     """
     run = read(folder)
-    if run is None:
-        manifests.check_not_orphaned(folder, "step_*", NAME)
+    manifests.check_no_other_kind(folder, manifests.RUN)
+    found = [*sorted(entry.name for entry in folder.glob("step_*")), *([LOG] if run is None else [])]
+    listed = [checkpoint_name(one["step"]) for one in run["checkpoints"]] if run else []
+    manifests.check_free(folder, found, listed)
+    if run is None or not run["checkpoints"]:
         fields = {"config": config, "inputs": inputs, "environments": [], "checkpoints": []}
         return cast(Run, manifests.new(manifests.RUN) | fields)
     for name, now in config.items():
@@ -98,16 +108,16 @@ def begin(folder: Path, config: dict[str, Any], inputs: dict[str, Any]) -> Run:
 
 
 def add_checkpoint(folder: OutputFolder, run: Run, checkpoint: Checkpoint) -> None:
-    """Add a checkpoint, whose folder is complete, to run.json."""
+    """Add a checkpoint to run.json. This precedes the renaming of its folder, so that no other folder is replaced."""
     run["checkpoints"].append(checkpoint)
     write(folder, run)
 
 
 def drop_checkpoint(folder: OutputFolder, run: Run, checkpoint: Checkpoint) -> None:
-    """Remove a checkpoint from run.json, then from the disk."""
+    """Remove a checkpoint from the disk, then from run.json, so that run.json lists every checkpoint on the disk."""
+    folder.remove(checkpoint_name(checkpoint["step"]))
     run["checkpoints"].remove(checkpoint)
     write(folder, run)
-    shutil.rmtree(folder.path / checkpoint_name(checkpoint["step"]), ignore_errors=True)
 
 
 def best(checkpoints: list[Checkpoint]) -> Checkpoint:

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cdgen.errors import CorpusError, first_line
+from cdgen.storage import manifest as manifests
 from cdgen.storage import runs
 from cdgen.storage.folder import OutputFolder, file_sha256
 
@@ -90,7 +91,7 @@ def save(
     snapshot: Snapshot,
     keep_states: int,
 ) -> None:
-    """Write a checkpoint, then run.json with it; each of them appears completely or not at all.
+    """Write a checkpoint and run.json with it; each of them appears completely or not at all.
 
     Args:
         folder: the run's folder, entered.
@@ -104,7 +105,8 @@ def save(
         CorpusError: the checkpoint cannot be written, for example because the disk is full. No part of it remains.
     """
     name = runs.checkpoint_name(entry["step"])
-    temporary = folder.path / f".tmp-{name}"
+    manifests.check_free(folder.path, [name])
+    temporary = folder.temporary(name)
     try:
         temporary.mkdir()
         lm.save_pretrained(temporary, state_dict=snapshot.weights)
@@ -113,17 +115,14 @@ def save(
         for path in temporary.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        files = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
-        # It may exist already, left by a process that was killed before it wrote run.json.
-        shutil.rmtree(folder.path / name, ignore_errors=True)
+        entry["files"] = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
+        runs.add_checkpoint(folder, run, entry)
         temporary.replace(folder.path / name)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise CorpusError(f"{folder.path / name}: cannot be written: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    entry["files"] = files
-    runs.add_checkpoint(folder, run, entry)
     for old in run["checkpoints"][:-keep_states]:
         (folder.path / runs.checkpoint_name(old["step"]) / STATE).unlink(missing_ok=True)
 

@@ -1,6 +1,10 @@
 """TrainConfig, which holds every setting of a training run, and the paper's model sizes by name."""
 
+import math
+import operator
+import os
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 from cdgen.errors import InputError
@@ -25,18 +29,28 @@ PRESETS: dict[str, dict[str, int]] = {
     }.items()
 }
 DTYPES = ("float32", "bfloat16")
-_MINIMUM = {
-    "batch_size": 1,
-    "micro_batch_size": 1,
-    "block_size": 2,
-    "steps": 1,
-    "save_every": 1,
-    "keep_states": 1,
-    "warmup_steps": 0,
-    "eval_blocks": 0,
-    "weight_decay": 0,
-    "seed": 0,
+# Bounds of every number, both included. float32 and int64 hold all of them.
+_FLOAT32_MIN, _FLOAT32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+_INT64_MAX = 2**63 - 1
+_INTEGERS = {
+    "batch_size": (1, 2**20),
+    "micro_batch_size": (1, 2**20),
+    "block_size": (2, 2**24),
+    "steps": (1, _INT64_MAX),
+    "warmup_steps": (0, _INT64_MAX),
+    "save_every": (1, _INT64_MAX),
+    "keep_states": (1, _INT64_MAX),
+    "eval_blocks": (0, _INT64_MAX),
+    "seed": (0, _INT64_MAX),
 }
+_REALS = {
+    "learning_rate": (_FLOAT32_MIN, _FLOAT32_MAX),
+    "weight_decay": (0.0, _FLOAT32_MAX),
+}
+_PATHS = ("corpus", "tokenizer", "out", "test", "model")
+_SWITCHES = ("compile", "tensorboard")
+_STEP_TOKENS = 2**31 - 1  # the batch of a step is one array
+_WARMUP_STEPS = 150  # the paper's, of 8,000 steps
 # Fields that may change when a run is resumed: they do not affect the weights, apart from rounding.
 _MAY_CHANGE = ("out", "micro_batch_size", "keep_states", "compile", "tensorboard")
 
@@ -45,7 +59,8 @@ _MAY_CHANGE = ("out", "micro_batch_size", "keep_states", "compile", "tensorboard
 class TrainConfig:
     """Settings of a training run. The defaults are the paper's (Ulm, Du and Snaebjarnarson, arXiv 2510.08245).
 
-    On a CPU, two runs with the same settings write the same weights, bit for bit.
+    On a CPU, two runs with the same settings write the same weights, bit for bit. Numbers may be Python's, numpy's or
+    torch's.
 
     Args:
         corpus: real text: a folder with `train.parquet`, a generated corpus, or a file of texts.
@@ -62,7 +77,7 @@ class TrainConfig:
         block_size: tokens per block.
         steps: number of optimizer steps.
         warmup_steps: steps over which the learning rate rises linearly from 0. It then follows a cosine down to 0 at
-            `steps`.
+            `steps`. Default: 150, or a tenth of `steps` if that is less.
         learning_rate: peak learning rate of AdamW (betas 0.9 and 0.999).
         weight_decay: AdamW's weight decay, applied to matrices; biases and norms do not decay.
         save_every: steps between checkpoints. Perplexity is computed at each checkpoint.
@@ -75,7 +90,8 @@ class TrainConfig:
         compile: run the model through torch.compile.
         tensorboard: also write logs for TensorBoard, into the folder `tensorboard` in `out`.
     Raises:
-        InputError: a value is out of range; the message names the field. InputError is a ValueError.
+        InputError: a value has the wrong type or is out of range; the message names the field. InputError is a
+            ValueError.
     """
 
     corpus: str
@@ -89,7 +105,7 @@ class TrainConfig:
     micro_batch_size: int = 8
     block_size: int = 1024
     steps: int = 8000
-    warmup_steps: int = 150
+    warmup_steps: int | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     save_every: int = 500
@@ -101,25 +117,107 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        synthetic = (self.synthetic,) if isinstance(self.synthetic, str) else tuple(self.synthetic)
+        synthetic = self.synthetic if isinstance(self.synthetic, (list, tuple)) else (self.synthetic,)
+        self._set("synthetic", tuple(_path("synthetic", path) for path in synthetic))
+        for name in _PATHS:
+            if name != "test" or self.test is not None:
+                self._set(name, _path(name, getattr(self, name)))
         default_ratio = 0.3 if synthetic else 0.0
-        ratio = default_ratio if self.ratio is None else self.ratio
-        object.__setattr__(self, "synthetic", synthetic)
-        object.__setattr__(self, "ratio", ratio)
-        for name, minimum in _MINIMUM.items():
-            if not getattr(self, name) >= minimum:
-                raise InputError(f"{name} = {getattr(self, name)}: must be {minimum} or more")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate = {self.learning_rate}: must be more than 0")
-        if not 0 <= ratio <= 1:
-            raise InputError(f"ratio = {ratio}: must be 0 to 1")
+        ratio = _real("ratio", default_ratio if self.ratio is None else self.ratio, 0.0, 1.0)
+        self._set("ratio", ratio)
+        for name, (least, greatest) in _INTEGERS.items():
+            if name == "warmup_steps" and self.warmup_steps is None:
+                self._set(name, min(_WARMUP_STEPS, self.steps // 10))
+            self._set(name, _integer(name, getattr(self, name), least, greatest))
+        for name, (lowest, highest) in _REALS.items():
+            self._set(name, _real(name, getattr(self, name), lowest, highest))
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} = {getattr(self, name)!r}: must be True or False")
+        if self.batch_size * self.block_size > _STEP_TOKENS:
+            raise InputError(
+                f"batch_size = {self.batch_size}: with block_size = {self.block_size}, a step has "
+                f"{self.batch_size * self.block_size} tokens; at most {_STEP_TOKENS} are possible"
+            )
+        _, synthetic_rows = split_batch(self.batch_size, ratio)
+        if synthetic_rows and not self.synthetic:
+            raise InputError(f"ratio = {ratio}: there is no synthetic corpus; give one as synthetic")
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype = {self.dtype!r}: use {' or '.join(DTYPES)}")
+
+    def _set(self, name: str, value: Any) -> None:
+        """Set a field, which only the constructor may do."""
+        object.__setattr__(self, name, value)
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields that affect the weights as a JSON object. A run can only be resumed if they are equal."""
         values = {name: value for name, value in asdict(self).items() if name not in _MAY_CHANGE}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def split_batch(batch: int, ratio: float) -> tuple[int, int]:
+    """Return how many rows of a batch are real, and how many are synthetic.
+
+    Args:
+        batch: rows of the batch.
+        ratio: share of synthetic rows, 0 to 1, taken as it is written: 0.29 of 100 rows are 29, although the float
+            nearest to 0.29 is smaller.
+    Raises:
+        InputError: the ratio is out of range, or too small for one synthetic row.
+    """
+    if not 0 <= ratio <= 1:
+        raise InputError(f"ratio = {ratio}: must be 0 to 1")
+    synthetic = int(batch * Fraction(str(ratio)))
+    if ratio and not synthetic:
+        raise InputError(
+            f"ratio = {ratio}: none of the {batch} rows of a batch is synthetic; raise ratio or batch_size"
+        )
+    return batch - synthetic, synthetic
+
+
+def _path(name: str, value: Any) -> str:
+    """Return a path as a string."""
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
+        raise InputError(f"{name} = {value!r}: is not a path")
+    return path
+
+
+def _integer(name: str, value: Any, least: int, greatest: int) -> int:
+    """Return an integer of Python, numpy or torch as Python's."""
+    try:
+        found = value.item() if hasattr(value, "item") else value
+        number = None if isinstance(found, bool) else operator.index(found)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor with several elements
+        number = None
+    if number is None:
+        raise InputError(f"{name} = {value!r}: must be an integer")
+    if number < least:
+        raise InputError(f"{name} = {_shown(number)}: must be {least} or more")
+    if number > greatest:
+        raise InputError(f"{name} = {_shown(number)}: must be at most {greatest}")
+    return number
+
+
+def _shown(number: int) -> str:
+    """Return an integer for a message; Python refuses to print one of thousands of digits."""
+    return str(number) if number.bit_length() < 1000 else f"(an integer of {number.bit_length()} bits)"
+
+
+def _real(name: str, value: Any, least: float, greatest: float) -> float:
+    """Return a number of Python, numpy or torch as Python's float."""
+    try:
+        found = value.item() if hasattr(value, "item") else value
+        number = None if isinstance(found, (bool, str, bytes)) else float(found)
+    except OverflowError:  # an integer that is greater than any float
+        number = math.inf
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None:
+        raise InputError(f"{name} = {value!r}: must be a number")
+    if not least <= number <= greatest:
+        raise InputError(f"{name} = {number}: must be {least:.6g} to {greatest:.6g}")
+    return number + 0.0  # never -0.0
 
 
 FIELDS = tuple(fields(TrainConfig))

@@ -2,18 +2,20 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cdgen.corpus.records import format_of, records
 from cdgen.environment import cache_folder
-from cdgen.errors import CorpusError, InputError, first_line
-from cdgen.models.quiet import quiet_transformers
+from cdgen.errors import CorpusError, InputError
+from cdgen.models import tokenizers
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import file_sha256
+from cdgen.storage.progress import BYTES, Progress, Silent
 from cdgen.training.tokens import TokenFile, tokenize
 
 log = logging.getLogger("cdgen")
@@ -26,7 +28,7 @@ class Corpus:
     Attributes:
         name: the name it was found by, for messages.
         files: files, or one folder of `datasets`, that hold its texts.
-        fingerprint: sha256 over the content of the files.
+        fingerprint: sha256 over the format and content of the files.
     """
 
     name: str
@@ -44,56 +46,70 @@ def find(name: str | Path, split: str = "train") -> Corpus:
     """Find a corpus.
 
     Args:
-        name: a folder with `{split}.parquet`, the folder of a generated corpus, or any other file or folder that
-            :func:`cdgen.corpus.records.records` reads.
+        name: the folder of a prepared or generated corpus, a folder with `{split}.parquet`, or any other file or
+            folder that :func:`cdgen.corpus.records.records` reads. Of a corpus with a manifest, only the files that it
+            lists are read.
         split: "train" or "test".
     Raises:
         InputError: there is no such corpus, it is not finished, or its manifest is damaged.
-        CorpusError: a shard of a generated corpus was altered.
+        CorpusError: a file of a prepared or generated corpus was altered.
     """
     path = Path(name).expanduser()
-    if not path.exists():
-        raise InputError(f"{name}: no such file or folder")
+    if not os.fspath(name) or not path.exists():
+        raise InputError(f"{name or repr(name)}: no such file or folder")
+    for kind in (manifests.GENERATED, manifests.PREPARED):
+        if (path / manifests.FILE_NAMES[kind]).exists():
+            return _listed(name, path, kind, split)
     if (path / f"{split}.parquet").exists():
         return _fingerprinted(name, [path / f"{split}.parquet"])
-    if (path / manifests.NAME).exists():
-        return _generated(name, path)
     if format_of(path) == "datasets":
         if not (path / "state.json").exists():
             raise InputError(
                 f"{name}: holds neither {split}.parquet, nor a generated corpus, nor a dataset; prepare it first"
             )
         digests = [file_sha256(file) for file in sorted(path.iterdir()) if file.is_file()]
-        return Corpus(str(name), (path,), _digest(digests))
+        return Corpus(str(name), (path,), _digest(["datasets", *digests]))
     return _fingerprinted(name, [path])
 
 
-def _generated(name: str | Path, path: Path) -> Corpus:
-    """Return a generated corpus: the documents into which its texts were split, or else the texts themselves."""
+def _listed(name: str | Path, path: Path, kind: str, split: str) -> Corpus:
+    """Return a corpus that has a manifest."""
     remedy = "name another corpus, or one of its files"
     try:
-        manifest = manifests.read(path / manifests.NAME, manifests.GENERATED, remedy)
+        manifest = manifests.read(path, kind, remedy)
     except CorpusError as error:
         raise InputError(str(error)) from error
     assert manifest is not None, "find has seen the file"
+    if kind == manifests.GENERATED:
+        shas = _generated(name, manifest)
+    elif f"{split}.parquet" not in manifest["files"]:
+        raise InputError(f"{name}: has no {split} split; {remedy}")
+    else:
+        shas = {file: about["sha256"] for file, about in manifest["files"].items() if file == f"{split}.parquet"}
+    for file, sha256 in shas.items():
+        if not (path / file).exists() or file_sha256(path / file) != sha256:
+            raise CorpusError(f"{path / file}: is missing, truncated or altered; rerun the command that wrote it")
+    return _corpus(name, [path / file for file in shas], list(shas.values()))
+
+
+def _generated(name: str | Path, manifest: manifests.Manifest) -> dict[str, str]:
+    """Return name and sha256 of the files of a generated corpus: its split documents, or else its whole texts."""
     if not manifest["complete"]:
         raise InputError(f"{name}: is not finished; resume its generation first")
-    try:
-        unsplit = manifest["settings"]["ignore_eos"] and not manifest["settings"]["split_documents"]
-        shards = [shard.get("documents", shard) for shard in manifest["shards"]]
-        files, digests = [path / shard["name"] for shard in shards], [shard["sha256"] for shard in shards]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path / manifests.NAME}: is damaged; {remedy}") from error
-    if unsplit:
+    if manifest["settings"]["ignore_eos"] and not manifest["settings"]["split_documents"]:
         log.warning("%s: its texts continue after end-of-text tokens; generate it with split_documents=True", name)
-    corpus = _fingerprinted(name, files)
-    if corpus.fingerprint != _digest(digests):
-        raise CorpusError(f"{name}: a shard is truncated or altered; rerun its generation, which names the shard")
-    return corpus
+    files = [shard.get("documents", shard) for shard in manifest["shards"]]
+    return {file["name"]: file["sha256"] for file in files}
 
 
 def _fingerprinted(name: str | Path, files: list[Path]) -> Corpus:
-    return Corpus(str(name), tuple(files), _digest([file_sha256(file) for file in files]))
+    return _corpus(name, files, [file_sha256(file) for file in files])
+
+
+def _corpus(name: str | Path, files: list[Path], digests: list[str]) -> Corpus:
+    """Return a corpus. The format of a file decides how its bytes are read, so it is part of the fingerprint."""
+    formats = [format_of(file) or "" for file in files]
+    return Corpus(str(name), tuple(files), _digest([*formats, *digests]))
 
 
 def _digest(parts: list[str]) -> str:
@@ -113,20 +129,30 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Load a tokenizer from a folder.
 
     Raises:
-        InputError: the folder has no tokenizer, or one that is not based on the tokenizers library.
+        InputError: the folder has no tokenizer, or one that cannot be loaded or is not based on the tokenizers library.
     """
-    if not Path(folder).expanduser().is_dir():
-        raise InputError(f"{folder}: no such folder; give one with a tokenizer")
-    with quiet_transformers():
-        try:
-            module = AutoTokenizer.from_pretrained(Path(folder).expanduser())
-            content = module.backend_tokenizer.to_str()
-        except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
-            raise InputError(f"{folder}: cannot load the tokenizer: {first_line(error)}") from error
+    module = tokenizers.load_tokenizer(folder)
+    if not module.is_fast:
+        raise InputError(f"{folder}: {type(module).__name__} is not based on the tokenizers library")
+    content = module.backend_tokenizer.to_str()
     return Tokenizer(module, str(folder), _digest([content, str((module.bos_token_id, module.eos_token_id))]))
 
 
-def token_file(corpus: Corpus, tokenizer: Tokenizer) -> TokenFile:
-    """Open a tokenised corpus in the cache; tokenise the corpus first if it is not there."""
+def token_file(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None = None) -> TokenFile:
+    """Open a tokenised corpus in the cache; tokenise the corpus first if it is not there.
+
+    Args:
+        corpus: the corpus.
+        tokenizer: the tokenizer.
+        progress: receives the characters of text that are tokenised.
+    """
+    shown = progress or Silent()
+
+    def texts() -> Iterator[str]:
+        shown.begin(None, unit=BYTES, verb="tokenised")
+        for text in corpus.texts():
+            shown.advance(len(text))
+            yield text
+
     folder = cache_folder() / "tokens" / _digest([corpus.fingerprint, tokenizer.fingerprint])[:32]
-    return tokenize(corpus.texts, tokenizer.module, folder, corpus.name)
+    return tokenize(texts, tokenizer.module, folder, corpus.name)

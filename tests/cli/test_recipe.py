@@ -12,7 +12,7 @@ import pytest
 
 from cdgen.cli import main
 from cdgen.cli.app import build_parser
-from cdgen.cli.recipe import PRESETS, Stage, read_recipe, run_stages, stages
+from cdgen.cli.recipe import PRESETS, Stage, read_recipe, results, run_stages, stages
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
 from tests.helpers.tiny_models import SENTENCES
@@ -97,9 +97,9 @@ def test_stages_are_skipped_while_nothing_they_depend_on_changes(tmp_path: Path)
         executed.append(name)
         folder = tmp_path / name
         (folder / "step_000004").mkdir(parents=True, exist_ok=True)
-        inputs = [text, recipe.get("tokenizer") if name != "corpus" else None]
+        inputs = {"text": text, "tokenizer": recipe.get("tokenizer") if name != "corpus" else None}
         checkpoint = {"step": 4, "loss": 2.5, "perplexity": 12.5, "files": {}}
-        run = {"config": argv, "inputs": inputs, "environments": [], "checkpoints": [checkpoint]}
+        run = {"config": {"argv": argv}, "inputs": inputs, "environments": [], "checkpoints": [checkpoint]}
         (folder / "run.json").write_text(json.dumps(manifests.new("run") | run))
         return 0
 
@@ -110,7 +110,7 @@ def test_stages_are_skipped_while_nothing_they_depend_on_changes(tmp_path: Path)
     assert run() == (130, ["corpus", "tokenizer"])
     failing.clear()
     assert run() == (0, ["corpus", "good", "corpus-contrastive", "model-contrastive"])
-    assert lines[-1].split() == ["model-contrastive", "4", "12.500"]
+    assert ["model-contrastive", "4", "12.500", "+0.0%"] in [line.split() for line in lines]
     assert "tokenizer: already complete, skipped" in lines
     assert run() == (0, ["corpus"]), "the first stage checks its inputs itself"
     recipe["tokenizer"] = {"vocab_size": 5000}
@@ -139,6 +139,112 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         read_recipe(tmp_path / "r.toml")
     with pytest.raises(InputError, match="no such recipe; give a TOML file or one of tiny, small, paper"):
         read_recipe("none")
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "reason"),
+    [
+        # options that a stage sets itself
+        ("generate", 'method = "top_k"', "[generate] method: is set by cdgen run itself; list the methods in"),
+        ("generate", 'good = "x"', "[generate] good: is set by cdgen run itself"),
+        ("generate", 'seeds = "x"', "[generate] seeds: is set by cdgen run itself"),
+        ("train", 'out = "x"', "[train] out: is set by cdgen run itself; remove it"),
+        ("train", "ratio = 0.5", "[train] ratio: is set by cdgen run itself; set it in [mixed]"),
+        ("mixed", 'synthetic = "x"', "[mixed] synthetic: is set by cdgen run itself"),
+        ("tokenizer", 'out = "x"', "[tokenizer] out: is set by cdgen run itself"),
+        ("prepare", '"out" = "x"', "[prepare] out: is set by cdgen run itself"),
+        ("generate", "trust-remote-code = true", "[generate] trust-remote-code: cannot be set in a recipe"),
+        # options that do not go together
+        ("bad", "dropout = 0.3", "[bad]: step and dropout do not go together"),
+        ("bad", 'model = "tiny"', "[bad]: step and model do not go together"),
+        ("generate", "alpha = 0.2", "stage corpus-ancestral: --method 'ancestral': with --alpha 0.2 this is 'head'"),
+        # values of another type
+        ("prepare", "sources = 3", "[prepare] sources: 3 is not a source"),
+        ("prepare", 'sources = ["--overwrite"]', "[prepare] sources: '--overwrite' is not a source"),
+        ("generate", "methods = [1, 2]", "[generate] methods: 1 is not a method; list some of ancestral"),
+        ("generate", "methods = []", "[generate] methods: none is not a method"),
+        ("generate", 'methods = ["head", "head"]', "[generate] methods: lists a method twice"),
+        ("generate", 'methods = ["best"]', "[generate] methods: 'best' is not a method"),
+        ("train", "weight_decay = 1979-05-27", "[train] weight_decay = datetime.date(1979, 5, 27): use a string"),
+        ("train", "weight_decay = {x = 1}", "[train] weight_decay = {'x': 1}: use a string"),
+        ("train", 'weight_decay = "much"', "stage good: argument --weight-decay: invalid float value: 'much'"),
+        ("train", "help = true", "[train] help: is not an option of a stage"),
+        ("train", '"" = 1', "[train] : is not an option of a stage"),
+        # values that would fail only after hours
+        ("mixed", "ratio = 1.5", "stage model-ancestral: ratio = 1.5: must be 0 to 1"),
+        ("generate", "temperature = -1", "--temperature -1.0: must be 0 to"),
+        (
+            "generate",
+            "max_tokens = 5000",
+            "stage corpus-ancestral: max_tokens = 5000 exceeds the 256 positions of GOOD",
+        ),
+        (
+            "good",
+            "checkpoint = 99",
+            "[good] checkpoint = 99: GOOD saves no such checkpoint; it saves one every 3 steps",
+        ),
+        ("good", "checkpoint = 4", "[good] checkpoint = 4: GOOD saves no such checkpoint"),
+        ("good", "checkpoint = 3.0", "[good] checkpoint = 3.0: use the number of a step"),
+        ("good", 'checkpoint = "first"', "[good] checkpoint = 'first': use the number of a step"),
+        ("bad", "step = 2", "[bad] step = 2: GOOD saves no such checkpoint"),
+        ("bad", "step = 9", "[bad] step = 9: GOOD saves no such checkpoint"),
+        ("bad", 'step = "best"', "[bad] step = 'best': must be a number"),
+        ("bad", "dropout = 2", "[bad] dropout = 2: must be between 0 and 1"),
+        ("bad", "layers = 1", "[bad] layers = 1: must be less than the 1 layers of GOOD"),
+        ("bad", "layers = 1.5", "[bad] layers = 1.5: must be a whole number"),
+        ("bad", 'step = "3"', "[bad] step = '3': must be a number"),
+    ],
+)
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_mistakes_are_reported_before_the_first_stage(
+    table: str, line: str, reason: str, option: tuple[str, ...], recipe: Path, tmp_path: Path, capsys: Any
+) -> None:
+    key, text = line.partition(" ")[0], recipe.read_text()
+    if key in ("dropout", "layers") and "together" not in reason:
+        text = text.replace("step = 3\n", "", 1)
+    kept = [old for old in text.split("\n") if not (old.startswith(f"{key} ") and key in ("sources", "max_tokens"))]
+    text = "\n".join(kept)
+    if key == "step":
+        text = text.replace("step = 3", line)
+    elif f"[{table}]" in text:
+        text = text.replace(f"[{table}]", f"[{table}]\n{line}")
+    else:
+        text += f"[{table}]\n{line}\n"
+    recipe.write_text(text)
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), *option]) == 2
+    printed, error = capsys.readouterr()
+    assert error.startswith(f"cdgen: error: {recipe}: ") and reason in error and error.count("\n") == 1, error
+    assert printed == "" and not (tmp_path / "out").exists()
+
+
+def test_a_single_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(
+        "[prepare]\nsources = 'texts'\n[bad]\ndropout = 0.3\n"
+        "[generate]\nmethods = 'contrastive'\nstop = ['a', '-b']\nstop_token_ids = [3, 4]\nmax_tokens = 5\n"
+    )
+    found = {stage.name: stage for stage in stages(read_recipe(path), "o")}
+    assert found["corpus"].argv[:2] == ("prepare", "texts") and "corpus-contrastive" in found
+    args = build_parser().parse_args(found["corpus-contrastive"].argv)
+    assert args.stop == ["a", "-b"] and args.stop_token_ids == [3, 4] and args.bad == "dropout:0.3"
+
+
+def test_the_table_says_which_model_is_the_baseline_and_how_much_the_others_differ(tmp_path: Path) -> None:
+    for name, perplexity in (("good", 20.0), ("model-a", 19.0), ("model-b", 22.0), ("model-c", None)):
+        checkpoint = {"step": 4, "loss": 2.5, "perplexity": perplexity, "files": {}}
+        run = {"config": {}, "inputs": {}, "environments": [], "checkpoints": [checkpoint]}
+        (tmp_path / name / "step_000004").mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text(json.dumps(manifests.new("run") | run))
+    lines = list(results(tmp_path, ["good", "model-a", "model-b", "model-c"]))
+    rows = [line.split() for line in lines[1:6]]
+    assert rows[1:] == [
+        ["good", "4", "20.000", "baseline"],
+        ["model-a", "4", "19.000", "-5.0%"],
+        ["model-b", "4", "22.000", "+10.0%"],
+        ["model-c", "4", "-", "-"],
+    ]
+    assert "lower is better" in lines[7] and "random seed" in lines[8]
+    assert [line.split()[-1] for line in list(results(tmp_path, ["model-a", "good"]))[2:4]] == ["-5.0%", "baseline"]
 
 
 @pytest.mark.parametrize("option", [(), ("--dry-run",)])

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from cdgen import ContrastiveLM, SamplingParams
+from cdgen.corpus.manifest import NAME
 from cdgen.corpus.seeds import Seed
 from cdgen.corpus.shards import split_at
 from cdgen.corpus.writer import write_corpus
@@ -59,7 +61,7 @@ def rows_of(out: Path, manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_rows_are_the_documents_of_generate(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_rows_are_the_documents_of_generate(lm: ContrastiveLM, seeds: list[Seed]
 
 def test_manifest_records_settings_models_and_counts(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     manifest, _ = write(lm, seeds, tmp_path / "c", seeds_info={"paths": ["seeds.txt"]})
-    assert json.loads((tmp_path / "c" / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
+    assert json.loads((tmp_path / "c" / NAME).read_text()) == json.loads(json.dumps(manifest))
     settings = manifest["settings"]
     assert (
         settings["n"] == 3 and settings["alpha"] == 0.1 and settings["batch_size"] == 6 and settings["shard_size"] == 7
@@ -99,10 +101,11 @@ def test_manifest_records_settings_models_and_counts(lm: ContrastiveLM, seeds: l
     new = sum(len(row["token_ids"]) - row["prompt_length"] for row in rows)
     assert manifest["counts"] == {
         "shards": 3, "documents": 18, "tokens": sum(len(row["token_ids"]) for row in rows), "new_tokens": new,
+        "errors": 0,
     }  # fmt: skip
     for shard in manifest["shards"]:
         assert hashlib.sha256((tmp_path / "c" / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
-    assert sorted(bytes_of(tmp_path / "c")) == ["manifest.json", *(f"shard-0000{i}.parquet" for i in range(3))]
+    assert sorted(bytes_of(tmp_path / "c")) == [NAME, *(f"data/train-0000{i}.parquet" for i in range(3))]
 
 
 def test_the_same_settings_write_the_same_bytes(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_the_same_settings_write_the_same_bytes(lm: ContrastiveLM, seeds: list[S
         for name in ("a", "b"):
             write(lm, seeds, tmp_path / f"{name}-{format}", format=format, split_documents=True)
         assert bytes_of(tmp_path / f"a-{format}") == bytes_of(tmp_path / f"b-{format}")
-    header = (tmp_path / "a-jsonl.gz" / "shard-00000.jsonl.gz").read_bytes()[:10]
+    header = (tmp_path / "a-jsonl.gz" / "data/train-00000.jsonl.gz").read_bytes()[:10]
     assert header[4:8] == bytes(4), "the gzip header has a timestamp"
 
 
@@ -145,14 +148,14 @@ def test_a_finished_corpus_is_left_alone(
     assert written == 0 and manifest["complete"] and bytes_of(tmp_path / "c") == before
 
 
-@pytest.mark.parametrize("gone", ["shard-00001.parquet", "documents-00001.parquet", "shard-00002.parquet"])
+@pytest.mark.parametrize("gone", ["data/train-00001.parquet", "_documents/00001.parquet", "data/train-00002.parquet"])
 def test_a_deleted_shard_is_rewritten_with_the_same_bytes(
     lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path, gone: str
 ) -> None:
     write(lm, seeds, tmp_path / "c", split_documents=True)
     before = bytes_of(tmp_path / "c")
     (tmp_path / "c" / gone).unlink()
-    (tmp_path / "c" / ".tmp-shard-00001.parquet").write_bytes(b"left by a process that was killed")
+    (tmp_path / "c" / ".cdgen-0123456789abcdef-data-train-00001.parquet").write_bytes(b"left by a killed process")
     assert write(lm, seeds, tmp_path / "c", split_documents=True)[1] == 1
     assert bytes_of(tmp_path / "c") == before
 
@@ -160,7 +163,7 @@ def test_a_deleted_shard_is_rewritten_with_the_same_bytes(
 @pytest.mark.parametrize(
     "harm", [lambda data: data[:-1], lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], lambda data: b""]
 )
-@pytest.mark.parametrize("name", ["shard-00001.parquet", "documents-00000.parquet"])
+@pytest.mark.parametrize("name", ["data/train-00001.parquet", "_documents/00000.parquet"])
 def test_an_altered_shard_is_found_and_named(
     lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path, name: str, harm: Callable[[bytes], bytes]
 ) -> None:
@@ -214,38 +217,51 @@ def test_models_are_identified_by_content_not_by_path(
 def test_shards_without_manifest_and_a_damaged_manifest(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     out = tmp_path / "c"
     write(lm, seeds, out)
-    for data in (b"{", b"[]", b'{"format_version": 99}', b"{}"):
-        (out / "manifest.json").write_bytes(data)
-        with pytest.raises(CorpusError, match=r"manifest\.json"):
-            write(lm, seeds, out)
-    (out / "manifest.json").unlink()
-    with pytest.raises(CorpusError, match=r"holds shard-.* but no manifest\.json"):
-        write(lm, seeds, out)
-    assert write(lm, seeds, out, resume=False)[1] == 3
+    for data in (b"{", b"[]", b"null", b'{"format_version": 99}', b"{}", b"[" * 10**5):
+        (out / NAME).write_bytes(data)
+        before = bytes_of(out)
+        for resume in (True, False):
+            with pytest.raises(CorpusError, match=r"_manifest\.json: .*; restore it, or choose another folder$"):
+                write(lm, seeds, out, resume=resume)
+        assert bytes_of(out) == before
+    (out / NAME).unlink()
+    for resume in (True, False):
+        with pytest.raises(
+            CorpusError, match=r"train-00000\.parquet: is in the way, and no manifest lists it; move it"
+        ):
+            write(lm, seeds, out, resume=resume)
 
 
-def test_a_corpus_of_format_version_1_is_resumed(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
-    """Version 1 had other names. A finished corpus is left alone; an unfinished one gets the current version."""
+def test_a_corpus_of_an_earlier_version_is_refused(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     out = tmp_path / "c"
     manifest, _ = write(lm, seeds, out)
-    expected = bytes_of(out)
-    renamed = {"kind": None, "environments": "runs"}
-    old = {renamed.get(name, name): value for name, value in manifest.items()} | {"format_version": 1}
-    del old[None]
-    old["shards"] = [
-        {"run" if name == "environment" else name: value for name, value in shard.items()} for shard in old["shards"]
-    ]
-    (out / "manifest.json").write_text(json.dumps(old))
+    (out / NAME).unlink()
+    shutil.rmtree(out / "data")
+    (out / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
     before = bytes_of(out)
-    assert write(lm, seeds, out)[1] == 0 and bytes_of(out) == before
-    (out / "shard-00001.parquet").unlink()
-    assert write(lm, seeds, out)[1] == 1 and bytes_of(out) == expected
+    for resume in (True, False):
+        with pytest.raises(CorpusError, match=r"manifest\.json: describes a generated corpus of an earlier version"):
+            write(lm, seeds, out, resume=resume)
+    assert bytes_of(out) == before
 
 
-def test_a_folder_of_another_kind_is_refused(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
-    prepare_corpus([Source("a", jsonl(tmp_path / "a.jsonl", fish(200)))], tmp_path / "c")
-    with pytest.raises(CorpusError, match="describes a prepared corpus, not a generated corpus; choose another folder"):
-        write(lm, seeds, tmp_path / "c")
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("kind", ["prepared", "run"])
+def test_a_folder_of_another_kind_is_refused(
+    lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path, kind: str, resume: bool
+) -> None:
+    out = tmp_path / "c"
+    if kind == "prepared":
+        prepare_corpus([Source("a", jsonl(tmp_path / "a.jsonl", fish(200)))], out)
+    else:
+        out.mkdir()
+        (out / "run.json").write_text(json.dumps({"kind": "run"}))
+    before = bytes_of(out)
+    with pytest.raises(
+        CorpusError, match=r"describes a (prepared corpus|training run), not a generated corpus; choose"
+    ):
+        write(lm, seeds, out, resume=resume)
+    assert bytes_of(out) == before
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
@@ -267,7 +283,7 @@ def test_other_versions_are_warned_of_and_recorded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     manifest, _ = write(lm, seeds, tmp_path / "c")
-    (tmp_path / "c" / "shard-00001.parquet").unlink()
+    (tmp_path / "c" / "data/train-00001.parquet").unlink()
     monkeypatch.setattr("cdgen.corpus.writer.versions", lambda: manifest["environments"][0] | {"torch": "9.9"})
     manifest, _ = write(lm, seeds, tmp_path / "c")
     assert "torch changed since this corpus was started" in caplog.text
@@ -320,7 +336,7 @@ def test_progress_on_a_terminal_and_in_a_log(lm: ContrastiveLM, seeds: list[Seed
     for text in (terminal.getvalue(), log.getvalue()):
         assert "tokens/s" in text and "18" in text
     assert "18 of 18 documents" in log.getvalue() and "left" in log.getvalue()
-    (tmp_path / "b" / "shard-00002.parquet").unlink()
+    (tmp_path / "b" / "data/train-00002.parquet").unlink()
     again = Lines(log)
     write(lm, seeds, tmp_path / "b", progress=again)
     assert "18 documents to write, 14 already done" in log.getvalue()

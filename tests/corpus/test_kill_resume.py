@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cdgen.corpus.manifest import NAME
 from tests.conftest import CommandLine
 
 KILLS = 10
@@ -16,11 +17,11 @@ SHARDS = 40  # with 5 documents each
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def shards(out: Path) -> int:
-    return len(list(out.glob("shard-*"))) if out.exists() else 0
+    return len(list(out.glob("data/train-*")))
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "dropout"])
@@ -35,7 +36,7 @@ def test_killed_generation_resumes_to_the_same_bytes(
         "--alpha", 0.01, "--shard-size", 5, "--batch-size", 4, "--ignore-eos", "--split-documents", "--quiet",
     ]  # fmt: skip
     assert cdgen_command(*argv, "--out", tmp_path / "uninterrupted") == (0, "")
-    written = sorted(path.stat().st_mtime for path in (tmp_path / "uninterrupted").glob("shard-*"))
+    written = sorted(path.stat().st_mtime for path in (tmp_path / "uninterrupted").glob("data/*"))
     interval = (written[-1] - written[0]) / (SHARDS - 1)  # seconds from shard to shard
     expected = contents(tmp_path / "uninterrupted")
     assert len(expected) == 2 * SHARDS + 1
@@ -51,9 +52,7 @@ def test_killed_generation_resumes_to_the_same_bytes(
         os.kill(child, signal.SIGKILL)
         code, output = cdgen_command.wait()
         assert code == -signal.SIGKILL, f"ended by itself with {code}: {output}"
-        moments.append(
-            (shards(out), len(list(out.glob(".tmp-*"))), json.loads((out / "manifest.json").read_text())["complete"])
-        )
+        moments.append((shards(out), len(list(out.glob(".cdgen-*"))), json.loads((out / NAME).read_text())["complete"]))
     assert not any(complete for *_, complete in moments) and len({count for count, *_ in moments}) > 3, moments
     assert cdgen_command(*argv, "--out", out) == (0, ""), "rerunning the same command must resume"
     assert contents(out) == expected

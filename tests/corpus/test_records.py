@@ -1,9 +1,11 @@
 """Readers of records: every format and encoding gives the same texts in bounded memory, and damage is reported."""
 
 import codecs
+import errno
 import gzip
 import io
 import json
+import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cdgen.corpus import records as module
-from cdgen.corpus.records import lines, records
+from cdgen.corpus import text_files
+from cdgen.corpus.records import numbered_records, records
+from cdgen.corpus.text_files import lines
 from cdgen.errors import InputError
 
 TEXTS = ["One fish.", "Two fish,\næøå 🐟.", "", "Red\r\nfish\u2028."]
@@ -45,22 +48,22 @@ ENCODINGS = {
 def test_every_packing_and_encoding(
     tmp_path: Path, packing: str, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 7)  # so that characters and lines span blocks
+    monkeypatch.setattr(text_files, "_BLOCK", 7)  # so that characters and lines span blocks
     path = tmp_path / f"a.jsonl{packing}"
-    text = "".join(json.dumps({"text": text, "id": text[:3]}, ensure_ascii=False) + "\n" for text in TEXTS)
+    text = "".join(json.dumps({"text": text, "id": text[:3] or "no"}, ensure_ascii=False) + "\n" for text in TEXTS)
     path.write_bytes(PACK[packing](ENCODINGS[encoding] + text.encode(encoding)))
-    assert list(records(path)) == [(text[:3], text) for text in TEXTS]
+    assert list(records(path)) == [(text[:3] or "no", text) for text in TEXTS]
     path = tmp_path / f"a.txt{packing}"
     path.write_bytes(PACK[packing](ENCODINGS[encoding] + text.encode(encoding)))
     assert list(records(path)) == [(1, text)]
 
 
-@given(text=st.text(), block=st.integers(1, 9))
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0")), block=st.integers(1, 9))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_lines_are_those_of_the_whole_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(text_files, "_BLOCK", block)
     text = text.removeprefix("\ufeff")
     (tmp_path / "a.txt").write_bytes(text.encode())
     expected = [line.removesuffix("\r") for line in text.split("\n")]
@@ -75,7 +78,7 @@ def test_lines_are_those_of_the_whole_text(
 def test_the_undecodable_byte_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str, encoding: str, before: str, byte: bytes
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 5)
+    monkeypatch.setattr(text_files, "_BLOCK", 5)
     start = ENCODINGS[encoding] + before.encode(encoding)
     (tmp_path / f"a.txt{packing}").write_bytes(PACK[packing](start + byte + "more".encode(encoding)))
     expected = f"a.txt{packing}: byte {len(start)} is not {encoding[:6].upper().rstrip('-')}; convert"
@@ -90,6 +93,12 @@ def _parquet(*texts: str | bytes, **options: Any) -> bytes:
     buffer = io.BytesIO()
     column = pa.array([text if isinstance(text, bytes) else text.encode() for text in texts]).view(pa.string())
     pq.write_table(pa.table({"text": column}), buffer, **options)
+    return buffer.getvalue()
+
+
+def _table(names: list[str], columns: list[list[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array(column) for column in columns], names=names), buffer)
     return buffer.getvalue()
 
 
@@ -112,6 +121,25 @@ DAMAGED[500:600] = bytes(100)
         ("a.jsonl", b'{"body": "fish"}', "line 1 has no field 'text'; it has body; choose one with field=NAME"),
         ("a.csv", b"a", "cannot read text from a file of this format; use"),
         ("a.parquet.gz", b"a", "cannot read text from a file of this format; use"),
+        ("a.txt", "fish".encode("utf-16-le"), "byte 1 is NUL, .* if it is UTF-16 .* iconv -f UTF-16LE -t UTF-8"),
+        ("a.txt", "fisk å".encode("utf-16-be"), "byte 0 is NUL, .*iconv -f UTF-16BE"),
+        ("a.jsonl", '{"text": "å"}'.encode("utf-32-le"), "byte 1 is NUL, .*iconv -f UTF-32LE"),
+        ("a.txt.gz", gzip.compress("fish".encode("utf-32-be")), "byte 0 is NUL, .*iconv -f UTF-32BE"),
+        ("a.txt", "Привет мир".encode("utf-16-le"), "byte 13 is NUL, .*iconv -f UTF-16LE"),
+        ("a.txt", b"one fish, two fish\0, red fish", "byte 18 is NUL, .*otherwise remove its NUL bytes"),
+        ("a.txt", "Þá mælti".encode("latin-1"), "byte 0 is not UTF-8; convert .* iconv -f LATIN1 -t UTF-8"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}', "line 1 is not JSON: the key text is given twice"),
+        ("a.jsonl", b'{"text": "a", "id": {"x": 1, "x": 2}}', "line 1 is not JSON: the key x is given twice"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "line 1 is not JSON: Exceeds the limit"),
+        ("a.jsonl", b'{"text": ["a"]}', "line 1: field 'text' is not text but list"),
+        ("a.jsonl", b'{"text": "a", "id": true}', "line 1: field 'id' is not text but bool"),
+        ("a.jsonl", b'{"text": "a", "id": [1]}', "line 1: field 'id' is not text but list"),
+        ("a.parquet", _table(["text", "text"], [["a"], ["b"]]), "has 2 columns named 'text'; rename or drop all but"),
+        ("a.parquet", _table(["text", "id", "id"], [["a"], ["b"], ["c"]]), "has 2 columns named 'id'"),
+        ("a.parquet", _table(["text"], [[["a"]]]), "row 1: field 'text' is not text but list"),
+        ("a.parquet", _table(["text"], [[None, 5]]), "row 2: field 'text' is not text but int"),
+        ("a.parquet", _table(["text"], [[b"a"]]), "row 1: field 'text' is not text but bytes"),
+        ("a.parquet", b"", "not a Parquet file"),
     ],
 )
 def test_damage_is_reported_with_its_place(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
@@ -133,8 +161,8 @@ def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is faked, since tests have no network."""
     datasets = pytest.importorskip("datasets")
 
-    def load_dataset(name: str, *, split: str, streaming: bool) -> Iterator[dict[str, Any]]:
-        assert streaming
+    def load_dataset(name: str, *, split: str, streaming: bool, trust_remote_code: bool) -> Iterator[dict[str, Any]]:
+        assert streaming and trust_remote_code is False, "datasets 3 would ask on the terminal"
         if name != "owner/name":
             raise FileNotFoundError(f"Dataset '{name}' doesn't exist on the Hub\nand more")
         return iter([{"text": f"{split} fish", "other": 1}])
@@ -161,9 +189,70 @@ def test_a_file_is_never_in_memory_whole(tmp_path: Path, name: str) -> None:
     tracemalloc.start()
     arrow = pa.total_allocated_bytes()
     most = 0
-    for index, (number, text) in enumerate(records(tmp_path / name, whole=False)):
+    for index, (number, text) in enumerate(
+        (one.number, one.text) for one in numbered_records(tmp_path / name, remedy="", whole=False)
+    ):
         assert number == index + 1 and text.strip() == expected[index]
         most = max(most, pa.total_allocated_bytes() - arrow)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert index == 3199 and peak < 8e6 and most < 16e6  # Arrow: 14 MB for its pages, however long the file
+
+
+def test_nulls_ids_and_line_ends(tmp_path: Path) -> None:
+    """Null is an empty text. Null, an empty string and NaN are no id; numbers are ids."""
+    (tmp_path / "a.parquet").write_bytes(_table(["text", "id"], [["a", None, "c"], [1.5, float("nan"), None]]))
+    assert list(records(tmp_path / "a.parquet")) == [("1.5", "a"), (2, ""), (3, "c")]
+    (tmp_path / "a.parquet").write_bytes(_table(["text"], [[None, None]]))
+    assert list(records(tmp_path / "a.parquet")) == [(1, ""), (2, "")]
+    category = pa.array(["a", "b", "a"]).dictionary_encode()
+    pq.write_table(pa.table({"text": category, "id": pa.array([7, 8, 9], pa.uint64())}), tmp_path / "a.parquet")
+    assert list(records(tmp_path / "a.parquet")) == [("7", "a"), ("8", "b"), ("9", "a")]
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\u0000b", "id": ""}\n')
+    assert list(records(tmp_path / "a.jsonl")) == [(1, "a\0b")]
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + b"One\r\n\r\ntwo\r\n")
+    assert list(records(tmp_path / "a.txt")) == [(1, "One\n\ntwo\n")]
+    assert [one.text for one in numbered_records(tmp_path / "a.txt", remedy="", whole=False)] == ["One", "", "two"]
+
+
+def test_messages_are_short_and_safe_to_print(tmp_path: Path) -> None:
+    """Names of fields come from the file: there may be thousands, long ones, and ones that clear the screen."""
+    names = ["\x1b[2J", "long" * 1000, *(f"field {number}" for number in range(5000))]
+    reason = r"it has \\x1b\[2J, (long){10}\.\.\., field 0, .*field 5 and 4994 more; choose one"
+    (tmp_path / "a.jsonl").write_text(json.dumps(dict.fromkeys(names, "x")))
+    pq.write_table(pa.table({name: ["x"] for name in names}), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        with pytest.raises(InputError, match=reason) as caught:
+            list(records(tmp_path / name))
+        assert len(str(caught.value)) < 500
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "y": 1})[:-1] + ', "\\u001b[2J": 1, "\\u001b[2J": 2}')
+    with pytest.raises(InputError, match=r"the key \\x1b\[2J is given twice"):
+        list(records(tmp_path / "a.jsonl"))
+
+
+def test_what_is_not_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "folder.txt").mkdir()
+    for name, reason in (
+        ("pipe.txt", "is neither a file nor a folder"),
+        ("loop.txt", "no such file|cannot be read"),
+        ("folder.txt", "not a folder of datasets"),
+        ("x" * 300 + ".txt", "cannot be read: File name too long"),
+        ("null\0.txt", "cannot be read|no such file"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            list(records(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "a.txt.zst", "a.parquet"])
+def test_a_file_that_may_not_be_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`open` is replaced, since root may read everything."""
+
+    def refuse(path: Path, *args: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(InputError, match=rf"{name}: cannot be read: Permission denied"):
+        list(records(tmp_path / name))

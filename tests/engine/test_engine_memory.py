@@ -46,12 +46,6 @@ def graph_backend(lm: ContrastiveLM, params: SamplingParams, size: int = 4) -> P
     return paged
 
 
-@pytest.fixture
-def faults_in_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Report faults by tokens, as on a GPU; on the CPU the op would raise."""
-    monkeypatch.setattr("cdgen_kernels.ops._raise_on_fault", lambda codes: None)
-
-
 @pytest.mark.parametrize("kind", ["paged", "paged, graphs", "static"])
 def test_nothing_is_left_when_generate_returns(kind, models, no_collector, monkeypatch, request) -> None:
     """The cyclic collector may run long after the next call needs the memory."""
@@ -69,7 +63,6 @@ def test_nothing_is_left_when_generate_returns(kind, models, no_collector, monke
 
     if kind == "paged, graphs":
         request.getfixturevalue("fake_cuda")
-        request.getfixturevalue("faults_in_tokens")
     if kind == "static":
         lm.static_reason = "for the test"
     monkeypatch.setattr(f"cdgen.engine.llm.{made.__name__}", make)
@@ -87,7 +80,7 @@ def test_an_error_frees_the_cache_while_its_traceback_is_kept(models, monkeypatc
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_graphs_draw_what_plain_steps_draw(size, models, exact, fake_cuda, faults_in_tokens) -> None:
+def test_graphs_draw_what_plain_steps_draw(size, models, exact, fake_cuda) -> None:
     """Sequences end at any time, so that graphs of several sizes run, with unused rows."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), alpha=0.3, logprobs=False)
     expected = Engine(lm.pair, backend(lm, params), requests(), params).run()
@@ -95,7 +88,7 @@ def test_graphs_draw_what_plain_steps_draw(size, models, exact, fake_cuda, fault
     assert sum(graph.replays for graph in fake_cuda.graphs) > 5
 
 
-def test_the_last_step_of_a_sequence_is_a_replay_too(models, fake_cuda, faults_in_tokens) -> None:
+def test_the_last_step_of_a_sequence_is_a_replay_too(models, fake_cuda) -> None:
     """1 + 4 + 1 tokens: a single remaining step also replays a graph instead of launching its kernels one by one."""
     lm, params = ContrastiveLM(**models), free(max_tokens=6, logprobs=False)
     paged = graph_backend(lm, params, size=64)
@@ -185,7 +178,7 @@ def test_memory_that_cannot_be_allocated_is_an_error_of_one_line(folders, monkey
         load(folders["good"])
 
 
-def test_a_device_that_fails_frees_what_it_can(models, fake_cuda, faults_in_tokens, monkeypatch) -> None:
+def test_a_device_that_fails_frees_what_it_can(models, fake_cuda, monkeypatch) -> None:
     """After a CUDA error every call fails, including the wait in close(). Pages and streams are still given back."""
 
     def fail(device: torch.device) -> None:

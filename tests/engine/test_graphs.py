@@ -13,7 +13,7 @@ from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.backend import Start
 from cdgen.engine.graphs import StepGraphs
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen.engine.requests import make_requests
+from cdgen.engine.requests import Prompts, make_requests
 from cdgen.engine.static_backend import StaticBackend
 from cdgen_kernels import SamplingTensors, make_sampling_tensors
 from tests.helpers.tiny_models import make_llama
@@ -84,7 +84,7 @@ def test_starting_sequences_has_no_host_sync(backend, monkeypatch) -> None:
     lm, params = ContrastiveLM(make_llama(0), layers=1), SamplingParams(n=3, max_tokens=4)
     running = backend(lm.pair, params, 9, *([64] if backend is PagedBackend else []))
     requests = make_requests(
-        [[5] * n for n in (2, 7, 20)], [(prompt, index) for prompt in range(3) for index in range(3)]
+        Prompts([[5] * n for n in (2, 7, 20)]), [(prompt, index) for prompt in range(3) for index in range(3)]
     )
     starts = [Start(request, count) for request, count in zip(requests, (1, 3, 2), strict=True)]
     for request, _ in starts:

@@ -1,13 +1,17 @@
 """cdgen plan: model shapes, memory compared with the cache's own, the largest batch, and the roofline of a step."""
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from cdgen import ContrastiveLM, SamplingParams
+from cdgen.cli import main
 from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.plan import Job, Shape, largest_batch, parts_of_memory, parts_of_step, shapes
+from cdgen.errors import InputError
 from cdgen.hardware import GPUS, Machine
 from tests.helpers.families import family
 from tests.helpers.tiny_models import make_llama
@@ -99,3 +103,24 @@ def test_the_dtype_is_that_of_generate(cdgen_command, good, folders, tmp_path) -
 def test_an_unknown_dtype_is_refused(cdgen_command, folders, option) -> None:
     code, printed = cdgen_command("plan", "--good", folders["good"], "--gpu", "h100", option, "int3")
     assert code == 2 and "= 'int3': use float32, bfloat16 or float16" in printed
+
+
+def test_the_short_run_trusts_code_exactly_as_the_estimate_does(folders, monkeypatch, capsys) -> None:
+    asked = []
+
+    def record(*_: Any, trust_remote_code: bool, **__: Any) -> Any:
+        asked.append(trust_remote_code)
+        return SimpleNamespace(lines=lambda: [], batch=1, job=JOB, rate=1.0)
+
+    monkeypatch.setattr("cdgen.engine.plan.plan", record)
+    monkeypatch.setattr("cdgen.engine.llm.ContrastiveLM", record)
+    monkeypatch.setattr("cdgen.engine.plan.measured_rate", lambda *_: 1.0)
+    for flag in ([], ["--trust-remote-code"]):
+        assert main(["plan", "--good", str(folders["good"]), "--gpu", "cpu", *flag]) == 0
+    assert asked == [False, False, True, True]
+
+
+def test_a_bad_with_layers_that_good_does_not_have_is_refused(folders) -> None:
+    for layers in (0, 2, 9):
+        with pytest.raises(InputError, match=f"layers = {layers}: must be 1 to 1; GOOD has 2 layers"):
+            shapes(str(folders["good"]), f"layers:{layers}")

@@ -11,6 +11,7 @@ import transformers
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.bans import repeated_ngram_bans
+from cdgen.engine.requests import Prompts
 from cdgen.engine.text import StopStrings, decode_after
 from cdgen.errors import InputError
 from tests.helpers.tiny_models import make_llama
@@ -78,7 +79,7 @@ def test_stop_strings_across_tokens(lm) -> None:
                 continue
             first = output.text.find(stop)
             stopped = lm.continue_sequences(
-                [plain.prompt_token_ids], [(0, output.index)], free(max_tokens=40, stop=("never ever", stop))
+                Prompts([plain.prompt_token_ids]), [(0, output.index)], free(max_tokens=40, stop=("never ever", stop))
             )[0]
             assert stopped.text == output.text[:first] and stopped.finish_reason == "stop"
             assert len(stopped.token_ids) < 40 and stopped.token_ids == output.token_ids[: len(stopped.token_ids)]

@@ -5,7 +5,7 @@ import os
 import torch
 
 from cdgen.engine.engine import Engine
-from cdgen.engine.requests import make_requests
+from cdgen.engine.requests import Prompts, make_requests
 from tests.helpers.gpu_engines import Setup, params
 
 
@@ -17,7 +17,7 @@ def main() -> None:
         lm = setup.pair(kind, dtype)
         for logprobs in (False, True):
             few = params(n=2, max_tokens=3, temperature=1.0, logprobs=logprobs)
-            requests = make_requests([list(range(5, 22))], [(0, 0), (0, 1)])
+            requests = make_requests(Prompts([list(range(5, 22))]), [(0, 0), (0, 1)])
             outputs = len(Engine(lm.pair, setup.backend(lm, few, size=2, sync_every=0), requests, few).run())
     print(f"{outputs} continuations")
 

@@ -41,4 +41,4 @@ def test_a_cache_that_does_not_fit_is_an_input_error(setup) -> None:
     if setup.device.type == "cpu":
         pytest.skip("the CPU overcommits memory: the error would come only when the cache is written")
     with pytest.raises(InputError, match=r"^a cache of .* GB cannot be allocated: cuda:0 has .* GB free; lower"):
-        lm.generate([PROMPTS[0]] * 2000, params(n=500, max_tokens=200))  # GOOD's keys alone fit no GPU
+        lm.generate([PROMPTS[0]] * 2000, params(n=500, max_tokens=200, temperature=1.0))  # GOOD's keys alone fit no GPU

@@ -7,7 +7,7 @@ import torch
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen.engine.requests import Request, make_requests
+from cdgen.engine.requests import Prompts, Request, make_requests
 from cdgen_kernels import implementation, paged_attention
 
 PROMPTS = [[5, 6, 7], [9] * 16, [11, 12], list(range(20, 57)), [8], [5, 6, 7], [13] * 13]
@@ -59,4 +59,4 @@ def backend(
 
 def requests(n: int = 3) -> list[Request]:
     """Return requests for n continuations of each of PROMPTS."""
-    return make_requests(PROMPTS, [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(n)])
+    return make_requests(Prompts(PROMPTS), [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(n)])

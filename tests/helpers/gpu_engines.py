@@ -18,7 +18,7 @@ from cdgen.engine.engine import Engine
 from cdgen.engine.graphs import StepGraphs
 from cdgen.engine.outputs import CompletionOutput
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen.engine.requests import Request, make_requests
+from cdgen.engine.requests import Prompts, Request, make_requests
 from tests.helpers.tiny_models import TEST_DEVICE, make_llama
 
 # Exact float32 products, so that tokens can be compared with the CPU's. Libraries read the variable when they start.
@@ -48,7 +48,7 @@ def on(module: nn.Module, device: torch.device, dtype: torch.dtype = torch.float
 
 def requests() -> list[Request]:
     """Return requests for N continuations of each prompt."""
-    return make_requests(PROMPTS, [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(N)])
+    return make_requests(Prompts(PROMPTS), [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(N)])
 
 
 class Setup:
@@ -108,5 +108,4 @@ def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Se
     if TEST_DEVICE != "cpu":
         pytest.fail(f"CDGEN_TEST_DEVICE={TEST_DEVICE}: use cuda or cpu")
     request.getfixturevalue("fake_cuda")
-    monkeypatch.setattr("cdgen_kernels.ops._raise_on_fault", lambda codes: None)  # a GPU reports faults by tokens
     return Setup(torch.device("cpu"))

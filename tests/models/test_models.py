@@ -2,24 +2,20 @@
 
 import copy
 import json
-import os
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.errors import InputError
 from cdgen.models.bad import attention_dropout, first_layers, parse_bad
+from cdgen.models.configs import stored_dtype
 from cdgen.models.dtypes import default_dtype
 from cdgen.models.language_model import LanguageModel
-from cdgen.models.loading import load, stored_dtype
+from cdgen.models.loading import load
 from cdgen.models.vocabulary import shared_vocab_size
 from tests.helpers.families import FAMILIES, family, ids
 from tests.helpers.tiny_models import VOCABULARY, make_llama, make_tokenizer
@@ -84,90 +80,6 @@ def test_fingerprint_depends_on_contents_not_on_the_folder(folders, tmp_path) ->
     changed.save_pretrained(tmp_path / "changed")
     assert load(tmp_path / "changed")[0].fingerprint != here.fingerprint
     assert load(changed)[0].fingerprint != load(here.module)[0].fingerprint  # models that are passed loaded
-
-
-def test_loads_gguf(tmp_path, tokenizer) -> None:
-    gguf = pytest.importorskip("gguf")
-    model = make_llama(5)
-    write_gguf(gguf, tmp_path / "model.gguf", model, tokenizer)
-    for source in (tmp_path, tmp_path / "model.gguf"):
-        loaded, found = load(source)
-        with torch.inference_mode():
-            torch.testing.assert_close(loaded.module(ids(1, 9)).logits, model(ids(1, 9)).logits, rtol=1e-4, atol=1e-4)
-        assert shared_vocab_size(loaded, load(model)[0], found, tokenizer) == VOCABULARY
-        assert loaded.fingerprint.startswith("sha256:") and len(loaded.files) == 1
-    (tmp_path / "second.gguf").write_bytes((tmp_path / "model.gguf").read_bytes())
-    with pytest.raises(InputError, match="holds 2 GGUF files; name one of them"):
-        load(tmp_path)
-
-
-def write_gguf(gguf: Any, path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write a Llama as a float32 GGUF file in llama.cpp's layout, with its order of rows for rotary embeddings."""
-    config, writer = model.config, gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    bpe = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
-    writer.add_token_types([3, 3] + [1] * (config.vocab_size - 2))
-    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    names = {
-        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
-    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
-    for name, tensor in model.state_dict().items():
-        stem = name.removesuffix(".weight")
-        prefix, part = "", stem
-        if stem.startswith("model.layers."):
-            _, _, layer, part = stem.split(".", 3)
-            prefix = f"blk.{layer}."
-        if part in heads:
-            tensor = tensor.view(heads[part], 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(f"{prefix}{names[part]}.weight", tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def test_errors_of_loading_name_the_source(tmp_path, good) -> None:
-    for source, reason in (
-        (tmp_path / "nothing", "no such folder or file"),
-        (tmp_path, "holds neither config.json nor a .gguf file"),
-        (__file__, "use a folder with config.json and safetensors"),
-    ):
-        with pytest.raises(InputError, match=reason):
-            load(source)
-    good.config.save_pretrained(tmp_path / "pickled")
-    torch.save(good.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
-    with pytest.raises(InputError, match="cannot load the model"):
-        load(tmp_path / "pickled")
-
-
-def test_incomplete_weights_are_refused(tmp_path, good) -> None:
-    """transformers would initialise a missing tensor at random."""
-    good.save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    tensors.pop("model.norm.weight")
-    save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"1 tensors are missing from its weights, such as model\.norm\.weight"):
-        load(tmp_path)
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(InputError, match="a weight file is truncated or damaged"):
-        load(tmp_path)
 
 
 def test_models_without_attention_cache_are_refused() -> None:

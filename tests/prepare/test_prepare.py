@@ -2,12 +2,12 @@
 
 import gzip
 import io
-import json
 import re
 import tracemalloc
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
-from cdgen.prepare import build
+from cdgen.prepare import build, index
 from cdgen.prepare.build import prepare_corpus
 from cdgen.prepare.sources import Source
 from cdgen.prepare.tokenizer import train_tokenizer
@@ -174,36 +174,55 @@ def test_other_mistakes(tmp_path: Path) -> None:
     source = Source("a", jsonl(tmp_path / "a.jsonl", fish(100)))
     for sources, options, reason in (
         ([], {}, "no sources given"),
+        (3, {}, "sources: give a Source, a string or a path, or a list of them, not int"),
+        ([source, 3], {}, "or a list of them, not int"),
+        ([source], {"seed": 1.5}, "seed = 1.5: must be a whole number"),
+        ([source], {"test": "0.05"}, "test = '0.05': must be a number"),
+        ([source], {"test": float("nan")}, "test = nan: must be 0 to 1"),
         ([source, source], {}, "source a: is given twice; name each one"),
-        ([source], {"test": 1.0}, "test = 1.0: must be"),
-        ([source], {"seeds": -0.1}, "seeds = -0.1: must be"),
+        ([source], {"test": 1.0}, "test = 1.0, seeds = 0.05: nothing is left to train on"),
+        ([source], {"seeds": -0.1}, "seeds = -0.1: must be 0 to 1"),
         ([source], {"test": 0.5, "seeds": 0.5}, "nothing is left to train on"),
     ):
         with pytest.raises(InputError, match=reason):
             prepare_corpus(sources, tmp_path / "out", **options)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "train.parquet").write_text("mine")
-    with pytest.raises(CorpusError, match=r"holds train\.parquet but no manifest\.json"):
-        prepare_corpus([source], tmp_path / "full")
+    for overwrite in (False, True):
+        with pytest.raises(CorpusError, match=r"full/train\.parquet: is in the way, and no manifest lists it; move it"):
+            prepare_corpus([source], tmp_path / "full", overwrite=overwrite)
     (tmp_path / "full" / "manifest.json").write_text('{"shards": []}')
     with pytest.raises(CorpusError, match="is not a manifest of a prepared corpus"):
         prepare_corpus([source], tmp_path / "full", overwrite=True)
     assert (tmp_path / "full" / "train.parquet").read_text() == "mine"
 
 
-def test_manifests_of_format_version_1_and_of_other_kinds(tmp_path: Path) -> None:
-    """Version 1 had no `kind`: it is the same corpus. A folder of another kind is refused."""
+def test_a_source_may_be_given_as_a_string_or_path(tmp_path: Path) -> None:
+    """A string is not taken for a list of letters."""
+    path = jsonl(tmp_path / "a.jsonl", fish(100))
+    first, _ = prepare_corpus([Source("a", path)], tmp_path / "out")
+    for sources in (path, Path(path), Source("a", path), [path], (f"a={path}",)):
+        found, written = prepare_corpus(sources, tmp_path / "out", seed=np.int64(42))
+        assert not written and found["fingerprint"] == first["fingerprint"]
+
+
+def test_words_of_huge_texts_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "_PIECE", 5)
+    for text in ("", "fish", "one fish two fish", "a  b\u2003c\x1cd \n" * 7, "longer-than-a-piece x", " " * 12):
+        assert index.count_words(text) == len(text.split())
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     source, out = Source("a", jsonl(tmp_path / "a.jsonl", fish(200))), tmp_path / "out"
-    manifest, _ = prepare_corpus([source], out)
-    old = {name: value for name, value in manifest.items() if name != "kind"} | {"format_version": 1}
-    (out / "manifest.json").write_text(json.dumps(old))
-    before = contents(out)
-    assert prepare_corpus([source], out) == (json.loads(json.dumps(manifest)), False) and contents(out) == before
+    prepare_corpus([source], out)
     train_tokenizer(out, tmp_path / "tokenizer", vocab_size=300)
-    with pytest.raises(CorpusError, match="describes a tokenizer, not a prepared corpus; choose another folder"):
-        prepare_corpus([source], tmp_path / "tokenizer", overwrite=True)
-    with pytest.raises(CorpusError, match="describes a prepared corpus, not a tokenizer; choose another folder"):
-        train_tokenizer(out, out, vocab_size=300)
+    before = contents(out), contents(tmp_path / "tokenizer")
+    for overwrite in (False, True):
+        with pytest.raises(CorpusError, match="describes a tokenizer, not a prepared corpus; choose another folder"):
+            prepare_corpus([source], tmp_path / "tokenizer", overwrite=overwrite)
+        with pytest.raises(CorpusError, match="describes a prepared corpus, not a tokenizer; choose another folder"):
+            train_tokenizer(out, out, vocab_size=300, overwrite=overwrite)
+    assert (contents(out), contents(tmp_path / "tokenizer")) == before
 
 
 # ------------------------------------------------------------------------------------------------ progress and memory

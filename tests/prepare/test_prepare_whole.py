@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from cdgen.cli import main
-from cdgen.errors import CorpusError
+from cdgen.errors import CorpusError, InputError
 from cdgen.prepare import build
 from cdgen.prepare.build import prepare_corpus
 from cdgen.prepare.index import Decision
@@ -54,6 +55,59 @@ def test_a_rerun_does_nothing_and_another_corpus_is_refused(tmp_path: Path, caps
     assert set(contents(out)) == {"manifest.json", "train.parquet", "test.parquet"} and len(split_of(out)) == 201
 
 
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"seed": 7}, "seed = 42, but now seed = 7"),
+        ({"test": 0.2}, "test = 0.05, but now test = 0.2"),
+        ({"name": "b"}, "it no longer has the source a"),
+        ({"more": True}, "it did not have the source more"),
+        ({"field": "body"}, "source a: field = text, but now field = body"),
+        ({"text": "changed"}, r"source a: the content of a\.jsonl has changed"),
+    ],
+)
+def test_another_corpus_is_refused_with_the_difference(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "a.jsonl"
+    content = "".join(json.dumps({"text": text, "body": text}) + "\n" for text in fish(200))
+    path.write_text(content)
+    prepare_corpus(Source("a", path), tmp_path / "out")
+    before = contents(tmp_path / "out")
+    path.write_text(content.replace("fish 7", changes.pop("text", "fish 7")))
+    sources = [Source(changes.pop("name", "a"), path, field=changes.pop("field", "text"))]
+    if changes.pop("more", False):
+        sources.append(Source("more", jsonl(tmp_path / "more.jsonl", fish(9, 300))))
+    with pytest.raises(InputError, match=rf"holds a corpus of other sources or settings \({reason}\); choose another"):
+        prepare_corpus(sources, tmp_path / "out", **changes)
+    assert contents(tmp_path / "out") == before
+
+
+def test_overwriting_keeps_the_old_corpus_until_the_new_one_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that no manifest lists are never replaced or deleted."""
+    path, out = tmp_path / "a.jsonl", tmp_path / "out"
+    prepare_corpus(jsonl(path, fish(200)), out, seeds=0)
+    (out / "notes.txt").write_text("mine")
+    before = contents(out)
+    path.write_text(path.read_text() + '{"text": 5}\n')  # found in the first pass over the text
+    with pytest.raises(InputError, match="line 201: field 'text' is not text but int"):
+        prepare_corpus(path, out, seed=7, overwrite=True)
+    assert contents(out) == before
+    jsonl(path, fish(200))
+    monkeypatch.setattr(build, "_distribute", lambda *args: 1 / 0)  # in the second one
+    with pytest.raises(ZeroDivisionError):
+        prepare_corpus(path, out, seed=7, overwrite=True)
+    assert contents(out) == before
+    monkeypatch.undo()
+    (out / "seeds.parquet").write_text("mine")
+    with pytest.raises(CorpusError, match=r"seeds\.parquet: is in the way"):
+        prepare_corpus(path, out, seed=7, overwrite=True)
+    assert contents(out) == before | {"seeds.parquet": b"mine"}
+    (out / "seeds.parquet").unlink()
+    prepare_corpus(path, out, seed=7, overwrite=True)
+    assert set(contents(out)) == {*before, "seeds.parquet"} and contents(out)["notes.txt"] == b"mine"
+
+
 def test_full_disk(cdgen_command: CommandLine, tmp_path: Path) -> None:
     """Files are limited to 6,000 bytes: test and seeds fit, train does not."""
     argv = ["prepare", jsonl(tmp_path / "a.jsonl", fish(3000)), "--out", tmp_path / "out", "--quiet"]
@@ -72,15 +126,13 @@ def test_kill_9_leaves_no_half_file(cdgen_command: CommandLine, tmp_path: Path) 
     for _ in range(3):
         child = cdgen_command.start("prepare", path, "--out", out, "--quiet")
         deadline = time.monotonic() + 30
-        while not (out / ".tmp-seeds.parquet").exists() and time.monotonic() < deadline:
+        while not list(out.glob(".cdgen-*-seeds.parquet")) and time.monotonic() < deadline:
             time.sleep(0.0005)
         os.kill(child, signal.SIGKILL)
         code, output = cdgen_command.wait()
         assert code == -signal.SIGKILL, f"ended by itself with {code}: {output}"
-        assert {path.name for path in out.iterdir()} == {
-            ".tmp-manifest.json",
-            *(f".tmp-{split}.parquet" for split in SPLITS),
-        }
+        names = {re.sub(r"^\.cdgen-[0-9a-f]{16}-", ".cdgen-", path.name) for path in out.iterdir()}
+        assert names == {".cdgen-manifest.json", *(f".cdgen-{split}.parquet" for split in SPLITS)}
     assert cdgen_command("prepare", path, "--out", out, "--quiet") == (0, "")
     assert contents(out) == contents(tmp_path / "uninterrupted")
 

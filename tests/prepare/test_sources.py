@@ -2,9 +2,13 @@
 
 import gzip
 import json
+import os
+import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cdgen.cli import main
@@ -54,8 +58,14 @@ def test_sources_of_the_command_line() -> None:
         ("a.txt,colour=red", "source a: no setting 'colour'; use by, heading"),
         ("a.txt,words=many", "words=many: is not a number"),
         ("a.txt,lines=1.5", "is not a whole number"),
+        ("a.txt,lines=1e400", "lines=1e400: is not a whole number"),
+        ("a.txt,lines=nan", "lines=nan: is not a whole number"),
+        ("a.txt,lines=1e30", "lines = 1000000000000000019884624838656: must be 1 to"),
+        ("a.txt,words=1e400", "words = inf: must be"),
+        ("a.txt,weight=1e-50", "weight = 1e-50: is too small"),
+        ("a.txt,heading=a{99999999999999}", "heading is not a regular expression: the repetition number is too large"),
         ("a.txt,words=0", "words = 0.0: must be more than 0"),
-        ("a.txt,weight=nan", "weight = nan: must be more than 0"),
+        ("a.txt,weight=nan", "weight = nan: must be"),
         ("a.txt,words=1,weight=1", "words and weight are given"),
         ("a.txt,by=magic", "by = 'magic': use file, blank, heading, record"),
         ("a.txt,by=blank,lines=3", "by=blank and lines are given"),
@@ -66,6 +76,52 @@ def test_sources_of_the_command_line() -> None:
 def test_impossible_sources_are_refused(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason.replace("(", r"\(")):
         parse_source(text)
+
+
+@pytest.mark.parametrize(
+    "fields, reason",
+    [
+        ({"name": 3}, "source 3: a name consists of"),
+        ({"paths": []}, "source a: paths: give a path or a list of paths, not none"),
+        ({"paths": 3}, "paths: give a path or a list of paths, not int"),
+        ({"paths": ["a.txt", None]}, "paths: give a path or a list of paths, not NoneType"),
+        ({"heading": 3}, "heading is not a regular expression"),
+        ({"lines": 1.5}, "source a: lines = 1.5: must be a whole number"),
+        ({"lines": True}, "source a: lines = True: must be a whole number"),
+        ({"words": "2e6"}, "source a: words = '2e6': must be a number"),
+    ],
+)
+def test_impossible_fields_are_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=re.escape(reason)):
+        Source(**{"name": "a", "paths": "a.txt"} | fields)
+
+
+def test_paths_and_numbers_of_other_types(tmp_path: Path) -> None:
+    source = Source("a", tmp_path / "a.txt", lines=np.int64(3), words=np.float32(2.5))
+    assert source == Source("a", [str(tmp_path / "a.txt")], lines=3, words=2.5)
+    assert type(source.lines) is int and type(source.words) is float
+
+
+def test_what_cannot_be_a_source_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt"), "w", encoding="utf-8") as file:
+        file.write("fish")
+    for pattern, reason in (("pipe.txt", "is neither a file nor a folder"), ("caf*", "its name is not UTF-8; rename")):
+        with pytest.raises(InputError, match=reason):
+            files(Source("a", str(tmp_path / pattern)))
+
+
+def test_what_a_function_reads_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"")
+    for found, reason in (
+        (("x", "a\ud800"), r"document x: character 1 of its text is half of a surrogate pair"),
+        (("x\ud800", "a"), r"character 1 of its id is half of a surrogate pair"),
+        (("x", 5), r"document x: its text is not text but int"),
+        ("text", r"read gave str, not \(id, text\)"),
+    ):
+        source = Source("a", tmp_path / "a.bin", read=lambda path, found=found: iter([found]))
+        with pytest.raises(InputError, match=reason):
+            list(documents(source, str(tmp_path / "a.bin")))
 
 
 def test_tinybabylm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """Trained tokenizers: exact round trips, reproducible bytes, and folders that are complete or untouched."""
 
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -16,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
+from cdgen.prepare import tokenizer as module
 from cdgen.prepare.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from tests.conftest import CommandLine
 from tests.helpers.prepared import contents
@@ -112,20 +115,30 @@ def test_a_rerun_does_nothing_and_another_tokenizer_is_refused(
 
 def test_mistakes(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "blank.jsonl.gz").write_bytes(gzip.compress(b'{"text": " \\n"}\n{"text": null}\n'))
+    pq.write_table(pa.table({"text": [None, ""]}), tmp_path / "null.parquet")
+    (tmp_path / "late.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
     (tmp_path / "bytes.txt").write_bytes(b"fish \xff")
     (tmp_path / "other").mkdir()
     for name, size, reason in (
-        (corpus, 258, "vocab_size = 258: must be 259 or more"),
+        (corpus, 258, "vocab_size = 258: must be 259 to 4194304"),
+        (corpus, 10**12, "vocab_size = 1000000000000: must be 259 to"),
+        (corpus, 300.5, "vocab_size = 300.5: must be a whole number"),
         (tmp_path / "none", 300, "none: no such file"),
         (tmp_path / "other", 300, r"other: holds no train\.parquet; prepare a corpus first"),
-        (tmp_path / "empty.jsonl", 300, r"empty\.jsonl: holds no documents"),
+        (tmp_path / "empty.jsonl", 300, r"empty\.jsonl: holds no text"),
+        (tmp_path / "empty.txt", 300, r"empty\.txt: holds no text"),
+        (tmp_path / "blank.jsonl.gz", 300, r"blank\.jsonl\.gz: holds no text"),
+        (tmp_path / "null.parquet", 300, r"null\.parquet: holds no text"),
+        (tmp_path / "late.jsonl", 300, r"late\.jsonl: line 2: field 'text' is not text but int"),
         (tmp_path / "bytes.txt", 300, r"bytes\.txt: byte 5 is not UTF-8"),
     ):
         with pytest.raises(InputError, match=reason):
             train_tokenizer(name, tmp_path / "out", vocab_size=size)
         assert not (tmp_path / "out").exists()
     (tmp_path / "other" / "tokenizer.json").write_text("mine")
-    with pytest.raises(CorpusError, match=r"holds tokenizer\.json but no manifest\.json"):
+    with pytest.raises(CorpusError, match=r"other/tokenizer\.json: is in the way, and no manifest lists it"):
         train_tokenizer(corpus, tmp_path / "other", vocab_size=300, overwrite=True)
     assert (tmp_path / "other" / "tokenizer.json").read_text() == "mine"
 
@@ -152,12 +165,16 @@ def test_the_corpus_is_never_in_memory_whole(tmp_path: Path) -> None:
     assert peak < 10e6, "of 30 MB of text"
 
 
-def test_a_manifest_of_format_version_1_is_read(corpus: Path, tmp_path: Path) -> None:
-    """Version 1 had neither `kind` nor `format_version`."""
-    out = tmp_path / "out"
-    train_tokenizer(corpus, out, vocab_size=300)
-    manifest = json.loads((out / "manifest.json").read_text())
-    old = {name: value for name, value in manifest.items() if name not in ("kind", "format_version")}
-    (out / "manifest.json").write_text(json.dumps(old))
-    before = contents(out)
-    assert train_tokenizer(corpus, out, vocab_size=300) == (300, False) and contents(out) == before
+@pytest.mark.parametrize("character", ["ab", " "])
+def test_a_huge_word_is_cut_before_training(tmp_path: Path, character: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training on it whole would take time in proportion to the square of its length."""
+    text = "one fish\n\n two  " + character * 12_000 + " three" * 3000
+    pieces = list(module._without_long_runs(text))
+    assert "".join(pieces) == text and len(pieces) > 2 and pieces[-1].endswith(" three" * 3000)
+    assert max(len(run) for piece in pieces for run in re.findall(r"\S+|\s+", piece)) == 5000
+    assert list(module._without_long_runs("fish " * 5000)) == ["fish " * 5000]
+    (tmp_path / "a.txt").write_text(text)
+    assert train_tokenizer(str(tmp_path / "a.txt"), tmp_path / "out", vocab_size=270) == (270, True)
+    monkeypatch.setattr(module, "_LONGEST_RUN", 1)  # no pairs are left to merge
+    (tmp_path / "b.txt").write_text("ab" * 100)
+    assert train_tokenizer(tmp_path / "b.txt", tmp_path / "other", vocab_size=270) == (259, True)

@@ -1,6 +1,7 @@
-"""Training runs: checkpoints by name, `cdgen models ls`, and run.json of earlier versions."""
+"""Training runs: checkpoints by name, `cdgen models ls`, and damaged or foreign folders."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from cdgen import ContrastiveLM, SamplingParams
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import runs
+from cdgen.storage.folder import OutputFolder
+
+CHECKPOINT = {"step": 50, "loss": 1.0, "perplexity": None, "files": {}}
 
 
 def write_run_json(folder: Path, **fields: Any) -> None:
@@ -36,6 +40,30 @@ def run(tmp_path: Path, folders: dict[str, Path]) -> Path:
 def test_a_checkpoint_by_name(run: Path, name: str, step: int) -> None:
     """The first checkpoint with the lowest perplexity is best, whatever its loss."""
     assert runs.resolve(f"{run}@{name}") == str(run / f"step_{step:06d}")
+
+
+@pytest.mark.parametrize(
+    ("perplexities", "best"),
+    [
+        ((math.nan, 30.0, 20.0, math.inf), 150),
+        ((20.0, math.nan, math.nan, math.nan), 50),
+        ((math.nan, math.nan, math.inf, -math.inf), 170),
+        ((-math.inf, 30.0, None, math.nan), 100),
+    ],
+)
+def test_a_perplexity_that_is_not_finite_is_never_best(
+    run: Path, perplexities: tuple[float | None, ...], best: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If no perplexity is finite, the last checkpoint is best, as if none were known."""
+    found = json.loads((run / "run.json").read_text())["checkpoints"]
+    for one, perplexity in zip(found, perplexities, strict=True):
+        one["perplexity"] = perplexity
+    write_run_json(run, checkpoints=found)
+    assert runs.resolve(f"{run}@best") == str(run / f"step_{best:06d}")
+    assert main(["models", "ls", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines if "best" in line] == [str(best)]
+    assert not any("nan" in line or "inf" in line for line in lines)
 
 
 def test_other_names_are_left_alone(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -79,31 +107,49 @@ def test_a_deleted_checkpoint_is_not_offered(run: Path) -> None:
         runs.resolve(f"{run}@100")
 
 
-def test_damaged_checkpoint_lists_and_other_kinds(run: Path) -> None:
-    for checkpoints in ([{"loss": 1.0}], [5], {"step": 5}, None):
-        write_run_json(run, checkpoints=checkpoints)
-        with pytest.raises(CorpusError, match=r"run\.json: its list of checkpoints is damaged; restore it, or choose"):
-            runs.read(run)
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"checkpoints": [{"loss": 1.0}]}, r"has no field 'checkpoints\[0\]\.step'"),
+        ({"checkpoints": [5]}, r"field 'checkpoints\[0\]' is not an object"),
+        ({"checkpoints": {"step": 5}}, "field 'checkpoints' is not a list"),
+        ({"checkpoints": None}, "field 'checkpoints' is not a list"),
+        ({"checkpoints": [CHECKPOINT | {"step": "50"}]}, r"'checkpoints\[0\]\.step' is not a whole number"),
+        ({"checkpoints": [CHECKPOINT | {"step": True}]}, r"'checkpoints\[0\]\.step' is not a whole number"),
+        ({"checkpoints": [CHECKPOINT, CHECKPOINT | {"loss": None}]}, r"'checkpoints\[1\]\.loss' is not a number"),
+        (
+            {"checkpoints": [CHECKPOINT | {"files": {"../x": "0"}}]},
+            r"'checkpoints\[0\]\.files\.\.\./x' is not of the form",
+        ),
+        ({"checkpoints": [CHECKPOINT | {"files": {"x": 0}}]}, r"'checkpoints\[0\]\.files\.x' is not text"),
+        ({"config": []}, "field 'config' is not an object"),
+        ({"config": None}, "field 'config' is not an object"),
+        ({"inputs": "sha"}, "field 'inputs' is not an object"),
+        ({"environments": [None]}, r"field 'environments\[0\]' is not an object"),
+    ],
+)
+def test_a_damaged_run_json_is_one_line(run: Path, fields: dict[str, Any], fault: str) -> None:
+    write_run_json(run, **fields)
+    with pytest.raises(CorpusError, match=rf"run\.json: is damaged: .*{fault}.*; restore it, or choose") as caught:
+        runs.read(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_kinds_and_versions_are_refused(run: Path) -> None:
     write_run_json(run, kind="tokenizer")
-    with pytest.raises(CorpusError, match=r"run\.json: describes a tokenizer, not a training run; restore it"):
+    with pytest.raises(CorpusError, match=r"run\.json: describes a tokenizer of an earlier version"):
         runs.read(run)
-    write_run_json(run, format_version=7)
-    with pytest.raises(CorpusError, match=r"has format version 7, but this version of cdgen reads 1 to 2; restore it"):
-        runs.read(run)
-
-
-def test_format_version_1_is_read(run: Path) -> None:
-    """Version 1 had neither `kind` nor `format_version`."""
-    now = runs.read(run)
-    old = json.loads((run / "run.json").read_text())
-    del old["kind"], old["format_version"]
-    old["runs"] = old.pop("environments")
-    (run / "run.json").write_text(json.dumps(old))
-    assert runs.read(run) == now and now is not None and now["format_version"] == 2
+    for version in (1, 7, "2", None, True):
+        write_run_json(run, format_version=version)
+        with pytest.raises(
+            CorpusError, match=rf"has format version {version}, but this version of cdgen reads 2; rest"
+        ):
+            runs.read(run)
 
 
 def test_a_run_begins_with_the_same_config_and_inputs(run: Path, tmp_path: Path) -> None:
-    write_run_json(run, config={"corpus": "here", "steps": 5}, inputs={"corpus": ["sha"]})
+    begun = json.loads((run / "run.json").read_text())["checkpoints"]
+    write_run_json(run, config={"corpus": "here", "steps": 5}, inputs={"corpus": ["sha"]}, checkpoints=begun)
     moved = runs.begin(run, {"corpus": "there", "steps": 5}, {"corpus": ["sha"]})
     assert moved["config"]["corpus"] == "here", "a text that was moved is unchanged"
     with pytest.raises(
@@ -114,8 +160,54 @@ def test_a_run_begins_with_the_same_config_and_inputs(run: Path, tmp_path: Path)
         runs.begin(run, {"corpus": "here", "steps": 5}, {"corpus": ["other"]})
     assert runs.begin(tmp_path / "new", {"steps": 5}, {})["checkpoints"] == []
     (run / "run.json").unlink()
-    with pytest.raises(CorpusError, match=r"run: holds step_000050 but no run\.json; choose another folder"):
+    with pytest.raises(CorpusError, match=r"step_000050: is in the way, and no manifest lists it; move it, or choose"):
         runs.begin(run, {}, {})
+
+
+@pytest.mark.parametrize("name", ["step_000200", "log.jsonl"])
+def test_what_a_run_does_not_list_stops_it(run: Path, tmp_path: Path, name: str) -> None:
+    """Training would replace it."""
+    (folder := tmp_path / "new").mkdir()
+    (folder / name).write_text("mine")
+    folders = [folder]
+    if name != "log.jsonl":  # the log belongs to the run.json beside it
+        (run / name).mkdir()
+        folders.append(run)
+    for out in folders:
+        with pytest.raises(CorpusError, match=f"{name}: is in the way"):
+            runs.begin(out, {}, {})
+    assert (folder / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["_manifest.json", "manifest.json"])
+def test_training_into_a_folder_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
+    kind = "generated" if name.startswith("_") else "prepared"
+    (tmp_path / name).write_text(json.dumps({"kind": kind}))
+    with pytest.raises(CorpusError, match=f"{name}: describes a {kind} corpus, not a training run; choose another"):
+        runs.begin(tmp_path, {}, {})
+    (tmp_path / name).write_text("a file of the user's that has this name")
+    assert runs.begin(tmp_path, {}, {})["checkpoints"] == []
+
+
+def test_a_dropped_checkpoint_is_never_half_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it deletes a checkpoint leaves neither part of it nor an error."""
+    found = runs.read(run)
+    assert found is not None
+
+    def kill(path: Path) -> None:
+        assert not (run / "step_000150").exists() and path.name.startswith(".cdgen-")
+        raise KeyboardInterrupt
+
+    with OutputFolder(run) as folder:
+        monkeypatch.setattr("cdgen.storage.folder._delete", kill)
+        with pytest.raises(KeyboardInterrupt):
+            runs.drop_checkpoint(folder, found, found["checkpoints"][2])
+        monkeypatch.undo()
+    with OutputFolder(run):
+        pass
+    assert not list(run.glob(".cdgen-*"))
+    again = runs.begin(run, {}, {})
+    assert [one["step"] for one in again["checkpoints"]] == [50, 100, 170]
 
 
 def test_models_ls(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

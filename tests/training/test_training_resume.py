@@ -89,7 +89,7 @@ def test_a_signal_saves_the_step_it_arrives_in(number, settings, uninterrupted, 
 
 
 def test_an_incomplete_checkpoint_never_has_its_name(settings, tmp_path, monkeypatch) -> None:
-    """It is interrupted while its last file is written. What a killed process leaves is removed by the next one."""
+    """It is interrupted while its last file is written. The user's own files are never replaced."""
     out, seen, write = tmp_path / "run", [], checkpoints.save_file
 
     def interrupting(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -104,18 +104,20 @@ def test_an_incomplete_checkpoint_never_has_its_name(settings, tmp_path, monkeyp
         train(TrainConfig(**given))
     assert seen == [[], ["step_000005"]]
     assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "run.json", "step_000005"]
-    for name in (".tmp-step_000010", "step_000010"):
-        (out / name).mkdir()
-        (out / name / "rest").write_text("left by a killed process")
+    (out / "step_000010").mkdir()
+    (out / "step_000010" / "own").write_text("the user's")
+    with pytest.raises(CorpusError, match="step_000010: is in the way"):
+        train(TrainConfig(**given))
+    assert (out / "step_000010" / "own").read_text() == "the user's"
+    shutil.rmtree(out / "step_000010")
     train(TrainConfig(**given))
     assert sorted(path.name for path in out.glob("*step*")) == ["step_000005", "step_000010", "step_000015"]
-    assert not (out / "step_000010" / "rest").exists() and (out / "step_000010" / "model.safetensors").exists()
 
 
 def test_the_last_checkpoints_keep_their_states(uninterrupted) -> None:
     kept = sorted(path.parent.name for path in uninterrupted.glob("*/state.safetensors"))
     assert kept == ["step_000160", "step_000200"]
-    assert not list(uninterrupted.glob(".tmp-*"))
+    assert not list(uninterrupted.glob(".cdgen-*"))
 
 
 def test_a_truncated_checkpoint_is_refused_and_the_one_before_is_offered(settings, uninterrupted, tmp_path) -> None:
@@ -160,11 +162,24 @@ def test_the_log_is_cut_to_the_step_that_a_run_resumes_from(tmp_path) -> None:
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.5}\n'
 
 
-@pytest.mark.parametrize("damage", ["{\n", "[1]\n", '{"loss": 1.5}\n', '{"step": null}\n', "\udcff\n"])
-def test_a_damaged_log_is_reported(damage, tmp_path) -> None:
-    content = f'{{"step": 1}}\n{damage}{{"step": 3}}\n'.encode(errors="surrogateescape")
+DAMAGES = [
+    "{\n",
+    "[1]\n",
+    '{"loss": 1.5}\n',
+    '{"step": null}\n',
+    '{"step": 1.5}\n',
+    "\udcff\n",
+    "\0" * 4096 + "\n",
+    "[" * 99999 + "\n",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=range(len(DAMAGES)))
+def test_damaged_lines_of_a_log_are_removed(damage, tmp_path, caplog) -> None:
+    """A power failure may leave zeros or anything else in the middle, and part of a line at the end."""
+    content = f'{{"step": 1}}\n{damage}{{"step": 3}}\n\0\0{damage[:-1]}'.encode(errors="surrogateescape")
     (tmp_path / "log.jsonl").write_bytes(content)
-    message = r"log\.jsonl: line 2 is damaged; delete this line, or the file, and rerun"
-    with OutputFolder(tmp_path) as folder, pytest.raises(CorpusError, match=message):
-        Log(folder, 3, tensorboard=False)
-    assert (tmp_path / "log.jsonl").read_bytes() == content
+    with OutputFolder(tmp_path) as folder:
+        Log(folder, 3, tensorboard=False).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 3}\n'
+    assert caplog.messages == [f"{tmp_path / 'log.jsonl'}: damaged lines are removed: 2"]

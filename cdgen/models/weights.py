@@ -1,0 +1,110 @@
+"""Checks of a model's weights: every tensor is used, has the shape of its parameter, and holds numbers."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from cdgen.errors import InputError, first_line
+from cdgen.models.dtypes import dtype_name
+
+# Masks and other buffers that old versions of transformers stored; the tensors of the same names have no dimension or
+# four. transformers itself knows most of them.
+_OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
+
+
+class Stored(NamedTuple):
+    """The shape of a stored tensor, and its dtype as safetensors calls it, such as BF16."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def stored_tensors(files: Iterable[Path]) -> dict[str, Stored]:
+    """Return the tensors of safetensors files by name, from the headers.
+
+    Raises:
+        InputError: a file is damaged, or two files hold a tensor of the same name.
+    """
+    tensors: dict[str, Stored] = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                found = {name: Stored(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: is truncated or damaged: {first_line(error)}") from error
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise InputError(f"{path}: holds {twice[0]}, which another of the model's files holds as well")
+        tensors |= found
+    return tensors
+
+
+def check_all_used(
+    source: str | Path, module: PreTrainedModel, found: dict[str, Any], stored: dict[str, Stored]
+) -> None:
+    """Raise InputError unless the weights are exactly those that the config describes.
+
+    transformers initialises missing tensors at random, ignores surplus ones, and converts integers. Its report leaves
+    out the buffers that checkpoints of older versions hold and that are computed now.
+
+    Args:
+        source: the model, for the message.
+        module: the loaded model.
+        found: the report of transformers (`output_loading_info`).
+        stored: the stored tensors; empty for a GGUF file.
+    """
+    own = module.state_dict()
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, shape, needed = mismatched[0]
+        text = f"{_tensor(name, shape)} has another shape than the config states, {list(needed)}"
+        raise InputError(f"{source}: {text}{_more(mismatched)}")
+    if missing := sorted(found["missing_keys"]):
+        name = _tensor(missing[0], own[missing[0]].shape if missing[0] in own else None)
+        raise InputError(f"{source}: its weights lack {name}, which the config states{_more(missing)}")
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    buffers = {name for name, shape in shapes.items() if len(shape) in (0, 4) and _OLD_BUFFERS.search(name)}
+    if surplus := sorted(set(found["unexpected_keys"]) - buffers):
+        raise InputError(
+            f"{source}: its weights hold {_tensor(surplus[0], shapes.get(surplus[0]))}, which a model with this config "
+            f"does not use{_more(surplus)}; correct the config or remove the tensor"
+        )
+    if found.get("error_msgs"):
+        raise InputError(f"{source}: cannot load the model: {found['error_msgs'][0]}")
+    if stored and getattr(module, "hf_quantizer", None) is None:
+        if getattr(module.config, "quantization_config", None):
+            raise InputError(f"{source}: its weights are quantised by a method that transformers does not know")
+        prefix = f"{module.base_model_prefix}."
+        for name, tensor in stored.items():
+            parameter = own.get(name, own.get(prefix + name))
+            if parameter is not None and parameter.is_floating_point() and "F" not in tensor.dtype:
+                raise InputError(f"{source}: {_tensor(name, tensor.shape)} is stored as {tensor.dtype}, not as floats")
+
+
+def _tensor(name: str, shape: Iterable[int] | None) -> str:
+    return name if shape is None else f"{name} {list(shape)}"
+
+
+def _more(names: list[Any]) -> str:
+    return f" ({len(names)} tensors in all)" if len(names) > 1 else ""
+
+
+def check_finite(source: str | Path, module: PreTrainedModel) -> None:
+    """Raise InputError if a weight is NaN or infinite; every weight is read once, on the model's device."""
+    tensors = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel()
+    }
+    if not tensors:
+        return
+    extremes = [torch.stack(tensor.aminmax()).float() for tensor in tensors.values()]  # NaN if one of them is
+    finite = torch.stack([extreme.to(module.device) for extreme in extremes]).isfinite().all(1).tolist()
+    for (name, tensor), good in zip(tensors.items(), finite, strict=True):
+        if not good:
+            kind = dtype_name(tensor.dtype)
+            raise InputError(f"{source}: {_tensor(name, tensor.shape)} holds NaN or infinity in {kind}")

@@ -1,0 +1,79 @@
+"""Numbers that callers pass: checked, and turned into Python's own if they are numpy's, torch's or 0-d arrays."""
+
+import numbers
+import operator
+from typing import Any
+
+from cdgen.errors import InputError
+
+INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
+FLOAT32_MIN = 2.0**-126  # smallest normal number above 0
+FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
+_SHOWN = 100  # characters of a value in a message
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    """Return an integer between two bounds, both included.
+
+    Raises:
+        InputError: it is something else, such as True or 1.5, or out of range; the message begins with `name`.
+    """
+    try:
+        number = operator.index(_number(value))
+    except (TypeError, ValueError):
+        raise InputError(f"{name} = {shown(value)}: must be a whole number") from None
+    if not low <= number <= high:
+        raise InputError(f"{name} = {shown(number)}: must be {low} to {high}")
+    return number
+
+
+def real(name: str, value: Any, low: float = -FLOAT32_MAX, high: float = FLOAT32_MAX) -> float:
+    """Return a number between two bounds, both included, that does not vanish in float32, in which the ops compute.
+
+    Raises:
+        InputError: it is something else, such as True or "1", or out of range; the message begins with `name`.
+    """
+    plain = _number(value)
+    is_number = isinstance(plain, numbers.Real)
+    if not is_number:
+        raise InputError(f"{name} = {shown(value)}: must be a number")
+    if not low <= plain <= high:  # exact for integers of any size; false for NaN
+        raise InputError(f"{name} = {shown(plain)}: must be {low:.6g} to {high:.6g}")
+    number = float(plain) + 0.0  # never -0.0
+    if number and abs(number) < FLOAT32_MIN:
+        raise InputError(f"{name} = {number}: is too small for float32; use 0, or at least {FLOAT32_MIN:.6g}")
+    return number
+
+
+def switch(name: str, value: Any) -> bool:
+    """Return True or False.
+
+    Raises:
+        InputError: it is something else, such as 1; the message begins with `name`.
+    """
+    found = _scalar(value)
+    if not isinstance(found, bool):
+        raise InputError(f"{name} = {shown(value)}: must be True or False")
+    return found
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, on one line and not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python does not print integers of thousands of digits
+        text = f"({type(value).__name__} of thousands of digits)"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _scalar(value: Any) -> Any:
+    """Return a scalar of numpy or torch as Python's, and None for any other array."""
+    if not hasattr(value, "ndim"):
+        return value
+    return value.item() if value.ndim == 0 else None
+
+
+def _number(value: Any) -> Any:
+    """Return a scalar, and None for True and False, which Python takes for numbers."""
+    found = _scalar(value)
+    return None if isinstance(found, bool) else found

@@ -1,0 +1,125 @@
+"""A corpus is a data set for datasets, pandas and pyarrow; log-probabilities are JSON; errors are counted."""
+
+import gzip
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cdgen import ContrastiveLM, SamplingParams
+from cdgen.corpus import shards
+from cdgen.corpus.seeds import Seed
+from cdgen.corpus.writer import write_corpus
+from cdgen.errors import InputError
+from cdgen.storage.folder import OutputFolder
+from cdgen.storage.manifest import Manifest
+
+SEEDS = [Seed(f"s{number}", [0, 20 + number]) for number in range(3)]
+
+
+@pytest.fixture(scope="module")
+def lm(folders: dict[str, Path]) -> ContrastiveLM:
+    return ContrastiveLM(folders["good"], folders["bad"])
+
+
+def write(lm: ContrastiveLM, out: Path, params: SamplingParams, seeds: list[Seed] = SEEDS, **options: Any) -> Manifest:
+    with OutputFolder(out) as folder:
+        return write_corpus(lm, seeds, folder, params, shard_size=4, **options)[0]
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+@pytest.mark.parametrize("format", ["parquet", "jsonl.gz"])
+def test_datasets_loads_a_folder(
+    lm: ContrastiveLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, logprobs: bool
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    out = tmp_path / "test-dev"  # a name that datasets could take for a split
+    params = SamplingParams(n=2, max_tokens=4, logprobs=logprobs)
+    write(lm, out, params, split_documents=True, format=format)
+    (out / ".cdgen-journal-0.jsonl").write_text("left by a process that was killed")
+    cache = str(tmp_path / "cache")
+    found = datasets.load_dataset(str(out), cache_dir=cache)
+    assert list(found) == ["train"] and found["train"].num_rows == 6
+    assert found["train"].column_names == (shards.ROW_WITH_LOGPROBS if logprobs else shards.ROW).names
+    documents = datasets.load_dataset(str(out), data_dir="_documents", cache_dir=cache)["train"]
+    assert documents.column_names == shards.DOCUMENT.names and documents.num_rows >= 6
+
+
+@pytest.mark.parametrize("split_documents", [False, True])
+def test_pandas_and_pyarrow_read_a_folder(lm: ContrastiveLM, tmp_path: Path, split_documents: bool) -> None:
+    write(lm, tmp_path, SamplingParams(n=2, max_tokens=4), split_documents=split_documents)
+    (tmp_path / ".cdgen-journal-0.jsonl").write_text("left by a process that was killed")
+    table = pq.read_table(tmp_path)
+    assert table.schema.names == shards.ROW.names and table.num_rows == 6
+    assert table["seed_id"].to_pylist() == ["s0", "s0", "s1", "s1", "s2", "s2"]
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    assert pandas.read_parquet(tmp_path).shape == (6, len(shards.ROW))
+
+
+def test_log_probabilities_that_json_lacks_are_null() -> None:
+    schema = pa.schema([shards.ROW_WITH_LOGPROBS.field(name) for name in ("seed_id", *shards.LOGPROBS)])
+    values = [-1.5, -math.inf, math.nan, math.inf]
+    row = {"seed_id": "s", "logprob": values, "good_logprob": [-2.0] * 4, "bad_logprob": [None] * 4}
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is not JSON")
+
+    found = json.loads(gzip.decompress(shards.encode([row], schema, "jsonl.gz")), parse_constant=refuse)
+    assert found == row | {"logprob": [-1.5, None, None, None]}
+    table = pq.read_table(pa.BufferReader(shards.encode([row], schema, "parquet")))
+    assert table["logprob"].to_pylist()[0][1] == -math.inf
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_documents_that_end_by_an_error_are_counted_and_named(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, logprobs: bool
+) -> None:
+    """The prompt of one seed has a NaN embedding, so nothing can be drawn for it; the others are not affected."""
+    lm = ContrastiveLM(folders["good"], folders["bad"])
+    with torch.no_grad():
+        lm.pair.good.module.get_input_embeddings().weight[299] = math.nan
+    seeds = [*SEEDS, Seed("broken", [0, 299])]
+    params = SamplingParams(n=2, max_tokens=4, logprobs=logprobs, alpha=0.5)
+    manifest = write(lm, tmp_path, params, seeds)
+    rows = pq.read_table(tmp_path).to_pylist()
+    assert [row["seed_id"] for row in rows if row["finish_reason"] == "error"] == ["broken"] * 2
+    assert manifest["counts"]["errors"] == 2 and [shard["errors"] for shard in manifest["shards"]] == [0, 2]
+    assert manifest["complete"] and len(rows) == 8
+    (warning,) = [record.getMessage() for record in caplog.records if "finish_reason" in record.getMessage()]
+    assert warning.startswith("2 documents end early, with the finish_reason error: ") and "seeds are broken" in warning
+
+
+@pytest.mark.parametrize("id", ["\ud800", "a\udce9.txt:1"])
+def test_an_id_that_cannot_be_written_is_found_before_anything_is_decoded(
+    lm: ContrastiveLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: str
+) -> None:
+    monkeypatch.setattr(lm, "continue_sequences", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(InputError, match="its id has half of a surrogate pair"):
+        write(lm, tmp_path / "out", SamplingParams(), [*SEEDS, Seed(id, [0, 5])])
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_continuations_are_listed_lazily(
+    lm: ContrastiveLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million continuations of each seed begin at once, and one shard of them is in memory."""
+    found = []
+
+    def stop(prompts: object, sequences: list[tuple[int, int]], *_: object) -> None:
+        found.extend(sequences)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lm, "continue_sequences", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write(lm, tmp_path / "out", SamplingParams(n=10**6, max_tokens=4), [SEEDS[0]] * 1000)
+    assert found == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    with (
+        OutputFolder(tmp_path / "out") as folder,
+        pytest.raises(InputError, match="shard_size = 1000000000: must be 1"),
+    ):
+        write_corpus(lm, SEEDS, folder, SamplingParams(), shard_size=10**9)

@@ -1,0 +1,34 @@
+"""Checkpoints that a test damages, and the message with which they are refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cdgen.errors import InputError
+from cdgen.models.loading import load
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change values of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refusal(source: Any, **options: Any) -> str:
+    """Return the message with which a model is refused, which is one line that names the source."""
+    with pytest.raises(InputError) as caught:
+        load(source, **options)
+    message = str(caught.value)
+    assert str(source) in message and "\n" not in message
+    return message

@@ -1,0 +1,82 @@
+"""Manifests: a declaration of their fields, and names that are not UTF-8."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdgen.errors import CorpusError, InputError
+from cdgen.storage import checked_json
+from cdgen.storage import manifest as manifests
+
+DECLARED = {
+    "name": str,
+    "rows": int,
+    "loss": float,
+    "whole": bool,
+    "about?": (dict, None),
+    "shards": [{"number": int}],
+    "files": {re.compile(r"\w+\.txt"): {"sha256": (str, None)}},
+}
+FITS: dict[str, Any] = {
+    "name": "", "rows": 0, "loss": 1, "whole": False, "shards": [{"number": 3, "more": None}],
+    "files": {"a.txt": {"sha256": None}}, "unknown": [1],
+}  # fmt: skip
+
+
+def test_a_value_that_fits() -> None:
+    for more in ({}, {"about": None}, {"about": {}}, {"loss": 1.5}, {"shards": []}, {"files": {}}):
+        assert checked_json.fault(FITS | more, DECLARED) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"name": 5}, "field 'name' is not text"),
+        ({"name": None}, "field 'name' is not text"),
+        ({"rows": True}, "field 'rows' is not a whole number of 0 or more"),
+        ({"rows": -1}, "field 'rows' is not a whole number of 0 or more"),
+        ({"rows": 1.0}, "field 'rows' is not a whole number of 0 or more"),
+        ({"loss": "1"}, "field 'loss' is not a number"),
+        ({"loss": False}, "field 'loss' is not a number"),
+        ({"whole": 0}, "field 'whole' is not true or false"),
+        ({"about": []}, "field 'about' is not an object"),
+        ({"shards": {}}, "field 'shards' is not a list"),
+        ({"shards": [{"number": 1}, {}]}, "has no field 'shards[1].number'"),
+        ({"shards": [{"number": None}]}, "field 'shards[0].number' is not a whole number of 0 or more"),
+        ({"files": {"../a.txt": {"sha256": ""}}}, "field 'files.../a.txt' is not of the form \\w+\\.txt"),
+        ({"files": {"a.txt": {"sha256": 1}}}, "field 'files.a.txt.sha256' is not text"),
+    ],
+)
+def test_a_fault_names_the_field(fields: dict[str, Any], fault: str) -> None:
+    assert checked_json.fault(FITS | fields, DECLARED) == fault
+    assert checked_json.fault([], DECLARED) == "is not an object"
+
+
+def test_a_file_that_is_not_json(tmp_path: Path) -> None:
+    assert checked_json.read(tmp_path / "none", "rerun") is None
+    for content in (b"", b"\0" * 100, b"\xff", b"[" * 10**5, b"1" * 5000):
+        (tmp_path / "a").write_bytes(content)
+        with pytest.raises(CorpusError, match=r"a: cannot be read: .*; rerun$"):
+            checked_json.read(tmp_path / "a", "rerun")
+    with pytest.raises(CorpusError, match=r"cannot be read: Is a directory; rerun$"):
+        checked_json.read(tmp_path, "rerun")
+
+
+def test_paths_that_are_not_utf8_survive() -> None:
+    manifest = manifests.new(manifests.GENERATED) | {"paths": ["caf\udce9.txt", "þorn\\"]}
+    assert json.loads(manifests.encode(manifest)) == manifest
+    assert "þorn" in manifests.encode(manifest).decode()
+
+
+def test_files_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    for name in ("dangling", "folder"):
+        with pytest.raises(CorpusError, match=f"{name}: is in the way, and no manifest lists it; move it, or choose"):
+            manifests.check_free(tmp_path, ["free", name])
+        manifests.check_free(tmp_path, ["free", name], listed=[name])
+    with pytest.raises(InputError, match="folder: is read, but would also be replaced"):
+        manifests.check_not_replaced(tmp_path, [tmp_path / "other", tmp_path / "x" / ".." / "folder"], ["folder"])
