@@ -214,7 +214,7 @@ def test_an_unpaired_surrogate_is_refused(folders: dict[str, Path], tmp_path: Pa
     lm = ContrastiveLM(folders["good"], folders["bad"])
     message = r"cannot be encoded: it contains '\\ud[8c][0f][0f]', half of a surrogate pair"
     with pytest.raises(InputError, match=f"^prompt 1: {message}"):
-        lm.generate(["The", text])
+        lm.generate(["The", text], SamplingParams(max_tokens=4))
     with pytest.raises(InputError, match=f"^corpus: {message}"):
         tokenize(lambda: ["The", text], load_tokenizer(folders["good"]), tmp_path / "tokens", "corpus")
 
@@ -224,7 +224,7 @@ def test_a_text_that_a_tokenizer_cannot_encode_is_refused(good: Any, tmp_path: P
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
     with pytest.raises(InputError, match=r"^prompt 0: cannot be encoded: .*Missing \[UNK\] token"):
-        ContrastiveLM(good, tokenizer=tokenizer).generate("The fox", SamplingParams(contrast_strength=0))
+        ContrastiveLM(good, tokenizer=tokenizer).generate("The fox", SamplingParams(max_tokens=4, contrast_strength=0))
     with pytest.raises(InputError, match=r"^corpus: cannot be encoded: .*Missing \[UNK\] token"):
         tokenize(lambda: ["fox"], tokenizer, tmp_path / "tokens", "corpus")
 
