@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  ?= torch==2.13.0
 INDEX  ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo tiny test test-fast test-triton36 lint bench wheel clean
+.PHONY: demo tiny test test-fast test-triton36 test-asan lint bench wheel clean
 
 demo: $(VENV)/demo
 	$(BIN)/cdgen demo
@@ -28,6 +28,16 @@ test-fast: $(VENV)/test
 test-triton36: $(VENV)/test $(VENV)/triton36/installed
 	PYTHONPATH=$(abspath $(VENV)/triton36) TRITON_CACHE_DIR=$(abspath $(VENV)/triton36-cache) \
 		$(BIN)/python -m pytest tests/ptx_sim/test_ptx_*.py tests/kernels/test_aot.py tests/kernels/test_triton_*.py
+
+# The C++ extension with AddressSanitizer. Python is not built with it, so its runtime is loaded first, and so is the
+# C++ library whose exceptions it intercepts. Python's own allocations at exit are not leaks.
+test-asan: $(VENV)/test
+	CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g1" LDFLAGS=-fsanitize=address CDGEN_EXT=require \
+		$(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=build/asan/lib \
+		$(BIN)/python -m pytest -p no:cacheprovider tests/kernels/test_fuzz.py tests/kernels/test_faults.py \
+		tests/kernels/test_sample_properties.py tests/kernels/test_layers.py tests/kernels/test_cross_entropy.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "checks.h"
 #include "passes.h"
 #include "vector.h"
 
@@ -51,16 +52,15 @@ float row_gradient(float* row, int64_t n, int64_t target, bool gradient, std::ve
 }
 
 Tensor softmax_gradient(Tensor logits, const Tensor& target, int64_t ignore_index, bool gradient) {
-  STD_TORCH_CHECK(
-      logits.dim() == 2 && logits.scalar_type() == ScalarType::Float && (logits.size(1) == 1 || logits.stride(1) == 1),
-      "logits must be float32 [N, V] with unit stride along V");
+  CDGEN_CHECK(
+      logits.is_cpu() && logits.dim() == 2 && logits.size(1) > 0 && logits.scalar_type() == ScalarType::Float &&
+          (logits.size(1) == 1 || logits.stride(1) == 1),
+      "logits must be float32 [N, V] on the CPU with V > 0 and unit stride along V");
   const int64_t rows = logits.size(0), vocab_size = logits.size(1), row_stride = logits.stride(0);
-  STD_TORCH_CHECK(target.is_contiguous() && target.scalar_type() == ScalarType::Long && target.numel() == rows,
-                  "target must be contiguous int64 [N]");
   auto loss = torch::stable::new_empty(logits, {rows});
   auto* losses = static_cast<float*>(loss.mutable_data_ptr());
   auto* data = static_cast<float*>(logits.mutable_data_ptr());
-  const auto* targets = static_cast<const int64_t*>(target.const_data_ptr());
+  const auto* targets = elements<int64_t>(target, {rows}, "target");
   torch::stable::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / vocab_size), [&](int64_t begin, int64_t end) {
     std::vector<float> maxima(block_count(vocab_size));
     for (int64_t r = begin; r < end; r++) {

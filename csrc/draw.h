@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "noise.h"
@@ -14,7 +15,14 @@ namespace cdgen {
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
 // Why a row has no token. The values are those of kernels/cdgen_kernels/codes.py.
-enum Fault : int64_t { kNanGood = -1, kNothingPossible = -2, kNanBad = -3, kCandidatesOverflow = -4 };
+enum Fault : int64_t {
+  kNanGood = -1,
+  kNothingPossible = -2,
+  kNanBad = -3,
+  kCandidatesOverflow = -4,
+  kInvalidParameters = -5,
+  kInvalidCandidates = -6,
+};
 
 struct RowParameters {
   float margin;
@@ -25,17 +33,24 @@ struct RowParameters {
   double divisor() const { return temperature == 0 ? 1.0 : temperature; }
 };
 
+// Both models' logits of the candidate that the scores of a row are relative to.
+struct Reference {
+  double good, bad;
+};
+
 // Candidates in ascending order of their ids; one with score -inf is never drawn. An instance serves many rows, so that
 // its memory is allocated once.
 struct Candidates {
   std::vector<int32_t> token;
-  std::vector<double> score;
+  std::vector<double> score;   // GOOD's logit until `contrast` is called
+  std::vector<double> bad;     // BAD's logit until then; empty if there is no contrast
   std::vector<int8_t> rank;    // +1: contrast of +inf, 0: finite, -1: contrast of -inf
   std::vector<int64_t> order;  // scratch of keep_top
 
   void clear() {
     token.clear();
     score.clear();
+    bad.clear();
     rank.clear();
   }
 
@@ -45,25 +60,53 @@ struct Candidates {
     rank.push_back(0);
   }
 
-  // Turns candidate i's score from GOOD's scaled logit into its contrast with BAD's. Any infinite contrast outranks all
-  // finite scores, and the finite part decides among equal ranks, so the two parts are stored separately.
-  void contrast(size_t i, double bad, const RowParameters& p) {
-    score[i] *= p.good_weight;
-    if (p.contrast_strength == 0) return;
-    if (std::isinf(bad))
-      rank[i] = p.contrast_strength * bad < 0 ? 1 : -1;
-    else
-      score[i] -= p.contrast_strength * bad;
+  // Turns logits into scores, up to a constant: the contrast with BAD's logits, if there are any, over the temperature.
+  // `best` is GOOD's greatest logit. Scores are computed from differences to the logits of the candidate with the best
+  // score, so that no offset, however large, costs precision. Any infinite contrast outranks all finite scores, and the
+  // finite part decides among equal ranks, so the two parts are stored separately. Returns the logits that scores are
+  // relative to, or nothing if a logit of BAD is NaN.
+  std::optional<Reference> contrast(double best, const RowParameters& p) {
+    const double good_weight = p.good_weight, contrast_strength = p.contrast_strength, divisor = p.divisor();
+    if (bad.empty()) {
+      for (double& value : score) value = good_weight * (value - best) / divisor;
+      return Reference{best, 0};
+    }
+    size_t winner = 0;
+    double highest = -kInf;
+    for (size_t i = 0; i < bad.size(); i++) {
+      if (!std::isfinite(bad[i])) {
+        if (std::isnan(bad[i])) return std::nullopt;
+        rank[i] = contrast_strength * bad[i] < 0 ? 1 : -1;
+        bad[i] = 0;
+      }
+      const double rough = good_weight * score[i] - contrast_strength * bad[i];
+      if (i == 0 || rank[i] > rank[winner] || (rank[i] == rank[winner] && rough > highest)) winner = i, highest = rough;
+    }
+    const Reference reference{score[winner], bad[winner]};
+    for (size_t i = 0; i < bad.size(); i++) {
+      const double difference = contrast_strength * (bad[i] - reference.bad);
+      score[i] = (good_weight * (score[i] - reference.good) - difference) / divisor;
+    }
+    return reference;
   }
 };
 
-// Excludes all candidates below the best rank.
+// Returns the greatest of some numbers. Four independent maxima hide the latency of a comparison.
+inline double greatest(const std::vector<double>& x) {
+  double lanes[4] = {-kInf, -kInf, -kInf, -kInf};
+  size_t i = 0;
+  for (; i + 4 <= x.size(); i += 4)
+    for (size_t lane = 0; lane < 4; lane++) lanes[lane] = std::max(lanes[lane], x[i + lane]);
+  for (; i < x.size(); i++) lanes[0] = std::max(lanes[0], x[i]);
+  return std::max(std::max(lanes[0], lanes[1]), std::max(lanes[2], lanes[3]));
+}
+
+// Excludes all candidates below the best rank. Expects finite scores.
 inline void keep_best_rank(Candidates& c) {
-  int best = std::numeric_limits<int8_t>::min(), worst = std::numeric_limits<int8_t>::max();
-  for (size_t i = 0; i < c.rank.size(); i++) {
-    if (c.score[i] == -kInf) continue;
-    best = std::max<int>(best, c.rank[i]);
-    worst = std::min<int>(worst, c.rank[i]);
+  int8_t best = std::numeric_limits<int8_t>::min(), worst = std::numeric_limits<int8_t>::max();
+  for (int8_t rank : c.rank) {
+    best = std::max(best, rank);
+    worst = std::min(worst, rank);
   }
   if (best == worst) return;
   for (size_t i = 0; i < c.rank.size(); i++)
@@ -98,24 +141,18 @@ inline void keep_top(Candidates& c, const RowParameters& p) {
   for (auto i = order.begin(); i != end; i++) c.score[*i] = -kInf;
 }
 
-inline double log_sum_exp(const std::vector<double>& x) {
-  const double best = *std::max_element(x.begin(), x.end());
-  double sum = 0;
-  for (double value : x) sum += std::exp(value - best);
-  return best + std::log(sum);
-}
-
-// Returns the index of argmax(score + Gumbel noise); ties go to the lower id. Most candidates are ruled out by a bound
-// on their noise that needs no logarithm.
-inline int64_t argmax_noisy(const Candidates& c, const RowParameters& p) {
+// Returns the index of argmax(score - top + Gumbel noise), where `top` is the greatest score; ties go to the lower id.
+// Most candidates are ruled out by a bound on their noise that needs no logarithm.
+inline int64_t argmax_noisy(const Candidates& c, double top, const RowParameters& p) {
   Noise noise(p.seed, p.sequence, p.position);
   double best = -kInf;
   int64_t winner = -1;
   for (size_t i = 0; i < c.token.size(); i++) {
     if (c.score[i] == -kInf) continue;
     const uint32_t word = noise.word(c.token[i]);
-    if (c.score[i] + Noise::gumbel_bound(word) < best) continue;
-    const double noisy = c.score[i] + Noise::gumbel(word);
+    const double score = c.score[i] - top;
+    if (score + Noise::gumbel_bound(word) < best) continue;
+    const double noisy = score + Noise::gumbel(word);
     if (noisy > best) best = noisy, winner = static_cast<int64_t>(i);
   }
   return winner;
@@ -125,10 +162,15 @@ inline int64_t argmax_noisy(const Candidates& c, const RowParameters& p) {
 // distribution drawn from. At least one score must be above -inf.
 inline int64_t draw(Candidates& c, const RowParameters& p, float* logprob) {
   keep_best_rank(c);
+  const double top = greatest(c.score);
   keep_top(c, p);
   const int64_t winner =
-      p.temperature > 0 ? argmax_noisy(c, p) : std::max_element(c.score.begin(), c.score.end()) - c.score.begin();
-  if (logprob != nullptr) *logprob = static_cast<float>(c.score[winner] - log_sum_exp(c.score));
+      p.temperature > 0 ? argmax_noisy(c, top, p) : std::max_element(c.score.begin(), c.score.end()) - c.score.begin();
+  if (logprob != nullptr) {
+    double sum = 0;
+    for (double score : c.score) sum += std::exp(score - top);
+    *logprob = static_cast<float>(c.score[winner] - top - std::log(sum));
+  }
   return winner;
 }
 

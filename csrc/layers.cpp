@@ -7,10 +7,10 @@
 #include <limits>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "attention.h"
+#include "checks.h"
 #include "vector.h"
 
 namespace cdgen {
@@ -28,10 +28,9 @@ struct Array {
 
   explicit Array(const Tensor& t)
       : data(pointer(t)), dtype(t.scalar_type()), item_bytes(static_cast<int64_t>(t.element_size())) {
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-                    "expected float32, float16 or bfloat16");
+    CDGEN_CHECK(t.is_cpu() && is_floating(dtype), "expected float32, float16 or bfloat16 tensors on the CPU");
     const int64_t last = t.dim() - 1;
-    STD_TORCH_CHECK(t.size(last) <= 1 || t.stride(last) == 1, "the last dimension must be contiguous");
+    CDGEN_CHECK(last >= 0 && (t.size(last) <= 1 || t.stride(last) == 1), "the last dimension must be contiguous");
   }
 
   Byte* at(int64_t item) const { return data + item * item_bytes; }
@@ -48,12 +47,12 @@ struct Array {
 using Input = Array<const char>;
 using Output = Array<char>;
 
-template <typename T>
-const T* numbers(const Tensor& t) {
-  STD_TORCH_CHECK(
-      t.is_contiguous() && t.scalar_type() == (sizeof(T) == 4 ? ScalarType::Int : ScalarType::Long),
-      "integer arguments must be contiguous: int32 page tables, cache rows, tokens and counts, int64 otherwise");
-  return static_cast<const T*>(t.const_data_ptr());
+void check_cache(const Tensor& keys, const Tensor& values, int64_t dim) {
+  CDGEN_CHECK(keys.dim() == 4 && keys.size(1) > 0 && keys.size(2) > 0 && dim > 0 && keys.size(3) == dim,
+                  "the cache must be [pages, K, page_size, d], and none of K, page_size and d may be 0");
+  CDGEN_CHECK(has_shape(values, {keys.size(0), keys.size(1), keys.size(2), dim}) &&
+                      keys.scalar_type() == values.scalar_type() && keys.is_contiguous() && values.is_contiguous(),
+                  "keys and values must be contiguous tensors of the same shape and dtype");
 }
 
 CDGEN_CLONES void norm_row(ScalarType dtype, int64_t dim, const void* x, const void* residual, const float* weight,
@@ -74,9 +73,13 @@ CDGEN_CLONES void norm_row(ScalarType dtype, int64_t dim, const void* x, const v
 
 std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight,
                                         double eps) {
+  CDGEN_CHECK(x.dim() == 2 && x.size(1) > 0 && x.is_contiguous(), "x must be a contiguous [N, D] with D > 0");
   const int64_t rows = x.size(0), dim = x.size(1);
-  STD_TORCH_CHECK(x.is_contiguous() && (!residual || residual->is_contiguous()), "x and residual must be contiguous");
   const Input in(x), scale(weight);
+  CDGEN_CHECK(has_shape(weight, {dim}), "weight must be [D]");
+  CDGEN_CHECK(!residual || (has_shape(*residual, {rows, dim}) && residual->is_cpu() &&
+                                residual->scalar_type() == in.dtype && residual->is_contiguous()),
+                  "residual must be contiguous, with the shape and dtype of x");
   auto normed = torch::stable::new_empty(x, {rows, dim});
   auto total = torch::stable::new_empty(x, {residual ? rows : 0, residual ? dim : 0});
   if (!residual) total = torch::stable::new_empty(x, {0});
@@ -109,19 +112,26 @@ CDGEN_CLONES void convert(ScalarType from, const void* x, int64_t n, float* buff
 
 Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin,
                       const Tensor& position, const Tensor& slot_mapping, Tensor keys, Tensor values) {
-  const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), kv_heads = k.size(1), half = dim / 2;
-  const int64_t page_size = keys.size(2), cache_size = keys.size(0) * page_size, position_count = cos.size(0);
-  STD_TORCH_CHECK(keys.is_contiguous() && values.is_contiguous(), "the cache must be contiguous");
+  CDGEN_CHECK(q.dim() == 3 && q.size(2) % 2 == 0, "q must be [N, H, d] with an even d");
+  CDGEN_CHECK(cos.dim() == 2, "cos must be [P, d / 2]");
+  const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), half = dim / 2, position_count = cos.size(0);
+  check_cache(keys, values, dim);
+  const int64_t kv_heads = keys.size(1), page_size = keys.size(2), cache_size = keys.size(0) * page_size;
+  CDGEN_CHECK(has_shape(k, {tokens, kv_heads, dim}) && has_shape(v, {tokens, kv_heads, dim}),
+                  "k and v must be [N, K, d] to match q and the cache");
   const Input queries(q), new_keys(k), new_values(v);
   const Output key_store(keys), value_store(values);
-  const auto *cosines = static_cast<const float*>(cos.const_data_ptr()),
-             *sines = static_cast<const float*>(sin.const_data_ptr());
-  const auto *positions = numbers<int64_t>(position), *cache_positions = numbers<int64_t>(slot_mapping);
+  const auto *cosines = elements<float>(cos, {position_count, half}, "cos"),
+             *sines = elements<float>(sin, {position_count, half}, "sin");
+  const auto *positions = elements<int64_t>(position, {tokens}, "position"),
+             *cache_positions = elements<int64_t>(slot_mapping, {tokens}, "slot_mapping");
   auto rotated = torch::stable::new_empty(q, {tokens, heads, dim});
   const Output out(rotated);
   for (int64_t n = 0; n < tokens; n++) {
-    STD_TORCH_CHECK(0 <= positions[n] && positions[n] < position_count, "a position is out of range");
-    STD_TORCH_CHECK(cache_positions[n] < cache_size, "an entry of slot_mapping is out of range");
+    CDGEN_CHECK(0 <= positions[n] && positions[n] < position_count, "position: entry ", n, " is ", positions[n],
+                    ", which is out of range: cos and sin have ", position_count, " positions");
+    CDGEN_CHECK(cache_positions[n] < cache_size, "slot_mapping: entry ", n, " is ", cache_positions[n],
+                    ", which is out of range: the cache has ", cache_size, " slots");
   }
   torch::stable::parallel_for(0, tokens, 8, [&](int64_t begin, int64_t end) {
     std::vector<float> a(dim), b(dim);
@@ -150,14 +160,21 @@ Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const T
 Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& page_table,
                        const Tensor& cache_row, const Tensor& position, double scale, int64_t window, double dropout,
                        const Tensor& seed, const Tensor& sequence, int64_t layer) {
+  CDGEN_CHECK(q.dim() == 3 && page_table.dim() == 2, "q must be [N, H, d] and page_table [S, M]");
+  CDGEN_CHECK(0 <= dropout && dropout < 1 && window >= 0 && 0 <= layer && layer < int64_t{1} << 31,
+                  "dropout, window or layer is out of range");
   const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), columns = page_table.size(1);
-  STD_TORCH_CHECK(keys.is_contiguous() && values.is_contiguous(), "the cache must be contiguous");
+  check_cache(keys, values, dim);
+  const int64_t kv_heads = keys.size(1), page_size = keys.size(2);
+  CDGEN_CHECK(heads % kv_heads == 0, "the heads of q must be a multiple of the heads of the cache");
   const Input queries(q), key_store(keys), value_store(values);
   const PagedStore store = {
-      key_store.data, value_store.data, key_store.dtype, key_store.item_bytes, keys.size(1), keys.size(2), dim};
-  const auto *table = numbers<int32_t>(page_table), *cache_rows = numbers<int32_t>(cache_row);
-  const auto *positions = numbers<int64_t>(position), *sequences = numbers<int64_t>(sequence);
-  const int64_t key = dropout > 0 ? *numbers<int64_t>(seed) : 0;
+      key_store.data, value_store.data, key_store.dtype, key_store.item_bytes, kv_heads, page_size, dim};
+  const auto* table = elements<int32_t>(page_table, {page_table.size(0), columns}, "page_table");
+  const auto* cache_rows = elements<int32_t>(cache_row, {tokens}, "cache_row");
+  const auto *positions = elements<int64_t>(position, {tokens}, "position"),
+             *sequences = elements<int64_t>(sequence, {tokens}, "sequence");
+  const int64_t key = dropout > 0 ? *elements<int64_t>(seed, {1}, "seed") : 0;
   auto result = torch::stable::new_empty(q, {tokens, heads, dim});
   const Output out(result);
 
@@ -168,13 +185,16 @@ Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values
   std::vector<int64_t> work(tokens * cuts + 1);
   for (int64_t n = 0; n < tokens; n++) {
     if (cache_rows[n] >= 0) {
-      STD_TORCH_CHECK(
-          cache_rows[n] < page_table.size(0) && 0 <= positions[n] && positions[n] < columns * store.page_size,
-          "a cache_row or position is outside the page table");
+      CDGEN_CHECK(cache_rows[n] < page_table.size(0), "cache_row: entry ", n, " is ", cache_rows[n],
+                      ", which is outside the page table of ", page_table.size(0), " rows");
+      CDGEN_CHECK(0 <= positions[n] && positions[n] < columns * page_size, "position: entry ", n, " is ",
+                      positions[n], ", which is outside the page table: a row has pages for ", columns * page_size);
       const int32_t* pages = table + cache_rows[n] * columns;
       const int64_t first = window > 0 ? std::max<int64_t>(0, positions[n] - window + 1) : 0;
-      for (int64_t page = first / store.page_size; page <= positions[n] / store.page_size; page++)
-        STD_TORCH_CHECK(0 <= pages[page] && pages[page] < keys.size(0), "a sequence has no page for some of its keys");
+      for (int64_t page = first / page_size; page <= positions[n] / page_size; page++)
+        CDGEN_CHECK(0 <= pages[page] && pages[page] < keys.size(0), "page_table: entry (", cache_rows[n], ", ", page,
+                    ") is ", pages[page], ", which is out of range: the sequence needs one of the cache's ",
+                    keys.size(0), " pages there");
     }
     const int64_t seen = cache_rows[n] < 0 ? 0 : window > 0 ? std::min(window, positions[n] + 1) : positions[n] + 1;
     for (int64_t cut = 0; cut < cuts; cut++) work[n * cuts + cut + 1] = work[n * cuts + cut] + seen + 1;
@@ -215,18 +235,23 @@ CDGEN_CLONES void candidate_logits(ScalarType dtype, const float* hidden, const 
 }
 
 Tensor gather_logits(const Tensor& hidden, const Tensor& weight, const Tensor& token, const Tensor& count) {
-  const int64_t rows = token.size(0), capacity = token.size(1), dim = hidden.size(1);
+  CDGEN_CHECK(hidden.dim() == 2 && token.dim() == 2, "hidden must be [B, D] and candidates [B, C]");
+  const int64_t rows = hidden.size(0), capacity = token.size(1), dim = hidden.size(1);
+  CDGEN_CHECK(weight.dim() == 2 && weight.size(1) == dim && weight.scalar_type() == hidden.scalar_type(),
+                  "weight must be [V, D] of the dtype of hidden");
   const Input states(hidden), weights(weight);
-  const auto *tokens = numbers<int32_t>(token), *counts = numbers<int32_t>(count);
+  const auto* tokens = elements<int32_t>(token, {rows, capacity}, "candidates.token");
+  const auto* counts = elements<int32_t>(count, {rows}, "candidates.count");
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t i = r * capacity; i < r * capacity + std::clamp<int64_t>(counts[r], 0, capacity); i++)
+      CDGEN_CHECK(0 <= tokens[i] && tokens[i] < weight.size(0), "candidates.token: row ", r, " lists token ",
+                      tokens[i], ", which is out of range: the output layer has ", weight.size(0), " tokens");
   auto scores = torch::stable::new_empty(hidden, {rows, capacity}, ScalarType::Float);
   auto* out = static_cast<float*>(scores.mutable_data_ptr());
   torch::stable::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
     std::vector<float> state(dim), buffer(dim);
     for (int64_t r = begin; r < end; r++) {
       const int64_t listed = std::clamp<int64_t>(counts[r], 0, capacity);
-      for (int64_t i = 0; i < listed; i++)
-        STD_TORCH_CHECK(0 <= tokens[r * capacity + i] && tokens[r * capacity + i] < weight.size(0),
-                        "a candidate is out of range");
       convert(states.dtype, states.at(r * hidden.stride(0)), dim, state.data(), ScalarType::Float, state.data());
       candidate_logits(states.dtype, state.data(), weights.data, weight.stride(0) * weights.item_bytes, dim,
                        tokens + r * capacity, listed, buffer.data(), out + r * capacity);

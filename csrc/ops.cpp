@@ -6,10 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 
+#include "checks.h"
 #include "sample_row.h"
 
 namespace {
@@ -18,33 +19,25 @@ using namespace cdgen;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Logits [B, V'] with unit stride along V'.
+// Logits [rows, V'] with unit stride along V', of which the first `columns` of each row are read.
 struct Logits {
   const char* data;
   ScalarType dtype;
   int64_t rows, row_bytes;
 
-  explicit Logits(const Tensor& t)
-      : data(static_cast<const char*>(t.const_data_ptr())),
-        dtype(t.scalar_type()),
-        rows(t.size(0)),
-        row_bytes(t.stride(0) * static_cast<int64_t>(t.element_size())) {
-    STD_TORCH_CHECK(t.dim() == 2 && (t.size(1) <= 1 || t.stride(1) == 1),
-                    "logits must be [B, V] with unit stride along V");
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-                    "logits must be float32, float16 or bfloat16");
+  Logits(const Tensor& t, int64_t columns) : dtype(t.scalar_type()) {
+    CDGEN_CHECK(t.is_cpu() && t.dim() == 2 && (t.size(1) <= 1 || t.stride(1) == 1),
+                    "logits must be [B, V] on the CPU with unit stride along V");
+    CDGEN_CHECK(is_floating(dtype), "logits must be float32, float16 or bfloat16");
+    CDGEN_CHECK(0 < columns && columns <= t.size(1) && columns <= std::numeric_limits<int32_t>::max(),
+                    "vocab_size must be between 1 and the number of logits of each row");
+    data = static_cast<const char*>(t.const_data_ptr());
+    rows = t.size(0);
+    row_bytes = t.stride(0) * static_cast<int64_t>(t.element_size());
   }
 
   LogitRow row(int64_t r) const { return {data + r * row_bytes, dtype}; }
 };
-
-template <typename T>
-const T* per_row(const Tensor& t, int64_t rows) {
-  const auto dtype = std::is_same_v<T, float> ? ScalarType::Float : sizeof(T) == 4 ? ScalarType::Int : ScalarType::Long;
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == rows && (rows <= 1 || t.stride(0) == 1) && t.scalar_type() == dtype,
-                  "per-row arguments must be contiguous tensors [B] of the dtypes that make_sampling_tensors returns");
-  return static_cast<const T*>(t.const_data_ptr());
-}
 
 struct Parameters {
   const float *margin, *good_weight, *contrast_strength, *temperature, *top_p;
@@ -55,6 +48,14 @@ struct Parameters {
     return {margin[r], good_weight[r], contrast_strength[r], temperature[r], top_p[r],
             top_k[r],  seed[r],        sequence[r],          position[r]};
   }
+
+  // Whether row r's parameters are in range, apart from its margin. Otherwise its scores could be NaN, which has no
+  // place in an order, or all be excluded. Each comparison is false for NaN.
+  bool valid(int64_t r) const {
+    const auto positive = [](float x) { return x >= 0 && std::isfinite(x); };
+    return positive(good_weight[r]) && std::isfinite(contrast_strength[r]) && positive(temperature[r]) &&
+           top_p[r] > 0 && top_p[r] <= 1 && top_k[r] >= 0;
+  }
 };
 
 struct Banned {
@@ -63,10 +64,9 @@ struct Banned {
 
   Banned(const std::optional<Tensor>& t, int64_t rows) {
     if (!t) return;
-    STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == rows && t->is_contiguous() && t->scalar_type() == ScalarType::Long,
-                    "banned must be a contiguous int64 tensor [B, N]");
-    ids = static_cast<const int64_t*>(t->const_data_ptr());
+    CDGEN_CHECK(t->dim() == 2, "banned must be [B, N]");
     columns = t->size(1);
+    ids = elements<int64_t>(*t, {rows, columns}, "banned");
   }
 };
 
@@ -108,9 +108,10 @@ Tensor empty_like(const Tensor& t, std::initializer_list<int64_t> size, ScalarTy
 std::tuple<Tensor, Tensor, Tensor, Tensor> select_candidates(const Tensor& good_logits, const Tensor& margin,
                                                              const std::optional<Tensor>& banned_ids,
                                                              int64_t vocab_size, int64_t capacity) {
-  const Logits good(good_logits);
+  CDGEN_CHECK(capacity > 0, "capacity must be at least 1");
+  const Logits good(good_logits, vocab_size);
   const Banned banned(banned_ids, good.rows);
-  const float* margins = per_row<float>(margin, good.rows);
+  const float* margins = elements<float>(margin, {good.rows}, "margin");
   auto token = empty_like(good_logits, {good.rows, capacity}, ScalarType::Int);
   auto logit = empty_like(good_logits, {good.rows, capacity}, ScalarType::Float);
   auto count = empty_like(good_logits, {good.rows}, ScalarType::Int);
@@ -123,7 +124,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_candidates(const Tensor& good_
     int32_t* ids = tokens + r * capacity;
     float* values = logits + r * capacity;
     const float best = maxima[r] = allowed_maximum(good.row(r), vocab_size, scratch);
-    int64_t n = std::isnan(best) ? kNanGood : best == -kInf ? kNothingPossible : 0;
+    int64_t n = !(margins[r] >= 0) ? kInvalidParameters
+                : std::isnan(best) ? kNanGood
+                : best == -kInf    ? kNothingPossible
+                                   : 0;
     if (n == 0) {
       for_each_candidate(good.row(r), vocab_size, candidate_threshold(best, margins[r]), scratch,
                          [&](int32_t id, float value) {
@@ -142,13 +146,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_candidates(const Tensor& good_
 Parameters parameters(const Tensor& margin, const Tensor& good_weight, const Tensor& contrast_strength,
                       const Tensor& temperature, const Tensor& top_p, const Tensor& top_k, const Tensor& seed,
                       const Tensor& sequence, const Tensor& position, int64_t rows) {
-  return {per_row<float>(margin, rows),      per_row<float>(good_weight, rows), per_row<float>(contrast_strength, rows),
-          per_row<float>(temperature, rows), per_row<float>(top_p, rows),       per_row<int32_t>(top_k, rows),
-          per_row<int64_t>(seed, rows),      per_row<int64_t>(sequence, rows),  per_row<int64_t>(position, rows)};
+  return {elements<float>(margin, {rows}, "margin"),
+          elements<float>(good_weight, {rows}, "good_weight"),
+          elements<float>(contrast_strength, {rows}, "contrast_strength"),
+          elements<float>(temperature, {rows}, "temperature"),
+          elements<float>(top_p, {rows}, "top_p"),
+          elements<int32_t>(top_k, {rows}, "top_k"),
+          elements<int64_t>(seed, {rows}, "seed"),
+          elements<int64_t>(sequence, {rows}, "sequence"),
+          elements<int64_t>(position, {rows}, "position")};
 }
 
-std::optional<Logits> optional_logits(const std::optional<Tensor>& t) {
-  return t ? std::optional<Logits>(Logits(*t)) : std::nullopt;
+// BAD's logits [rows, at least `columns`], if there are any.
+std::optional<Logits> bad_logits_of(const std::optional<Tensor>& t, int64_t rows, int64_t columns) {
+  if (!t) return std::nullopt;
+  const Logits bad(*t, columns);
+  CDGEN_CHECK(bad.rows == rows, "bad must have as many rows as good");
+  return bad;
 }
 
 std::tuple<Tensor, Tensor> contrastive_sample(const Tensor& good_logits, const std::optional<Tensor>& bad_logits,
@@ -158,8 +172,10 @@ std::tuple<Tensor, Tensor> contrastive_sample(const Tensor& good_logits, const s
                                               const Tensor& sequence, const Tensor& position,
                                               const std::optional<Tensor>& banned_ids, int64_t vocab_size,
                                               int64_t outside, double value, bool logprobs) {
-  const Logits good(good_logits);
-  const std::optional<Logits> bad = optional_logits(bad_logits);
+  CDGEN_CHECK(outside == kMask || outside == kConstant || outside == kShiftedGood, "outside is not a mode");
+  CDGEN_CHECK(std::isfinite(value), "value must be finite");
+  const Logits good(good_logits, vocab_size);
+  const std::optional<Logits> bad = bad_logits_of(bad_logits, good.rows, vocab_size);
   const Banned banned(banned_ids, good.rows);
   const Parameters p = parameters(margin, good_weight, contrast_strength, temperature, top_p, top_k, seed, sequence,
                                   position, good.rows);
@@ -171,8 +187,10 @@ std::tuple<Tensor, Tensor> contrastive_sample(const Tensor& good_logits, const s
   for_each_row(good, vocab_size, banned, [&](int64_t r, Scratch& scratch) {
     std::optional<LogitRow> bad_row;
     if (bad) bad_row = bad->row(r);
-    const Drawn drawn = sample_row(good.row(r), bad_row ? &*bad_row : nullptr, vocab_size, p.row(r),
-                                   static_cast<Outside>(outside), value, logprobs, scratch);
+    const Drawn drawn = p.margin[r] >= 0 && p.valid(r)
+                            ? sample_row(good.row(r), bad_row ? &*bad_row : nullptr, vocab_size, p.row(r),
+                                         static_cast<Outside>(outside), value, logprobs, scratch)
+                            : Drawn{kInvalidParameters, 0, 0, 0};
     tokens[r] = drawn.token;
     if (logprobs) {
       out[r] = drawn.logprob;
@@ -183,6 +201,35 @@ std::tuple<Tensor, Tensor> contrastive_sample(const Tensor& good_logits, const s
   return {token, logprob};
 }
 
+// Returns why no token can be drawn from a list of candidates, or 0. A list made by hand may hold anything.
+int64_t list_fault(const int32_t* ids, const float* logits, int64_t count, int64_t capacity, float maximum,
+                   int64_t vocab_size) {
+  if (count > capacity) return kCandidatesOverflow;
+  if (count <= 0) return count >= kInvalidCandidates && count < 0 ? count : kInvalidCandidates;
+  if (!(maximum > -kInf)) return kInvalidCandidates;
+  int64_t previous = -1;
+  for (int64_t i = 0; i < count; previous = ids[i++]) {
+    const bool fits = logits[i] == -kInf || std::isinf(logits[i]) == std::isinf(maximum);
+    if (ids[i] <= previous || ids[i] >= vocab_size || std::isnan(logits[i]) || !fits) return kInvalidCandidates;
+  }
+  return 0;
+}
+
+// Draws from a list of candidates without faults; one with logit -inf cannot be drawn. `bad` is null or BAD's row, which
+// has one logit per candidate if `gathered`.
+int64_t sample_list(const int32_t* ids, const float* logits, int64_t count, float maximum, const LogitRow* bad,
+                    bool gathered, const RowParameters& p, Candidates& c, float* logprob) {
+  c.clear();
+  for (int64_t i = 0; i < count; i++) {
+    if (logits[i] == -kInf) continue;
+    c.add(ids[i], std::isinf(maximum) ? 0.0 : logits[i]);
+    if (bad) c.bad.push_back((*bad)[gathered ? i : ids[i]]);
+  }
+  if (c.token.empty()) return kNothingPossible;
+  if (!c.contrast(std::isinf(maximum) ? 0.0 : maximum, p)) return kNanBad;
+  return c.token[draw(c, p, logprob)];
+}
+
 std::tuple<Tensor, Tensor> sample_candidates(const Tensor& token, const Tensor& logit, const Tensor& count,
                                              const Tensor& maximum, const std::optional<Tensor>& bad_logits,
                                              const Tensor& margin, const Tensor& good_weight,
@@ -190,15 +237,15 @@ std::tuple<Tensor, Tensor> sample_candidates(const Tensor& token, const Tensor& 
                                              const Tensor& top_p, const Tensor& top_k, const Tensor& seed,
                                              const Tensor& sequence, const Tensor& position, int64_t vocab_size,
                                              bool gathered, bool logprobs) {
+  CDGEN_CHECK(token.dim() == 2 && token.size(1) > 0, "candidates must be [B, C]");
   const int64_t rows = token.size(0), capacity = token.size(1);
-  STD_TORCH_CHECK(token.is_contiguous() && logit.is_contiguous(), "candidates must be contiguous");
-  const std::optional<Logits> bad = optional_logits(bad_logits);
+  const auto* tokens = elements<int32_t>(token, {rows, capacity}, "candidates.token");
+  const auto* logits = elements<float>(logit, {rows, capacity}, "candidates.logit");
+  const auto* counts = elements<int32_t>(count, {rows}, "candidates.count");
+  const auto* maxima = elements<float>(maximum, {rows}, "candidates.max");
+  const std::optional<Logits> bad = bad_logits_of(bad_logits, rows, gathered ? capacity : vocab_size);
   const Parameters p =
       parameters(margin, good_weight, contrast_strength, temperature, top_p, top_k, seed, sequence, position, rows);
-  const auto* tokens = static_cast<const int32_t*>(token.const_data_ptr());
-  const auto* logits = static_cast<const float*>(logit.const_data_ptr());
-  const auto* counts = per_row<int32_t>(count, rows);
-  const auto* maxima = per_row<float>(maximum, rows);
   auto drawn = empty_like(token, {rows}, ScalarType::Long);
   auto logprob = empty_like(token, {logprobs ? rows : 0}, ScalarType::Float);
   auto* drawn_tokens = static_cast<int64_t*>(drawn.mutable_data_ptr());
@@ -206,20 +253,17 @@ std::tuple<Tensor, Tensor> sample_candidates(const Tensor& token, const Tensor& 
   torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
     Candidates c;
     for (int64_t r = begin; r < end; r++) {
+      const int32_t* ids = tokens + r * capacity;
+      const float* values = logits + r * capacity;
+      if (logprobs) drawn_logprobs[r] = 0;
+      drawn_tokens[r] =
+          p.valid(r) ? list_fault(ids, values, counts[r], capacity, maxima[r], vocab_size) : kInvalidParameters;
+      if (drawn_tokens[r] != 0) continue;
       const RowParameters row = p.row(r);
-      drawn_tokens[r] = counts[r] > capacity ? kCandidatesOverflow : counts[r];
-      if (counts[r] <= 0 || counts[r] > capacity) continue;
-      const bool contrast = bad && row.contrast_strength != 0;
-      bool sound = true;
-      c.clear();
-      for (int64_t i = r * capacity; i < r * capacity + counts[r]; i++) {
-        c.add(tokens[i], std::isinf(maxima[r]) ? 0.0 : logits[i] / row.divisor());
-        const int64_t column = gathered ? i - r * capacity : tokens[i];
-        const double bad_logit = contrast ? bad->row(r)[column] / row.divisor() : 0.0;
-        sound &= !std::isnan(bad_logit);
-        c.contrast(c.token.size() - 1, bad_logit, row);
-      }
-      drawn_tokens[r] = sound ? c.token[draw(c, row, logprobs ? drawn_logprobs + r : nullptr)] : kNanBad;
+      std::optional<LogitRow> bad_row;
+      if (bad && row.contrast_strength != 0) bad_row = bad->row(r);
+      drawn_tokens[r] = sample_list(ids, values, counts[r], maxima[r], bad_row ? &*bad_row : nullptr, gathered, row, c,
+                                    logprobs ? drawn_logprobs + r : nullptr);
     }
   });
   return {drawn, logprob};

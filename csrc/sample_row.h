@@ -39,31 +39,30 @@ class LogSoftmax {
   LogSoftmax(const LogitRow& row, int64_t vocab_size, double temperature, const Scratch* bans = nullptr)
       : temperature_(temperature) {
     const auto allowed = [&](int64_t i) { return bans == nullptr || !bans->is_banned(i); };
-    double best = -kInf, sum = 0;
+    double sum = 0;
     bool has_nan = false;
     for (int64_t i = 0; i < vocab_size; i++) {
       if (!allowed(i)) continue;
-      best = std::max(best, static_cast<double>(row[i]));
+      best_ = std::max(best_, static_cast<double>(row[i]));
       has_nan |= std::isnan(row[i]);
     }
-    at_infinity_ = best == kInf;
-    for (int64_t i = 0; i < vocab_size; i++) {
-      if (!allowed(i)) continue;
-      sum += at_infinity_ ? row[i] == kInf : std::exp((row[i] - best) / temperature);
-    }
-    log_sum_ =
-        has_nan ? std::numeric_limits<double>::quiet_NaN() : (at_infinity_ ? 0 : best / temperature) + std::log(sum);
+    at_infinity_ = best_ == kInf;
+    if (at_infinity_) best_ = 0;
+    for (int64_t i = 0; i < vocab_size; i++)
+      if (allowed(i)) sum += std::exp((effective(row[i]) - best_) / temperature);
+    log_sum_ = has_nan ? std::numeric_limits<double>::quiet_NaN() : std::log(sum);
   }
 
   bool undefined() const { return std::isnan(log_sum_); }
 
-  double operator()(double logit) const {
-    if (at_infinity_) return logit == kInf ? -log_sum_ : -kInf;
-    return logit / temperature_ - log_sum_;
-  }
+  // Returns the logit itself, or its limit if the row reaches +inf: 0 at +inf, -inf elsewhere.
+  double effective(double logit) const { return !at_infinity_ ? logit : logit == kInf ? 0 : -kInf; }
+
+  // Expects an effective logit. The maximum is subtracted first: next to a large one, the sum would be lost.
+  double operator()(double logit) const { return (logit - best_) / temperature_ - log_sum_; }
 
  private:
-  double temperature_, log_sum_;
+  double temperature_, best_ = -kInf, log_sum_;
   bool at_infinity_;
 };
 
@@ -115,42 +114,55 @@ struct GoodRow {
   }
 };
 
-// The scoring functions below fill the scratch's candidates. They return false if a logit of BAD that they need is NaN,
-// or if they need BAD's normaliser and it is undefined.
-inline bool score_candidates(const GoodRow& good, const LogitRow* bad, const RowParameters& p, Scratch& s) {
-  const double temperature = p.divisor();
-  const bool contrast = bad != nullptr && p.contrast_strength != 0;
+// Fills the scratch's candidates with the row's candidates and their scores. `bad` is null if there is no contrast;
+// with `bad_log`, its effective logits are used. Returns the logits that scores are relative to, or nothing if a logit
+// of BAD is NaN.
+inline std::optional<Reference> score_candidates(const GoodRow& good, const LogitRow* bad, const LogSoftmax* bad_log,
+                                                 const RowParameters& p, Scratch& s) {
   Candidates& c = s.candidates;
+  c.clear();
   for_each_candidate(good.logits, good.vocab_size, good.threshold, s, [&](int32_t i, float logit) {
-    if (contrast) bad->prefetch(i);  // the reads are scattered: request them all before waiting for the first
-    c.add(i, good.infinite() ? 0.0 : logit / temperature);
+    if (bad) bad->prefetch(i);  // the reads are scattered: request them all before waiting for the first
+    c.add(i, good.infinite() ? 0.0 : logit);
   });
-  bool sound = true;
-  for (size_t i = 0; i < c.token.size(); i++) {
-    const double bad_logit = contrast ? (*bad)[c.token[i]] / temperature : 0.0;
-    sound &= !std::isnan(bad_logit);
-    c.contrast(i, bad_logit, p);
+  if (bad) {
+    c.bad.resize(c.token.size());
+    for (size_t i = 0; i < c.bad.size(); i++) c.bad[i] = (*bad)[c.token[i]];
+    if (bad_log)
+      for (double& value : c.bad) value = bad_log->effective(value);
   }
-  return sound;
+  return c.contrast(good.infinite() ? 0.0 : good.best, p);
 }
 
+// Adds the other possible tokens to the scored candidates; `tail(i)` is the score of token i.
+template <typename Tail>
+inline void add_tail(const GoodRow& good, Scratch& s, Tail tail) {
+  Candidates inside;
+  std::swap(inside, s.candidates);
+  size_t next = 0;
+  for (int64_t i = 0; i < good.vocab_size; i++) {  // merge in ascending order of the ids
+    if (next < inside.token.size() && inside.token[next] == i) {
+      s.candidates.add(inside.token[next], inside.score[next]);
+      s.candidates.rank.back() = inside.rank[next++];
+    } else if (good.possible(i, s)) {
+      s.candidates.add(static_cast<int32_t>(i), tail(i));
+    }
+  }
+}
+
+// Scores candidates by their log-probabilities and the other tokens by a constant. Returns false if BAD's normaliser is
+// undefined.
 inline bool score_with_constant(const GoodRow& good, const LogitRow* bad, const RowParameters& p, double constant,
                                 Scratch& s) {
   const LogSoftmax good_log(good.logits, good.vocab_size, p.divisor(), &s);
   std::optional<LogSoftmax> bad_log;
-  if (bad != nullptr) bad_log.emplace(*bad, good.vocab_size, p.divisor());
+  if (bad) bad_log.emplace(*bad, good.vocab_size, p.divisor());
   if (bad_log && bad_log->undefined()) return false;
+  const Reference reference = *score_candidates(good, bad, bad_log ? &*bad_log : nullptr, p, s);
   const double uniform = -std::log(static_cast<double>(good.vocab_size));
-  Candidates& c = s.candidates;
-  for (int64_t i = 0; i < good.vocab_size; i++) {
-    if (!good.possible(i, s)) continue;
-    if (good.logits[i] < good.threshold) {
-      c.add(static_cast<int32_t>(i), constant);
-    } else {
-      c.add(static_cast<int32_t>(i), good_log(good.logits[i]));
-      c.contrast(c.token.size() - 1, bad_log ? (*bad_log)((*bad)[i]) : uniform, p);
-    }
-  }
+  const double bad_logprob = bad_log ? (*bad_log)(reference.bad) : uniform;
+  const double reference_score = p.good_weight * good_log(reference.good) - p.contrast_strength * bad_logprob;
+  add_tail(good, s, [&](int64_t) { return constant - reference_score; });
   return true;
 }
 
@@ -161,18 +173,9 @@ inline void add_shifted_tail(const GoodRow& good, const RowParameters& p, Scratc
   for (int64_t i = 0; i < good.vocab_size; i++)
     if (good.logits[i] < good.threshold && good.possible(i, s)) best_outside = std::max(best_outside, good.logits[i]);
   if (best_outside == -kInf) return;
-  Candidates inside;
-  std::swap(inside, s.candidates);
-  const double shift = *std::min_element(inside.score.begin(), inside.score.end()) - best_outside / p.divisor();
-  size_t next = 0;
-  for (int64_t i = 0; i < good.vocab_size; i++) {  // merge in ascending order of the ids
-    if (next < inside.token.size() && inside.token[next] == i) {
-      s.candidates.add(inside.token[next], inside.score[next]);
-      s.candidates.rank.back() = inside.rank[next++];
-    } else if (good.possible(i, s)) {
-      s.candidates.add(static_cast<int32_t>(i), good.logits[i] / p.divisor() + shift);
-    }
-  }
+  const auto& scores = s.candidates.score;
+  const double worst = *std::min_element(scores.begin(), scores.end()), below = best_outside;
+  add_tail(good, s, [&](int64_t i) { return worst + (good.logits[i] - below) / p.divisor(); });
 }
 
 struct Drawn {
@@ -180,29 +183,29 @@ struct Drawn {
   float logprob, good_logprob, bad_logprob;
 };
 
-// Expects the scratch's `maxima` and `banned` to be set. If `bad` is null, BAD is the uniform distribution.
+// Expects the scratch's `maxima` and `banned` to be set. If `bad` is null, BAD is the uniform distribution. If a logit
+// that is not needed to draw is NaN, log-probabilities that depend on it are NaN.
 inline Drawn sample_row(const LogitRow& logits, const LogitRow* bad, int64_t vocab_size, const RowParameters& p,
                         Outside outside, double constant, bool logprobs, Scratch& s) {
   const float best = allowed_maximum(logits, vocab_size, s);
   if (std::isnan(best)) return {kNanGood, 0, 0, 0};
   if (best == -kInf) return {kNothingPossible, 0, 0, 0};
   const GoodRow good{logits, vocab_size, best, candidate_threshold(best, p.margin)};
-  s.candidates.clear();
-  const bool sound =
-      outside == kConstant ? score_with_constant(good, bad, p, constant, s) : score_candidates(good, bad, p, s);
+  const LogitRow* contrasted = p.contrast_strength != 0 ? bad : nullptr;
+  const bool sound = outside == kConstant ? score_with_constant(good, contrasted, p, constant, s)
+                                          : score_candidates(good, contrasted, nullptr, p, s).has_value();
   if (!sound) return {kNanBad, 0, 0, 0};
   if (outside == kShiftedGood) add_shifted_tail(good, p, s);
 
   Drawn drawn{};
   drawn.token = s.candidates.token[draw(s.candidates, p, logprobs ? &drawn.logprob : nullptr)];
   if (logprobs) {
-    drawn.good_logprob = static_cast<float>(LogSoftmax(logits, vocab_size, 1.0)(logits[drawn.token]));
-    drawn.bad_logprob = -std::log(static_cast<float>(vocab_size));
-    if (bad != nullptr) {
-      const LogSoftmax bad_log(*bad, vocab_size, 1.0);
-      if (bad_log.undefined()) return {kNanBad, 0, 0, 0};
-      drawn.bad_logprob = static_cast<float>(bad_log((*bad)[drawn.token]));
-    }
+    const auto logprob = [&](const LogitRow& row) {
+      const LogSoftmax log_softmax(row, vocab_size, 1.0);
+      return static_cast<float>(log_softmax(log_softmax.effective(row[drawn.token])));
+    };
+    drawn.good_logprob = logprob(logits);
+    drawn.bad_logprob = bad ? logprob(*bad) : -std::log(static_cast<float>(vocab_size));
   }
   return drawn;
 }

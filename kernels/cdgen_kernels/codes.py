@@ -11,11 +11,16 @@ NAN_GOOD: Final = -1
 NOTHING_POSSIBLE: Final = -2
 NAN_BAD: Final = -3
 CANDIDATES_OVERFLOW: Final = -4
+INVALID_PARAMETERS: Final = -5
+INVALID_CANDIDATES: Final = -6
 FAULTS: Final[Mapping[int, str]] = {
     NAN_GOOD: "GOOD's logits contain NaN",
     NOTHING_POSSIBLE: "GOOD gives every token that is not banned the logit -inf, so nothing can be sampled",
     NAN_BAD: "BAD's logits contain NaN, or only -inf although their normaliser is needed",
     CANDIDATES_OVERFLOW: "there are more candidates than the list holds; raise its capacity or call contrastive_sample",
+    INVALID_PARAMETERS: "a sampling parameter is NaN or out of the range that make_sampling_tensors allows",
+    INVALID_CANDIDATES: "the list of candidates is not one that select_candidates returns: ids must ascend within the "
+    "vocabulary, and logits and maximum fit together",
 }
 
 # Modes of `outside_head`: the score of tokens that are not candidates.

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cdgen_kernels.checks import FLOAT_DTYPES, describe
+from cdgen_kernels.checks import FLOAT_DTYPES, check_tensors, describe
+from cdgen_kernels.scalars import INT32_MAX, INT64_MAX, INT64_MIN, shown, whole
 
 __all__ = ["linear_cross_entropy"]
 
@@ -62,9 +63,13 @@ def linear_cross_entropy(
             `ignore_index`; the message names its index. On other devices such a target makes the loss and the
             gradients NaN, so that the call never waits for the device.
     """
+    check_tensors(hidden=hidden, weight=weight, target=target)
+    ignore_index = whole("ignore_index", ignore_index, INT64_MIN, INT64_MAX)
+    if chunk_rows is not None:
+        chunk_rows = whole("chunk_rows", chunk_rows, 1, INT32_MAX)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden, weight = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (hidden, weight))
-    _check(hidden, weight, target, reduction, chunk_rows)
+    _check(hidden, weight, target, reduction)
     if chunk_rows is None:
         chunk_rows = min(max(hidden.shape[-1], 512), 2048)
     target = target.reshape(-1)
@@ -79,7 +84,7 @@ def linear_cross_entropy(
     return torch.where(count > 0, loss / count.clamp(min=1), torch.nan)  # the gradient of 0 / 0 would be NaN
 
 
-def _check(hidden: Tensor, weight: Tensor, target: Tensor, reduction: str, chunk_rows: int | None) -> None:
+def _check(hidden: Tensor, weight: Tensor, target: Tensor, reduction: str) -> None:
     if hidden.dim() < 1 or hidden.dtype not in (*FLOAT_DTYPES, torch.float64):
         expected = "float16, bfloat16, float32 or float64 [..., D]"
         raise ValueError(f"hidden: expected {expected}, got {describe(hidden)}")
@@ -90,13 +95,8 @@ def _check(hidden: Tensor, weight: Tensor, target: Tensor, reduction: str, chunk
     if target.shape != hidden.shape[:-1] or target.dtype != torch.int64:
         expected = f"torch.int64 {tuple(hidden.shape[:-1])} to match hidden"
         raise ValueError(f"target: expected {expected}, got {describe(target)}")
-    if not hidden.device == weight.device == target.device:
-        devices = f"hidden is on {hidden.device}, weight on {weight.device}, target on {target.device}"
-        raise ValueError(f"all tensors must be on the same device, but {devices}")
     if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction = {reduction!r}: use 'mean' or 'sum'")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ValueError(f"chunk_rows = {chunk_rows}: must be at least 1")
+        raise ValueError(f"reduction = {shown(reduction)}: use 'mean' or 'sum'")
 
 
 def _check_targets(target: Tensor, vocab_size: int, ignore_index: int) -> None:

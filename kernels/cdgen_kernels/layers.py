@@ -11,7 +11,8 @@ sequences; H query heads and K key-value heads of dimension d; S sequences of up
 import torch
 from torch import Tensor
 
-from cdgen_kernels.checks import FLOAT_DTYPES, describe
+from cdgen_kernels.checks import FLOAT_DTYPES, check_dense, check_tensors, describe
+from cdgen_kernels.scalars import INT32_MAX, INT64_MAX, real, whole
 
 __all__ = ["add_rms_norm", "paged_attention", "rope_and_store"]
 
@@ -29,12 +30,15 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     Raises:
         ValueError: shapes or dtypes do not match.
     """
-    fits = x.dim() == 2 and x.dtype in FLOAT_DTYPES and weight.shape == x.shape[1:] and weight.dtype == x.dtype
+    check_tensors(x=x, weight=weight, **({} if residual is None else {"residual": residual}))
+    fits = x.dim() == 2 and x.shape[1] > 0 and x.dtype in FLOAT_DTYPES
+    fits = fits and weight.shape == x.shape[1:] and weight.dtype == x.dtype
     if not fits or (residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype)):
         got = describe(x, weight) if residual is None else describe(x, weight, residual)
         raise ValueError(f"expected x and residual [N, D] and weight [D] of the same dtype, got {got}")
     residual = residual if residual is None else residual.contiguous()
-    normed, total = torch.ops.cdgen.add_rms_norm.default(x.contiguous(), residual, weight, eps)
+    eps = real("eps", eps)
+    normed, total = torch.ops.cdgen.add_rms_norm.default(x.contiguous(), residual, weight.contiguous(), eps)
     return normed, x if residual is None else total
 
 
@@ -62,16 +66,22 @@ def rope_and_store(
     Returns:
         Rotated queries [N, H, d], contiguous.
     Raises:
-        ValueError: shapes or dtypes do not match.
+        ValueError: shapes, dtypes or devices do not match.
+        RuntimeError: on the CPU, before memory is touched, if a `position` or an entry of `slot_mapping` is out of
+            range. On other devices they are not checked.
     """
-    tokens, _, dim = q.shape
-    if k.shape != v.shape or k.shape[::2] != (tokens, dim) or not q.dtype == k.dtype == v.dtype or dim % 2:
+    check_tensors(q=q, k=k, v=v, cos=cos, sin=sin, keys=keys, values=values)
+    fits = q.dim() == k.dim() == 3 and k.shape == v.shape and k.shape[::2] == q.shape[::2] and q.shape[2] % 2 == 0
+    if not fits or not q.dtype == k.dtype == v.dtype or q.dtype not in FLOAT_DTYPES:
         expected = "q [N, H, d] and k, v [N, K, d] of the same dtype and with an even d"
         raise ValueError(f"expected {expected}, got {describe(q, k, v)}")
+    tokens, _, dim = q.shape
     _check_cache(keys, values, k.shape[1], dim)
-    if cos.shape != sin.shape or cos.shape[1] != dim // 2 or not cos.dtype == sin.dtype == torch.float32:
+    fits = cos.dim() == 2 and cos.shape == sin.shape and cos.shape[1] == dim // 2
+    if not fits or not cos.dtype == sin.dtype == torch.float32:
         raise ValueError(f"cos, sin: expected float32 [P, {dim // 2}], got {describe(cos, sin)}")
-    _check_int64(tokens, position=position, slot_mapping=slot_mapping)
+    check_dense("position", position, torch.int64, (tokens,), q.device)
+    check_dense("slot_mapping", slot_mapping, torch.int64, (tokens,), q.device)
     rotated: Tensor = torch.ops.cdgen.rope_and_store.default(
         _with_unit_stride(q),
         _with_unit_stride(k),
@@ -112,7 +122,7 @@ def paged_attention(
         cache_row: int32 [N], each token's row of the page table; if it is negative, the token's output is zeros.
         position: int64 [N]; a token attends to the keys at positions 0 to `position`.
         scale: factor of the attention scores.
-        window: if positive, a token attends to the last `window` of these keys only.
+        window: if not 0, a token attends to the last `window` of these keys only.
         dropout: probability of dropping an attention weight; the others grow by 1 / (1 - dropout). The mask is a
             function of (seed, sequence, position, layer, head, key), so it is the same in any batch.
         seed: int64 [1], required for dropout.
@@ -121,11 +131,13 @@ def paged_attention(
     Returns:
         [N, H, d], contiguous, of the dtype of q.
     Raises:
-        ValueError: shapes or dtypes do not match, or a value is out of range.
+        ValueError: shapes, dtypes or devices do not match, or a number is out of range.
+        RuntimeError: on the CPU, before memory is touched, if an entry of `cache_row`, `position` or the used part of
+            `page_table` is out of range. On other devices they are not checked.
     """
-    tokens = q.shape[0]
-    _check_cache(keys, values, None, q.shape[2])
-    _check_paging(q, keys, page_table, cache_row, position)
+    _check_paging(q, keys, values, page_table, cache_row, position)
+    scale, dropout = real("scale", scale), real("dropout", dropout)
+    window, layer = whole("window", window, 0, INT64_MAX), whole("layer", layer, 0, INT32_MAX)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout = {dropout}: must be at least 0 and below 1")
     if not dropout:
@@ -133,8 +145,8 @@ def paged_attention(
     elif seed is None or sequence is None:
         raise ValueError("dropout: seed and sequence are required")
     else:
-        _check_int64(tokens, sequence=sequence)
-        _check_int64(1, seed=seed)
+        check_dense("sequence", sequence, torch.int64, q.shape[:1], q.device)
+        check_dense("seed", seed, torch.int64, (1,), q.device)
     paging, noise = (page_table.contiguous(), cache_row, position), (seed, sequence, layer)
     out: Tensor = torch.ops.cdgen.paged_attention.default(
         _with_unit_stride(q), keys, values, *paging, scale, window, dropout, *noise
@@ -149,6 +161,7 @@ def _with_unit_stride(x: Tensor) -> Tensor:
 
 def _check_cache(keys: Tensor, values: Tensor, heads: int | None, dim: int) -> None:
     fits = keys.dim() == 4 and keys.shape == values.shape and keys.dtype == values.dtype and keys.dtype in FLOAT_DTYPES
+    fits = fits and keys.shape[1] > 0 and keys.shape[2] > 0 and dim > 0
     if not fits or heads not in (None, keys.shape[1]) or keys.shape[3] != dim:
         shape = f"[pages, {heads or 'K'}, page_size, {dim}]"
         raise ValueError(f"keys, values: expected {shape} of one floating dtype, got {describe(keys, values)}")
@@ -156,18 +169,17 @@ def _check_cache(keys: Tensor, values: Tensor, heads: int | None, dim: int) -> N
         raise ValueError("keys, values: must be contiguous, because they are written in place")
 
 
-def _check_paging(q: Tensor, keys: Tensor, page_table: Tensor, cache_row: Tensor, position: Tensor) -> None:
-    tokens, heads, _ = q.shape
+def _check_paging(
+    q: Tensor, keys: Tensor, values: Tensor, page_table: Tensor, cache_row: Tensor, position: Tensor
+) -> None:
+    check_tensors(q=q, keys=keys, values=values, page_table=page_table)
+    if q.dim() != 3 or q.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"q: expected float16, bfloat16 or float32 [N, H, d], got {describe(q)}")
+    tokens, heads, dim = q.shape
+    _check_cache(keys, values, None, dim)
     if heads % keys.shape[1]:
         raise ValueError(f"q: {heads} heads are not a multiple of the {keys.shape[1]} heads of the cache")
-    fits = page_table.dim() == 2 and page_table.dtype == cache_row.dtype == torch.int32
-    if not fits or cache_row.shape != (tokens,):
-        got = describe(page_table, cache_row)
-        raise ValueError(f"page_table, cache_row: expected int32 [S, M] and [{tokens}], got {got}")
-    _check_int64(tokens, position=position)
-
-
-def _check_int64(size: int, **tensors: Tensor) -> None:
-    for name, x in tensors.items():
-        if x.dtype != torch.int64 or x.shape != (size,) or not x.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous int64 [{size}], got {describe(x)}")
+    if page_table.dim() != 2 or page_table.dtype != torch.int32:
+        raise ValueError(f"page_table: expected int32 [S, M], got {describe(page_table)}")
+    check_dense("cache_row", cache_row, torch.int32, (tokens,), q.device)
+    check_dense("position", position, torch.int64, (tokens,), q.device)

@@ -13,15 +13,18 @@ from torch import Tensor
 
 from cdgen_kernels.checks import (
     check_banned,
+    check_candidates,
     check_capacity,
     check_logits,
     check_output_layer,
     check_sampling,
+    check_tensors,
     check_vocab_size,
     outside_mode,
 )
 from cdgen_kernels.codes import FAULTS, OutsideHead
 from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors
+from cdgen_kernels.scalars import INT32_MAX, whole
 
 __all__ = [
     "RowFault",
@@ -86,14 +89,15 @@ def select_candidates(
         :class:`Candidates`.
     Raises:
         ValueError: a shape, dtype or value is wrong.
-        RowFault: on the CPU, if a row contains NaN or only -inf. On other devices such a row has a negative `count`,
-            one of :data:`cdgen_kernels.codes.FAULTS`, so that the call never waits for the device.
+        RowFault: on the CPU, if a row contains NaN or only -inf, or its margin is NaN or negative. On other devices
+            such a row has a negative `count`, one of :data:`cdgen_kernels.codes.FAULTS`, so that the call never waits
+            for the device.
     """
     good = check_logits("good", good)
-    check_capacity(capacity)
-    check_sampling(sampling, good.shape[0])
+    capacity = check_capacity(capacity)
+    check_sampling(sampling, good.shape[0], good.device)
     vocab_size = check_vocab_size(vocab_size, good.shape[1])
-    banned = check_banned(banned, good.shape[0])
+    banned = check_banned(banned, good.shape[0], good.device)
     candidates = Candidates(
         *torch.ops.cdgen.select_candidates.default(good, sampling.margin, banned, vocab_size, capacity)
     )
@@ -126,7 +130,8 @@ def contrastive_sample(
         sampling: :class:`SamplingTensors`, from :func:`make_sampling_tensors`.
         vocab_size: number of entries that are tokens in both. Default: min(V', V'').
         outside_head: the score of tokens that are not candidates. `"mask"`: they cannot be drawn. A number: their
-            constant score, which gives them a small probability (the program of arXiv 2510.08245 uses -20).
+            constant score, which gives them a small probability (the program of arXiv 2510.08245 uses -20); it must be
+            finite in float32, or -inf, which is `"mask"`.
             `"shifted_good"`: their GOOD logit, shifted down so that the best of them equals the worst candidate.
         banned: int32 or int64 [B, N], ids of tokens that must not be drawn, padded with -1; or None.
         logprobs: also return log-probabilities of the drawn token, which reads all logits of both models again.
@@ -136,15 +141,15 @@ def contrastive_sample(
         :class:`Samples`; its log-probabilities are None unless `logprobs`.
     Raises:
         ValueError: a shape, dtype or value is wrong.
-        RowFault: on the CPU, if no token can be drawn for a row: GOOD's logits contain NaN or only -inf, or an entry
-            of BAD that is read is NaN. On other devices the token of such a row is negative, one of
-            :data:`cdgen_kernels.codes.FAULTS`.
+        RowFault: on the CPU, if no token can be drawn for a row: GOOD's logits contain NaN or only -inf, an entry of
+            BAD that a score needs is NaN, or a sampling parameter was edited and is out of range. On other devices the
+            token of such a row is negative, one of :data:`cdgen_kernels.codes.FAULTS`.
     """
     good = check_logits("good", good)
-    bad = bad if bad is None else check_logits("bad", bad, good.shape[0])
+    bad = bad if bad is None else check_logits("bad", bad, good)
     vocab_size = check_vocab_size(vocab_size, good.shape[1], *(() if bad is None else (bad.shape[1],)))
-    check_sampling(sampling, good.shape[0])
-    banned = check_banned(banned, good.shape[0])
+    check_sampling(sampling, good.shape[0], good.device)
+    banned = check_banned(banned, good.shape[0], good.device)
     mode, constant = outside_mode(outside_head)
     token, out = torch.ops.cdgen.contrastive_sample.default(
         good, bad, *sampling, banned, vocab_size, mode, constant, logprobs
@@ -182,14 +187,16 @@ def sample_candidates(
     Raises:
         ValueError: a shape, dtype or value is wrong.
         RowFault: on the CPU, as for :func:`contrastive_sample`, and also if a row has more candidates than its list
-            holds. On other devices the token of such a row is negative.
+            holds, or if its list, made by hand, is not one that :func:`select_candidates` returns: ids must ascend
+            within the vocabulary. On other devices the token of such a row is negative.
     """
-    batch = candidates.token.shape[0]
-    check_sampling(sampling, batch)
-    bad = bad if bad is None else check_logits("bad", bad, batch)
+    check_candidates(candidates)
+    check_sampling(sampling, candidates.token.shape[0], candidates.token.device)
+    bad = bad if bad is None else check_logits("bad", bad, candidates.token)
     if bad is None or gathered:
         if vocab_size is None:
             raise ValueError("vocab_size: required if bad is None or gathered")
+        vocab_size = whole("vocab_size", vocab_size, 1, INT32_MAX)
         if gathered and (bad is None or bad.shape != candidates.token.shape):
             got = None if bad is None else tuple(bad.shape)
             expected = tuple(candidates.token.shape)
@@ -226,11 +233,11 @@ def select_candidates_linear(
     Raises:
         ValueError, RowFault: as for :func:`select_candidates`.
     """
-    check_output_layer(hidden, weight)
-    check_capacity(capacity)
-    check_sampling(sampling, hidden.shape[0])
+    hidden = check_output_layer(hidden, weight)
+    capacity = check_capacity(capacity)
+    check_sampling(sampling, hidden.shape[0], hidden.device)
     vocab_size = check_vocab_size(vocab_size, weight.shape[0])
-    banned = check_banned(banned, hidden.shape[0])
+    banned = check_banned(banned, hidden.shape[0], hidden.device)
     found = torch.ops.cdgen.select_candidates_linear.default(
         hidden, weight, sampling.margin, banned, vocab_size, capacity
     )
@@ -249,11 +256,14 @@ def gather_logits(hidden: Tensor, weight: Tensor, candidates: Candidates) -> Ten
     Returns:
         float32 [B, C], -inf past the end of each list: the `bad` of :func:`sample_candidates` with `gathered=True`.
     Raises:
-        ValueError: shapes or dtypes do not match.
+        ValueError: shapes, dtypes or devices do not match.
+        RuntimeError: on the CPU, if a candidate is not a token of the output layer. On other devices its logit is NaN.
     """
-    check_output_layer(hidden, weight)
+    hidden = check_output_layer(hidden, weight)
+    check_candidates(candidates)
     if candidates.token.shape[0] != hidden.shape[0]:
         got = f"{candidates.token.shape[0]}, but hidden has {hidden.shape[0]}"
         raise ValueError(f"candidates: has batch size {got}")
+    check_tensors(hidden=hidden, candidates=candidates.token)
     logits: Tensor = torch.ops.cdgen.gather_logits.default(hidden, weight, candidates.token, candidates.count)
     return logits

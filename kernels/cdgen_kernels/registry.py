@@ -113,7 +113,10 @@ def register(*specs: OpSpec) -> None:
 def _load_extension() -> tuple[bool, str]:
     """Load the C++ extension, which registers its kernels for CPU tensors; return (whether it loaded, why)."""
     if importlib.util.find_spec("cdgen_kernels._C") is None:
-        return False, "the C++ extension is not built: `pip install --no-build-isolation` with a C++ compiler builds it"
+        return (
+            False,
+            "the C++ extension is not built: install cdgen again, with torch and a C++ compiler present",
+        )
     try:
         importlib.import_module("cdgen_kernels._C")
     except (ImportError, OSError) as error:
@@ -123,7 +126,7 @@ def _load_extension() -> tuple[bool, str]:
 
 def _decide() -> dict[str, Implementation]:
     """Choose the implementation for each device type; the environment variable CDGEN_IMPL overrides the choice."""
-    requested = os.environ.get("CDGEN_IMPL")
+    requested = os.environ.get("CDGEN_IMPL") or None
     if requested not in (None, "reference", "cpp", "triton"):
         raise ValueError(f"CDGEN_IMPL={requested}: no such implementation; use reference, cpp or triton, or unset it")
     if requested == "reference":
@@ -131,6 +134,8 @@ def _decide() -> dict[str, Implementation]:
     loaded, reason = _load_extension()
     if requested == "cpp" and not loaded:
         raise ValueError(f"CDGEN_IMPL=cpp: {reason}")
+    if requested == "triton":
+        reason += "; CDGEN_IMPL=triton does not apply to the CPU"
     cuda = Implementation("triton", "Triton is installed")
     if importlib.util.find_spec("triton") is None:
         if requested == "triton":

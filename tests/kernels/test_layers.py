@@ -304,7 +304,7 @@ def test_mismatched_arguments_raise_an_error() -> None:
             "must be contiguous",
         ),
         (lambda: paged_attention(*paged._replace(q=random(2, 3, 8)), scale=1.0), "not a multiple"),
-        (lambda: paged_attention(*paged._replace(cache_row=at), scale=1.0), "page_table, cache_row"),
+        (lambda: paged_attention(*paged._replace(cache_row=at), scale=1.0), "cache_row: expected"),
         (lambda: paged_attention(*paged, scale=1.0, dropout=1.0), "must be at least 0"),
         (lambda: paged_attention(*paged, scale=1.0, dropout=0.5), "seed and sequence are required"),
     ]:

@@ -255,7 +255,7 @@ def test_banned_tokens_are_not_drawn() -> None:
             "sampling: has batch size 2, but the logits have 3",
         ),
         (lambda g, b, s: contrastive_sample(g, b, s, banned=torch.zeros(2, 1)), r"banned: expected integers \[3, N\]"),
-        (lambda g, b, s: select_candidates(g, s, capacity=0), "capacity = 0: must be at least 1"),
+        (lambda g, b, s: select_candidates(g, s, capacity=0), "capacity = 0: must be a whole number from 1 to"),
         (lambda g, b, s: sample_candidates(select_candidates(g, s), None, s), "vocab_size: required"),
         (lambda g, b, s: make_sampling_tensors(3, temperature=-1), r"temperature = -1: must be a finite number >= 0"),
         (lambda g, b, s: make_sampling_tensors(3, alpha=1.5), r"alpha = 1.5: must be in \[0, 1\]"),
@@ -272,6 +272,24 @@ def test_wrong_arguments_raise_an_error_of_one_line(call, message) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call(good, bad, make_sampling_tensors(3))
     assert "\n" not in str(caught.value)
+
+
+def drawn(implementation: str, good: Tensor, **parameters: float) -> set[int]:
+    """Return the tokens that 400 draws from one row of GOOD's logits give."""
+    sampling = make_sampling_tensors(400, contrast_strength=0, seed=1, **parameters)
+    return set(run_sample(implementation, good.expand(400, -1), None, sampling).token.tolist())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_conventions_that_differ_from_other_libraries(implementation) -> None:
+    """Exactly k of the scores that tie are kept, those with lower ids, and min-p comes before top-p."""
+    tied = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
+    assert drawn(implementation, tied, alpha=0, top_k=2) == {1, 2}
+    assert drawn(implementation, tied, alpha=0, top_k=3) == {1, 2, 3}
+    # Of (0.4, 0.3, 0.2, 0.1), min-p 0.6 leaves (4/7, 3/7), of which top-p 0.5 keeps one.
+    mass = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    assert drawn(implementation, mass, alpha=0.6) == {0, 1} == drawn(implementation, mass, alpha=0, top_p=0.5)
+    assert drawn(implementation, mass, alpha=0.6, top_p=0.5) == {0}
 
 
 def test_empty_batch() -> None:

@@ -16,16 +16,32 @@ Conventions that every implementation follows:
 * A banned token has z_GOOD = -inf before the candidates are selected (transformers also runs its processors before its
   warpers).
 * The threshold is one float32 subtraction, so that every implementation selects exactly the same candidates.
+* Scores are computed from differences to the logits of the best candidate, and the greatest score is subtracted before
+  noise is added. Neither the noise nor a small difference is then lost next to large logits, such as the least finite
+  float that masks tokens in transformers, and equal scores stay equal whatever the temperature.
 * Infinite logits are taken literally. Tokens with z_GOOD = +inf share all of GOOD's probability. If z_BAD is infinite,
   so is the contrast, which outranks every finite score; the finite part decides between equals.
 * The top_k highest scores are kept, then the fewest of them whose probabilities reach top_p of their sum.
+* BAD is not read if its factor is 0. A NaN of BAD is a fault only if the score of a token that could be drawn needs it:
+  at a candidate, or anywhere if scores need the normaliser (`outside_head` is a number). Asking for log-probabilities
+  changes no token; those that a NaN leaves undefined are NaN.
 * A negative token reports that none can be drawn: it is one of the codes of :data:`cdgen_kernels.codes.FAULTS`.
 """
 
 import torch
 from torch import Tensor
 
-from cdgen_kernels.codes import CANDIDATES_OVERFLOW, CONSTANT, MASK, NAN_BAD, NAN_GOOD, NOTHING_POSSIBLE, SHIFTED_GOOD
+from cdgen_kernels.codes import (
+    CANDIDATES_OVERFLOW,
+    CONSTANT,
+    INVALID_CANDIDATES,
+    INVALID_PARAMETERS,
+    MASK,
+    NAN_BAD,
+    NAN_GOOD,
+    NOTHING_POSSIBLE,
+    SHIFTED_GOOD,
+)
 from cdgen_kernels.reference.noise import columns, gumbel, philox
 from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors
 
@@ -52,15 +68,25 @@ def _candidate_mask(good: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
     return (good >= threshold.unsqueeze(1)) & (good > -torch.inf), max_logit
 
 
+def _effective(x: Tensor) -> Tensor:
+    """Return logits in float64, with rows that reach +inf as their limit: 0 at +inf, -inf elsewhere."""
+    at_infinity = x.isposinf()
+    return torch.where(at_infinity.any(1, keepdim=True), torch.where(at_infinity, 0.0, -torch.inf), x.double())
+
+
 def log_softmax(x: Tensor) -> Tensor:
     """Compute log softmax over dim 1 in float64; entries at +inf share all probability, rows of -inf become NaN."""
-    at_infinity = x.isposinf()
-    x = torch.where(at_infinity.any(1, keepdim=True), torch.where(at_infinity, 0.0, -torch.inf), x.double())
-    return torch.log_softmax(x, 1)
+    x = _effective(x)
+    return torch.log_softmax(x - x.amax(1, keepdim=True), 1)
+
+
+def _log_sum(x: Tensor, temperature: Tensor) -> Tensor:
+    """Return log sum exp((x - max x) / temperature) over dim 1, [B, 1]."""
+    return torch.exp((x - x.amax(1, keepdim=True)) / temperature).sum(1, keepdim=True).log()
 
 
 def contrastive_scores(good: Tensor, bad: Tensor, sampling: SamplingTensors, outside: int, value: float) -> Tensor:
-    """Compute the scores of all tokens before top-k and top-p.
+    """Compute the scores of all tokens before top-k and top-p, up to a constant per row.
 
     Args:
         good, bad: logits [B, V], before the temperature; banned tokens have GOOD logits of -inf.
@@ -73,24 +99,29 @@ def contrastive_scores(good: Tensor, bad: Tensor, sampling: SamplingTensors, out
     parameters = columns(sampling.good_weight, sampling.contrast_strength, sampling.temperature)
     weight, strength, temperature = (x.double() for x in parameters)
     temperature = torch.where(temperature == 0, 1.0, temperature)
-    is_candidate, max_logit = _candidate_mask(good, sampling.margin)
-    # z / T. If the maximum is +inf, the tokens at +inf are equals and the others have no probability.
-    at_infinity = torch.where(good.isposinf(), 0.0, -torch.inf)
-    good = torch.where(max_logit.isposinf().unsqueeze(1), at_infinity, good.double())
-    good, bad = good / temperature, bad.double() / temperature
+    is_candidate = _candidate_mask(good, sampling.margin)[0]
+    good = _effective(good)
+    bad = torch.where(strength == 0, 0.0, _effective(bad) if outside == CONSTANT else bad.double())
     tail = ~is_candidate & (good > -torch.inf)
-    if outside == CONSTANT:  # the one mode whose scores need the normalisers
-        good, bad = log_softmax(good), log_softmax(bad)
     # An infinite contrast outranks every finite score.
-    rank = torch.where(bad.isinf() & is_candidate & (strength != 0), -torch.sign(strength * bad), 0.0)
+    rank = torch.where(bad.isinf() & is_candidate, -torch.sign(strength * bad), 0.0)
     finite_bad = torch.where(bad.isinf(), 0.0, bad)
-    score = torch.where(is_candidate, weight * good - strength * finite_bad, -torch.inf)
-    if outside == CONSTANT:
-        score = torch.where(tail, value, score)
+    best_rank = torch.where(is_candidate, rank, -torch.inf).amax(1, keepdim=True)
+    rough = torch.where(is_candidate & (rank == best_rank), weight * good - strength * finite_bad, -torch.inf)
+    best = rough.argmax(1, keepdim=True)
+    best_good, best_bad = good.gather(1, best), finite_bad.gather(1, best)
+    score = (weight * (good - best_good) - strength * (finite_bad - best_bad)) / temperature
+    score = torch.where(is_candidate, score, -torch.inf)
+    if outside == CONSTANT:  # the one mode whose scores need the normalisers
+        best_logprob = [
+            (logit - x.amax(1, keepdim=True)) / temperature - _log_sum(x, temperature)
+            for logit, x in ((best_good, good), (best_bad, bad))
+        ]
+        score = torch.where(tail, value - (weight * best_logprob[0] - strength * best_logprob[1]), score)
     elif outside == SHIFTED_GOOD:
         worst = torch.where(is_candidate, score, torch.inf).amin(1, keepdim=True)
-        shift = worst - torch.where(tail, good, -torch.inf).amax(1, keepdim=True)
-        score = torch.where(tail, good + shift, score)
+        below = torch.where(tail, good, -torch.inf).amax(1, keepdim=True)
+        score = torch.where(tail, worst + (good - below) / temperature, score)
     possible = score > -torch.inf
     best_rank = torch.where(possible, rank, -torch.inf).amax(1, keepdim=True)
     return torch.where(rank == best_rank, score, -torch.inf)
@@ -119,8 +150,17 @@ def keep_top(score: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 def _draw(score: Tensor, sampling: SamplingTensors) -> Tensor:
     noise = gumbel(philox(sampling.seed, sampling.sequence, sampling.position, score.shape[1]))
+    score = score - score.amax(1, keepdim=True)
     noisy = torch.where((sampling.temperature > 0).unsqueeze(1), score + noise, score)
     return torch.argmax(noisy, 1)  # the first of equals, which is the lower id
+
+
+def _invalid(sampling: SamplingTensors) -> Tensor:
+    """Return which rows have a parameter out of range, bool [B]. Each comparison is false for NaN."""
+    weight, strength, temperature, top_p = sampling[1:5]
+    valid = (sampling.margin >= 0) & (weight >= 0) & weight.isfinite() & strength.isfinite()
+    valid &= (temperature >= 0) & temperature.isfinite() & (top_p > 0) & (top_p <= 1) & (sampling.top_k >= 0)
+    return ~valid
 
 
 def _at(x: Tensor, token: Tensor) -> Tensor:
@@ -136,6 +176,7 @@ def select_candidates(
     count = mask.sum(1)
     count = torch.where(max_logit == -torch.inf, NOTHING_POSSIBLE, count)
     count = torch.where(good[:, :vocab_size].isnan().any(1), NAN_GOOD, count)
+    count = torch.where(margin >= 0, count, INVALID_PARAMETERS)
     first = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices[:, :capacity]  # candidates first, by id
     first = torch.nn.functional.pad(first, (0, capacity - first.shape[1]))
     listed = torch.arange(capacity, device=good.device) < count.unsqueeze(1)
@@ -162,19 +203,36 @@ def contrastive_sample(
 
     result = Samples(token)
     if logprobs:
-        drawn_from = score - torch.logsumexp(score, 1, keepdim=True)
-        each = (drawn_from, log_softmax(good[:, :vocab_size]), log_softmax(bad))
+        each = (log_softmax(score), log_softmax(good[:, :vocab_size]), log_softmax(bad))
         result = Samples(token, *(_at(x, token).float() for x in each))
 
-    if logprobs or outside == CONSTANT:
+    bad_is_wrong = (bad.isnan() & _candidate_mask(allowed, sampling.margin)[0]).any(1)
+    if outside == CONSTANT:
         bad_is_wrong = bad.isnan().any(1) | (bad == -torch.inf).all(1)
-    else:
-        read = _candidate_mask(allowed, sampling.margin)[0] & (sampling.contrast_strength != 0).unsqueeze(1)
-        bad_is_wrong = (bad.isnan() & read).any(1)
+    bad_is_wrong &= sampling.contrast_strength != 0
     token = torch.where(bad_is_wrong, NAN_BAD, token)
     token = torch.where((allowed == -torch.inf).all(1), NOTHING_POSSIBLE, token)
     token = torch.where(good[:, :vocab_size].isnan().any(1), NAN_GOOD, token)
+    token = torch.where(_invalid(sampling), INVALID_PARAMETERS, token)
     return result._replace(token=token)
+
+
+def _check_lists(candidates: Candidates, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return which entries of each list can be used, bool [B, C], and why a row has no list, a code or 0 [B].
+
+    A list made by hand may hold anything.
+    """
+    token, logit, count, max_logit = candidates
+    entry = torch.arange(token.shape[1], device=token.device)
+    listed = entry < count.unsqueeze(1)
+    in_range = (token >= 0) & (token < vocab_size)
+    ascending = torch.nn.functional.pad(token[:, 1:] > token[:, :-1], (1, 0), value=True)
+    fits = (logit == -torch.inf) | (logit.isinf() == max_logit.isinf().unsqueeze(1)) & ~logit.isnan()
+    sound = (in_range & ascending & fits | ~listed).all(1) & (max_logit > -torch.inf) & (count > 0)
+    fault = torch.where(sound, 0, INVALID_CANDIDATES)
+    fault = torch.where(count > token.shape[1], CANDIDATES_OVERFLOW, fault)
+    known = (count < 0) & (count >= INVALID_CANDIDATES)
+    return listed & in_range, torch.where(known, count.long(), fault)
 
 
 def sample_candidates(
@@ -186,7 +244,7 @@ def sample_candidates(
     logprobs: bool,
 ) -> Samples:
     """Draw one token per row from its candidates. See :func:`cdgen_kernels.sample_candidates`."""
-    listed = candidates.token >= 0
+    listed, fault = _check_lists(candidates, vocab_size)
     index = torch.where(listed, candidates.token, vocab_size).long()
     good = candidates.logit.new_full((candidates.token.shape[0], vocab_size + 1), -torch.inf)
     good.scatter_(1, index, candidates.logit)
@@ -194,8 +252,7 @@ def sample_candidates(
         bad = torch.zeros_like(good, dtype=bad.dtype).scatter_(1, index, bad)[:, :vocab_size]
     every_candidate = sampling._replace(margin=torch.full_like(sampling.margin, torch.inf))
     drawn = contrastive_sample(good[:, :vocab_size], bad, every_candidate, None, vocab_size, MASK, 0.0, logprobs)
-    token = torch.where(candidates.count > candidates.token.shape[1], CANDIDATES_OVERFLOW, drawn.token)
-    token = torch.where(candidates.count < 0, candidates.count.long(), token)
+    token = torch.where((fault < 0) & (drawn.token != INVALID_PARAMETERS), fault, drawn.token)
     return drawn._replace(token=token)
 
 

@@ -6,27 +6,30 @@ import triton.language as tl
 
 from cdgen_kernels.sampling_tensors import Candidates, Samples, SamplingTensors
 from cdgen_kernels.triton import settings
-from cdgen_kernels.triton.constants import BAD_DENSE, BAD_GATHERED, CANDIDATES_OVERFLOW, MASK, NAN_BAD, NO_BAD
-from cdgen_kernels.triton.draw import (
-    Cuts,
-    Entries,
-    Logits,
-    Noise,
-    Weights,
-    draw_few,
-    draw_many,
-    nothing_outside,
+from cdgen_kernels.triton.constants import (
+    BAD_DENSE,
+    BAD_GATHERED,
+    CANDIDATES_OVERFLOW,
+    INVALID_CANDIDATES,
+    INVALID_PARAMETERS,
+    MASK,
+    NAN_BAD,
+    NO_BAD,
+    NOTHING_POSSIBLE,
 )
+from cdgen_kernels.triton.draw import Cuts, Noise, draw_few, draw_many
 from cdgen_kernels.triton.passes import (
     Bans,
     CandidateList,
     begin_row,
     candidate_threshold,
     collect,
+    parameters_are_valid,
     row_maximum,
     second_pass,
     with_fault,
 )
+from cdgen_kernels.triton.scores import Entries, Logits, Weights, find_reference, nothing_outside
 
 
 @triton.jit
@@ -75,7 +78,8 @@ def select_candidates_kernel(
         return
     best, has_nan = row_maximum(row, maxima_ptr, T, G, R)
     best = tl.where(has_nan > 0, float("nan"), best)  # no logit reaches NaN, so the list stays empty
-    threshold = candidate_threshold(best, tl.load(margin_ptr + number))
+    margin = tl.load(margin_ptr + number)
+    threshold = candidate_threshold(best, margin)
     count = second_pass(row, threshold, maxima_ptr, hits_ptr, candidates, CAPACITY, T, G, R)
 
     i = tl.arange(0, T)
@@ -89,7 +93,7 @@ def select_candidates_kernel(
         for start in range(0, vocab_size, T):
             token = start + i
             written = collect(row.logits_ptr, token, token < vocab_size, threshold, row.bans, out, written, capacity)
-    tl.store(count_out_ptr + number, with_fault(count, best, has_nan))
+    tl.store(count_out_ptr + number, tl.where(margin >= 0, with_fault(count, best, has_nan), INVALID_PARAMETERS))
     tl.store(max_out_ptr + number, best)
 
 
@@ -119,7 +123,26 @@ def select_candidates(
     return Candidates(token, logit, count, best)
 
 
-@triton.jit(do_not_specialize=["capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
+@triton.jit
+def list_is_sound(count, best, candidates, vocab_size, T: tl.constexpr):
+    """Return whether `count` entries could come from `select_candidates`: a list made by hand may hold anything.
+
+    Ids must ascend within the vocabulary, and logits must be -inf, finite or, if `best` is, +inf.
+    """
+    i = tl.arange(0, T)
+    wrong = tl.zeros([T], tl.int32)
+    for start in range(0, count, T):
+        inside = start + i < count
+        token = tl.load(candidates.token_ptr + start + i, mask=inside, other=0)
+        before = tl.load(candidates.token_ptr + start + i - 1, mask=inside & (start + i > 0), other=-1)
+        z = tl.load(candidates.logit_ptr + start + i, mask=inside, other=float("-inf"))
+        fits = (z == float("-inf")) | tl.where(best == float("inf"), z == float("inf"), z < float("inf"))
+        fits = fits & (token > before) & (token < vocab_size)
+        wrong |= tl.where(inside & (fits == 0), 1, 0)
+    return (tl.max(wrong, 0) == 0) & (best > float("-inf")) & (count > 0)
+
+
+@triton.jit(do_not_specialize=["vocab_size", "capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
 def sample_candidates_kernel(
     # Candidates, [B, capacity] or [B]
     token_ptr, logit_ptr, count_ptr, max_ptr,
@@ -132,7 +155,7 @@ def sample_candidates_kernel(
     scores_ptr,
     # results: int64 [B], and if LOGPROBS float32 [B]
     token_out_ptr, logprob_out_ptr,
-    bad_stride, capacity,
+    bad_stride, vocab_size, capacity,
     BAD: tl.constexpr, LOGPROBS: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Draw one token per row from its list of candidates. Grid: (B,)."""
@@ -141,8 +164,10 @@ def sample_candidates_kernel(
     n = tl.minimum(tl.maximum(size, 0), capacity)
     temperature = tl.load(temperature_ptr + number)
     candidates = CandidateList(token_ptr + number * capacity, logit_ptr + number * capacity)
-    entries = Entries(True, n, candidates)
     best = tl.load(max_ptr + number)
+    sound = list_is_sound(n, best, candidates, vocab_size, T)
+    n = tl.where(sound, n, 0)  # nothing is read at ids that may not exist
+    entries = Entries(True, n, candidates)
     no_bans = Bans(token_ptr, 0)
     logits = Logits(logit_ptr, bad_ptr + number * bad_stride, no_bans, float("-inf"), best)
     weights = Weights(
@@ -157,12 +182,18 @@ def sample_candidates_kernel(
     if n <= T:
         drawn = draw_few(entries, logits, weights, cuts, noise, scores_ptr + number * T, BAD, T)
     else:
-        drawn = draw_many(entries, logits, weights, nothing_outside(), cuts, noise, BAD, MASK, LOGPROBS, 4 * T)
+        outside = nothing_outside()
+        reference = find_reference(entries, logits, weights, outside, BAD, MASK, 4 * T)
+        drawn = draw_many(entries, logits, weights, outside, reference, cuts, noise, BAD, MASK, LOGPROBS, 4 * T)
     if LOGPROBS:
-        tl.store(logprob_out_ptr + number, drawn.score - drawn.best_score - tl.log(drawn.mass))
-    result = tl.where(drawn.bad_has_nan > 0, NAN_BAD, drawn.token)
+        tl.store(logprob_out_ptr + number, drawn.score - tl.log(drawn.mass))
+    result = tl.where(drawn.token == 0x7FFFFFFF, NOTHING_POSSIBLE, drawn.token)
+    result = tl.where(drawn.bad_has_nan, NAN_BAD, result)
+    result = tl.where(sound, result, INVALID_CANDIDATES)
     result = tl.where(size > capacity, CANDIDATES_OVERFLOW, result)
-    tl.store(token_out_ptr + number, tl.where(size < 0, size, result).to(tl.int64))
+    result = tl.where((size < 0) & (size >= INVALID_CANDIDATES), size, result)
+    valid = parameters_are_valid(weights.good_weight, weights.contrast_strength, temperature, cuts.top_p, cuts.top_k)
+    tl.store(token_out_ptr + number, tl.where(valid, result, INVALID_PARAMETERS).to(tl.int64))
 
 
 def sample_candidates(
@@ -179,7 +210,7 @@ def sample_candidates(
         candidates: contiguous.
         bad: logits [B, V], or [B, C] if `gathered`, with unit stride along the second dimension.
         sampling: the rows' parameters; the margin is not used.
-        vocab_size: not used, since only listed tokens are read.
+        vocab_size: upper bound of the ids.
     """
     batch, capacity = candidates.token.shape
     token = candidates.token.new_empty(batch, dtype=torch.int64)
@@ -188,7 +219,7 @@ def sample_candidates(
         sample_candidates_kernel[(batch,)](
             *candidates, candidates.logit if bad is None else bad, *sampling[1:],
             candidates.logit.new_empty((batch, settings.THREADS)), token, logprob,
-            0 if bad is None else bad.stride(0), capacity,
+            0 if bad is None else bad.stride(0), vocab_size, capacity,
             BAD=(NO_BAD if bad is None else BAD_GATHERED if gathered else BAD_DENSE).value,
             LOGPROBS=logprobs, T=settings.THREADS, **settings.launch_options(),
         )  # fmt: skip

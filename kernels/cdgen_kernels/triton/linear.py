@@ -25,6 +25,7 @@ import triton.language as tl
 
 from cdgen_kernels.sampling_tensors import Candidates
 from cdgen_kernels.triton import settings
+from cdgen_kernels.triton.constants import INVALID_PARAMETERS
 from cdgen_kernels.triton.passes import Bans, candidate_threshold, is_allowed, with_fault
 
 # Launch settings; they have not been measured on a GPU yet. Tiles fit in 99 KiB of shared memory (64 KiB on AMD).
@@ -186,7 +187,8 @@ def select_candidates_linear_kernel(
         token, z = listed_logits(start, hits_ptr, hit_count, bans, layer, vocab_size, CHUNK, TOKENS, DEPTH)
         highest = tl.maximum(highest, z)
     best = tl.where(has_nan > 0, float("nan"), tl.max(highest, 0))
-    threshold = candidate_threshold(best, tl.load(margin_ptr + row))
+    margin = tl.load(margin_ptr + row)
+    threshold = candidate_threshold(best, margin)
 
     hit_count = list_chunks(maxima_ptr, chunks, threshold - slack, hits_ptr, N)
     count = 0
@@ -201,19 +203,20 @@ def select_candidates_linear_kernel(
     for start in range(count, capacity, N):
         tl.store(token_out_ptr + start + i, -1, mask=start + i < capacity)
         tl.store(logit_out_ptr + start + i, float("-inf"), mask=start + i < capacity)
-    tl.store(count_out_ptr + row, with_fault(count, best, has_nan))
+    tl.store(count_out_ptr + row, tl.where(margin >= 0, with_fault(count, best, has_nan), INVALID_PARAMETERS))
     tl.store(max_out_ptr + row, best)
 
 
-@triton.jit(do_not_specialize=["capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
+@triton.jit(do_not_specialize=["vocab_size", "capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
 def gather_logits_kernel(
-    hidden_ptr, weight_ptr, token_ptr, count_ptr, logit_out_ptr, width, hidden_stride, weight_stride, capacity,
+    hidden_ptr, weight_ptr, token_ptr, count_ptr, logit_out_ptr,
+    vocab_size, width, hidden_stride, weight_stride, capacity,
     TOKENS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Write float32 logits [B, capacity] of listed tokens, -inf past the end of a list. Grid: (B, tiles of TOKENS).
 
-    hidden [B, width] and weight [V, width] have one dtype and unit stride along the width; token is int32
-    [B, capacity], count int32 [B].
+    A token that does not exist gets NaN. hidden [B, width] and weight [vocab_size, width] have one dtype and unit
+    stride along the width; token is int32 [B, capacity], count int32 [B].
     """
     row = tl.program_id(0).to(tl.int64)
     entry = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
@@ -225,7 +228,8 @@ def gather_logits_kernel(
     valid = (entry < count) & (entry < capacity)
     token = tl.load(token_ptr + row * capacity + entry, mask=valid, other=0)
     layer = Layer(hidden_ptr + row * hidden_stride, weight_ptr, weight_stride, width)
-    z = dot_products(layer, token, valid, TOKENS, DEPTH)
+    exists = (token >= 0) & (token < vocab_size)
+    z = tl.where(exists, dot_products(layer, token, valid & exists, TOKENS, DEPTH), float("nan"))
     tl.store(logit_out_ptr + entry, tl.where(valid, z, float("-inf")), mask=entry < capacity)
 
 
@@ -299,7 +303,7 @@ def gather_logits(hidden: torch.Tensor, weight: torch.Tensor, token: torch.Tenso
     if batch:
         gather_logits_kernel[(batch, triton.cdiv(capacity, GATHER_TOKENS))](
             hidden, weight, token, count, logit,
-            hidden.shape[1], hidden.stride(0), weight.stride(0), capacity,
+            weight.shape[0], hidden.shape[1], hidden.stride(0), weight.stride(0), capacity,
             TOKENS=GATHER_TOKENS, DEPTH=DOT_BYTES // weight.element_size(), num_warps=GATHER_WARPS,
             enable_fp_fusion=True,
         )  # fmt: skip

@@ -209,6 +209,13 @@ def with_fault(result, best, has_nan):
 
 
 @triton.jit
+def parameters_are_valid(good_weight, contrast_strength, temperature, top_p, top_k):
+    """Return whether a row's parameters are in range. Comparisons with NaN are false."""
+    weights = (good_weight >= 0) & (good_weight < float("inf")) & (tl.abs(contrast_strength) < float("inf"))
+    return weights & (temperature >= 0) & (temperature < float("inf")) & (top_p > 0) & (top_p <= 1) & (top_k >= 0)
+
+
+@triton.jit
 def collect(logits_ptr, token, valid, threshold, bans, candidates, count, CAPACITY: tl.constexpr):
     """Append the candidates among some tokens to a list of `count` entries, as far as they fit; return the new count.
 

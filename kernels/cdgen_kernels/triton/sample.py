@@ -14,21 +14,8 @@ import triton.language as tl
 
 from cdgen_kernels.sampling_tensors import Samples, SamplingTensors
 from cdgen_kernels.triton import settings
-from cdgen_kernels.triton.constants import BAD_DENSE, CONSTANT, MASK, NAN_BAD, NO_BAD, SHIFTED_GOOD
-from cdgen_kernels.triton.draw import (
-    Cuts,
-    Entries,
-    Logits,
-    Noise,
-    Outside,
-    Weights,
-    draw_few,
-    draw_many,
-    log_probability,
-    log_sum_exp,
-    nothing_outside,
-    score_tile,
-)
+from cdgen_kernels.triton.constants import BAD_DENSE, CONSTANT, INVALID_PARAMETERS, MASK, NAN_BAD, NO_BAD, SHIFTED_GOOD
+from cdgen_kernels.triton.draw import Cuts, Noise, draw_few, draw_many
 from cdgen_kernels.triton.passes import (
     Bans,
     CandidateList,
@@ -37,9 +24,22 @@ from cdgen_kernels.triton.passes import (
     candidate_threshold,
     chunk_count,
     is_allowed,
+    parameters_are_valid,
     row_maximum,
     second_pass,
     with_fault,
+)
+from cdgen_kernels.triton.scores import (
+    Entries,
+    Logits,
+    Outside,
+    Weights,
+    effective,
+    find_reference,
+    finite,
+    log_sum_exp,
+    nothing_outside,
+    score_tile,
 )
 
 
@@ -82,30 +82,57 @@ def threshold_of_row(row, maxima_ptr, best, margin, weights, top_k, top_p, BAD: 
 
 
 @triton.jit
-def constant_outside(row, bad_ptr, scale, value, BAD: tl.constexpr, N: tl.constexpr):
-    """Return (:class:`Outside` of the mode CONSTANT, 1 if BAD has NaN else 0). Scores are log-probabilities then."""
-    good_log_sum, _ = log_sum_exp(row.logits_ptr, row.vocab_size, scale, row.bans, N)
-    bad_log_sum = tl.log(row.vocab_size.to(tl.float32))
-    bad_at_infinity = False
-    nan_bad = 0
-    if BAD != NO_BAD:
-        bad_log_sum, bad_at_infinity = log_sum_exp(bad_ptr, row.vocab_size, scale, Bans(row.bans.token_ptr, 0), N)
-        nan_bad = (bad_log_sum != bad_log_sum).to(tl.int32)
-    return Outside(value, good_log_sum, bad_log_sum, bad_at_infinity), nan_bad
+def constant_outside(row, entries, logits, weights, value, BAD: tl.constexpr, N: tl.constexpr):
+    """Return (:class:`Outside`, :class:`Reference`, whether BAD's normaliser is undefined) of the mode CONSTANT.
+
+    Scores are relative to the reference's, and so is the constant. The reference's own score is the contrast of its
+    log-probabilities.
+    """
+    scale = weights.scale
+    good = log_sum_exp(row.logits_ptr, row.vocab_size, scale, row.bans, N)
+    if BAD == NO_BAD:
+        bad_at_infinity = False
+        undefined = False
+        reference = find_reference(entries, logits, weights, nothing_outside(), BAD, CONSTANT, N)
+        bad_logprob = -tl.log(row.vocab_size.to(tl.float32))
+    else:
+        bad = log_sum_exp(logits.bad_ptr, row.vocab_size, scale, Bans(row.bans.token_ptr, 0), N)
+        bad_at_infinity = bad.at_infinity
+        undefined = (bad.log_sum != bad.log_sum) & (weights.contrast_strength != 0)
+        reference = find_reference(entries, logits, weights, Outside(0.0, 0.0, bad_at_infinity), BAD, CONSTANT, N)
+        bad_logprob = finite(finite(reference.bad - bad.top) / scale) - bad.log_sum
+    good_logprob = finite(finite(reference.good - good.top) / scale) - good.log_sum
+    contrasted = tl.where(weights.contrast_strength == 0, 0.0, weights.contrast_strength * bad_logprob)
+    score = finite(weights.good_weight * good_logprob) - finite(contrasted)
+    return Outside(finite(value - finite(score)), 0.0, bad_at_infinity), reference, undefined
 
 
 @triton.jit
 def shifted_outside(entries, logits, weights, vocab_size, BAD: tl.constexpr, N: tl.constexpr):
-    """Return the :class:`Outside` of the mode SHIFTED_GOOD: the best other token meets the worst candidate's score."""
+    """Return (:class:`Outside`, :class:`Reference`) of the mode SHIFTED_GOOD.
+
+    The best other token gets the worst candidate's score.
+    """
+    reference = find_reference(entries, logits, weights, nothing_outside(), BAD, SHIFTED_GOOD, N)
     i = tl.arange(0, N)
     worst = tl.full([N], float("inf"), tl.float32)
     below = tl.full([N], float("-inf"), tl.float32)
     for start in range(0, vocab_size, N):
-        token, score, rank, _ = score_tile(start + i, entries, logits, weights, nothing_outside(), BAD, SHIFTED_GOOD)
+        token, score, rank = score_tile(
+            start + i, entries, logits, weights, nothing_outside(), reference, BAD, SHIFTED_GOOD
+        )  # fmt: skip
         z = tl.load(logits.good_ptr + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
         worst = tl.minimum(worst, tl.where((rank > -2) & (z >= logits.threshold), score, float("inf")))
-        below = tl.maximum(below, tl.where((rank > -2) & (z < logits.threshold), z / weights.scale, float("-inf")))
-    return Outside(tl.min(worst, 0) - tl.max(below, 0), 0.0, 0.0, False)
+        below = tl.maximum(below, tl.where((rank > -2) & (z < logits.threshold), z, float("-inf")))
+    return Outside(tl.min(worst, 0), tl.max(below, 0), False), reference
+
+
+@triton.jit
+def log_probability_of(token, logits_ptr, vocab_size, bans, N: tl.constexpr):
+    """Return the log-probability of a token under logits [vocab_size]; NaN if that is undefined."""
+    row = log_sum_exp(logits_ptr, vocab_size, 1.0, bans, N)
+    z = tl.load(logits_ptr + token, mask=token < vocab_size, other=0.0).to(tl.float32)
+    return effective(z, row.at_infinity) - row.top - row.log_sum
 
 
 @triton.jit
@@ -113,23 +140,14 @@ def store_logprobs(drawn, row, bad_ptr, logprobs_ptr, batch, BAD: tl.constexpr, 
     """Write three log-probabilities of the drawn token to column 0 of logprobs [3, batch].
 
     The first is that of the sampled distribution, the others are GOOD's and BAD's, without bans and at temperature 1.
-    Returns 1 if BAD has NaN, else 0.
     """
     no_bans = Bans(row.bans.token_ptr, 0)
-    exists = drawn.token < row.vocab_size
-    z = tl.load(row.logits_ptr + drawn.token, mask=exists, other=0.0).to(tl.float32)
-    good_log_sum, good_at_infinity = log_sum_exp(row.logits_ptr, row.vocab_size, 1.0, no_bans, N)
     bad_logprob = -tl.log(row.vocab_size.to(tl.float32))
-    nan_bad = 0
     if BAD != NO_BAD:
-        y = tl.load(bad_ptr + drawn.token, mask=exists, other=0.0).to(tl.float32)
-        bad_log_sum, bad_at_infinity = log_sum_exp(bad_ptr, row.vocab_size, 1.0, no_bans, N)
-        nan_bad = (bad_log_sum != bad_log_sum).to(tl.int32)
-        bad_logprob = log_probability(y, bad_log_sum, bad_at_infinity)
-    tl.store(logprobs_ptr, drawn.score - drawn.best_score - tl.log(drawn.mass))
-    tl.store(logprobs_ptr + batch, log_probability(z, good_log_sum, good_at_infinity))
+        bad_logprob = log_probability_of(drawn.token, bad_ptr, row.vocab_size, no_bans, N)
+    tl.store(logprobs_ptr, drawn.score - tl.log(drawn.mass))
+    tl.store(logprobs_ptr + batch, log_probability_of(drawn.token, row.logits_ptr, row.vocab_size, no_bans, N))
     tl.store(logprobs_ptr + 2 * batch, bad_logprob)
-    return nan_bad
 
 
 @triton.jit(
@@ -189,24 +207,25 @@ def contrastive_sample_kernel(
     noise = Noise(
         tl.load(seed_ptr + number), tl.load(sequence_ptr + number), tl.load(position_ptr + number), temperature
     )
+    undefined = False
     if OUTSIDE == MASK:
         if listed & (count <= T):
             drawn = draw_few(entries, logits, weights, cuts, noise, scores_ptr, BAD, T)
         else:
-            drawn = draw_many(entries, logits, weights, nothing_outside(), cuts, noise, BAD, MASK, LOGPROBS, N)
-        nan_bad = drawn.bad_has_nan
+            outside = nothing_outside()
+            reference = find_reference(entries, logits, weights, outside, BAD, MASK, N)
+            drawn = draw_many(entries, logits, weights, outside, reference, cuts, noise, BAD, MASK, LOGPROBS, N)
     else:
         if OUTSIDE == CONSTANT:
-            outside, nan_bad = constant_outside(row, bad_ptr, weights.scale, value, BAD, N)
+            outside, reference, undefined = constant_outside(row, entries, logits, weights, value, BAD, N)
         else:
-            outside = shifted_outside(entries, logits, weights, vocab_size, BAD, N)
-            nan_bad = 0
-        drawn = draw_many(entries, logits, weights, outside, cuts, noise, BAD, OUTSIDE, LOGPROBS, N)
-        nan_bad = tl.maximum(nan_bad, drawn.bad_has_nan)
+            outside, reference = shifted_outside(entries, logits, weights, vocab_size, BAD, N)
+        drawn = draw_many(entries, logits, weights, outside, reference, cuts, noise, BAD, OUTSIDE, LOGPROBS, N)
     if LOGPROBS:
-        nan_bad = tl.maximum(nan_bad, store_logprobs(drawn, row, bad_ptr, logprobs_out_ptr + number, batch, BAD, N))
-    result = tl.where(nan_bad > 0, NAN_BAD, drawn.token.to(tl.int64))
-    tl.store(token_out_ptr + number, with_fault(result, best, nan_good))
+        store_logprobs(drawn, row, bad_ptr, logprobs_out_ptr + number, batch, BAD, N)
+    result = tl.where(drawn.bad_has_nan | undefined, NAN_BAD, drawn.token.to(tl.int64))
+    valid = (margin >= 0) & parameters_are_valid(good_weight, contrast_strength, temperature, top_p, top_k)
+    tl.store(token_out_ptr + number, tl.where(valid, with_fault(result, best, nan_good), INVALID_PARAMETERS))
 
 
 def contrastive_sample(
