@@ -1,8 +1,9 @@
-"""The two errors a user can meet; the command line turns each into one line and an exit code."""
+"""The two errors that a user can meet, and their messages as the command line prints them: one safe line."""
 
 import unicodedata
 
 _MESSAGE_LIMIT = 1000  # characters of a message that are shown
+# Characters that embed, override or isolate a direction of text, by their bidirectional class.
 _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
@@ -33,7 +34,7 @@ def printable(message: str) -> str:
 
 
 def _is_unsafe(character: str) -> bool:
-    """Return whether it is a control character, an unpaired surrogate, or changes the direction of the text."""
+    """Return whether a character is a control character, an unpaired surrogate, or changes the direction of text."""
     return unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in _DIRECTIONS
 
 

@@ -1,4 +1,4 @@
-"""Numbers that callers pass: checked, and turned into Python's own if they are numpy's, torch's or 0-d arrays."""
+"""Check numbers and switches that callers pass, and convert scalars of numpy and torch to Python's."""
 
 import numbers
 import operator
@@ -16,7 +16,7 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     """Return an integer between two bounds, both included.
 
     Raises:
-        InputError: it is something else, such as True or 1.5, or out of range; the message begins with `name`.
+        InputError: the value is no integer, such as True or 1.5, or out of range; the message begins with `name`.
     """
     try:
         number = operator.index(_number(value))
@@ -28,10 +28,11 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
 
 
 def real(name: str, value: Any, low: float = -FLOAT32_MAX, high: float = FLOAT32_MAX) -> float:
-    """Return a number between two bounds, both included, that does not vanish in float32, in which the ops compute.
+    """Return a number between two bounds, both included, as a float.
 
     Raises:
-        InputError: it is something else, such as True or "1", or out of range; the message begins with `name`.
+        InputError: the value is no number, such as True or "1", out of range, or so small that float32, in which the
+            ops compute, does not hold it; the message begins with `name`.
     """
     plain = _number(value)
     is_number = isinstance(plain, numbers.Real)
@@ -49,7 +50,7 @@ def switch(name: str, value: Any) -> bool:
     """Return True or False.
 
     Raises:
-        InputError: it is something else, such as 1; the message begins with `name`.
+        InputError: the value is neither, such as 1; the message begins with `name`.
     """
     found = _scalar(value)
     if not isinstance(found, bool):
@@ -58,7 +59,7 @@ def switch(name: str, value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, on one line and not too long."""
+    """Return a value for a message: one line of limited length."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # Python does not print integers of thousands of digits
@@ -67,13 +68,13 @@ def shown(value: Any) -> str:
 
 
 def _scalar(value: Any) -> Any:
-    """Return a scalar of numpy or torch as Python's, and None for any other array."""
+    """Return a scalar of numpy or torch as Python's, None for any other array, and other values unchanged."""
     if not hasattr(value, "ndim"):
         return value
     return value.item() if value.ndim == 0 else None
 
 
 def _number(value: Any) -> Any:
-    """Return a scalar, and None for True and False, which Python takes for numbers."""
+    """Return a scalar like :func:`_scalar`, but None for True and False, which Python takes for numbers."""
     found = _scalar(value)
     return None if isinstance(found, bool) else found

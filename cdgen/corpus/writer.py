@@ -19,9 +19,9 @@ from cdgen.corpus.journal import Journal
 from cdgen.corpus.manifest import ShardEntry
 from cdgen.corpus.seeds import Seed, fingerprint
 from cdgen.corpus.settings import describe
-from cdgen.engine.llm import ContrastiveLM, batches
+from cdgen.engine.llm import ContrastiveLM
 from cdgen.engine.outputs import CompletionOutput
-from cdgen.engine.requests import Prompts
+from cdgen.engine.requests import Prompts, batches
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.text import decode, decode_parts
 from cdgen.environment import versions

@@ -51,8 +51,7 @@ class Engine:
         self.results: dict[int, CompletionOutput] = {}
         self._waiting = deque(requests)
         self._on_tokens, self._on_finished = on_tokens or _ignore, on_finished or _ignore
-        lengths = {len(request.token_ids) for request in requests}
-        max_length = max(length + pair.max_new_tokens(params, length) for length in lengths)
+        max_length = pair.longest_sequence(params, requests)
         self._stop = StopConditions(pair.tokenizer, params, pair.eos_token_ids)
         self._bans = Bans(params, self._stop.token_ids, max_length, self.device)
         self._sampling = BatchSampling(params, self.device)

@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from cdgen.engine.engine import Engine
 from cdgen.engine.outputs import CompletionOutput, RequestOutput
 from cdgen.engine.paged_backend import CacheOptions, PagedBackend
-from cdgen.engine.prefix import check_length, first_ids
 from cdgen.engine.prompts import list_prompts, prompt_ids, text_of
-from cdgen.engine.requests import ModelPair, Prompts, make_requests
+from cdgen.engine.requests import ModelPair, Prompts, batches, make_requests
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.static_backend import StaticBackend
 from cdgen.errors import InputError
@@ -19,7 +18,6 @@ from cdgen.models.dtypes import dtype_name, float_dtype
 from cdgen.models.llama import unsupported
 from cdgen.models.loading import load
 from cdgen.models.tokenizers import load_tokenizer
-from cdgen.models.vocabulary import shared_vocab_size
 from cdgen.values import INT32_MAX, INT64_MAX, integer, switch
 
 if TYPE_CHECKING:
@@ -28,14 +26,10 @@ if TYPE_CHECKING:
 
     from cdgen.engine.backend import Backend
     from cdgen.engine.prompts import Prompt
-    from cdgen.models.language_model import LanguageModel
 
 log = logging.getLogger("cdgen")
 
-_MOST_OUTPUTS = 10_000_000  # continuations of a call of `generate`, all of which are in memory
-_LONG_TEXT = 1_000_000  # characters of a prompt that takes a second to encode
-
-_Item = TypeVar("_Item")
+_MOST_OUTPUTS = 10_000_000  # continuations that one call of `generate` keeps in memory
 
 
 class ContrastiveLM:
@@ -113,7 +107,7 @@ class ContrastiveLM:
             other = first_layers(loaded, layers)
         if other is not None and other.device != loaded.device:
             raise InputError(f"GOOD is on {loaded.device}, BAD on {other.device}; put both on one device")
-        self.pair = _pair(loaded, other, tokenizer or good_tokenizer, bad_tokenizer)
+        self.pair = ModelPair.of(loaded, other, tokenizer or good_tokenizer, bad_tokenizer)
         reasons = {model.name: unsupported(model.module) for model in (loaded, other) if model is not None}
         self.static_reason = next((f"{name}: {reason}" for name, reason in reasons.items() if reason), None)
         if self.static_reason:
@@ -162,13 +156,16 @@ class ContrastiveLM:
         Returns:
             one :class:`~cdgen.RequestOutput` per prompt, in the same order.
         Raises:
-            InputError (a ValueError): a prompt cannot be used (the message gives its index), or there is no BAD for a
-                contrastive method.
+            InputError (a ValueError): a prompt cannot be used (the message gives its index), a parameter does not fit
+                the models, or there is no BAD for a contrastive method.
         """
         params = sampling_params or SamplingParams()
         listed = list_prompts(prompts)
         longest = self.longest_prompt(params)
-        token_ids = [self._checked_ids(prompt, f"prompt {index}", longest) for index, prompt in enumerate(listed)]
+        token_ids = [
+            prompt_ids(self.tokenizer, self.bos_token_id, prompt, f"prompt {index}", longest=longest)
+            for index, prompt in enumerate(listed)
+        ]
         self.check(token_ids, params)
         requests = [
             RequestOutput(text_of(self.tokenizer, *both), both[1], []) for both in zip(listed, token_ids, strict=True)
@@ -227,8 +224,7 @@ class ContrastiveLM:
         if self.static_reason:
             backend = StaticBackend(self.pair, params, size)
         else:
-            lengths = {len(request.token_ids) for request in requests}
-            longest = max(length + self.pair.max_new_tokens(params, length) for length in lengths)
+            longest = self.pair.longest_sequence(params, requests)
             backend = PagedBackend(self.pair, params, size, longest, **self.kv_cache)
         return Engine(self.pair, backend, requests, params, on_tokens, on_finished)
 
@@ -245,12 +241,6 @@ class ContrastiveLM:
                 an empty prompt without a start-of-text token.
         """
         return prompt_ids(self.tokenizer, self.bos_token_id, prompt, name, parse_special)
-
-    def _checked_ids(self, prompt: "Prompt", name: str, longest: int | None) -> list[int]:
-        """Return the token ids of a prompt; refuse a huge text that is too long before all of it is encoded."""
-        if isinstance(prompt, str) and longest is not None and len(prompt) > _LONG_TEXT:
-            check_length(first_ids(lambda text: self.prompt_ids(text, name), prompt, longest + 1), name, longest)
-        return self.prompt_ids(prompt, name)
 
     def longest_prompt(self, params: SamplingParams) -> int | None:
         """Return the greatest number of tokens that a prompt may have, or None if the models have no limit.
@@ -302,33 +292,10 @@ class ContrastiveLM:
                 )
 
 
-def batches(sequences: Sequence[_Item], n: int, max_num_seqs: int) -> list[Sequence[_Item]]:
-    """Split `sequences`, n adjacent ones per prompt, into batches of at most max_num_seqs.
-
-    The n sequences of a prompt stay in one batch if n <= max_num_seqs.
-    """
-    size = max_num_seqs - max_num_seqs % n if n <= max_num_seqs else max_num_seqs
-    return [sequences[start : start + size] for start in range(0, len(sequences), size)]
-
-
 def _shifted(
     on_finished: Callable[[int, CompletionOutput], None] | None, start: int
 ) -> Callable[[int, CompletionOutput], None] | None:
-    """Return a callback that adds `start` to the places."""
+    """Return a callback that adds `start` to each place before it calls `on_finished`."""
     if on_finished is None:
         return None
     return lambda place, output: on_finished(start + place, output)
-
-
-def _pair(
-    good: "LanguageModel",
-    bad: "LanguageModel | None",
-    good_tokenizer: "PreTrainedTokenizerBase | None",
-    bad_tokenizer: "PreTrainedTokenizerBase | None",
-) -> ModelPair:
-    vocab_size = shared_vocab_size(good, bad, good_tokenizer, bad_tokenizer)
-    tokenizer = good_tokenizer or bad_tokenizer
-    eos = set(good.eos_token_ids)
-    if tokenizer and tokenizer.eos_token_id is not None:
-        eos.add(tokenizer.eos_token_id)
-    return ModelPair(good, bad, tokenizer, vocab_size, tuple(sorted(token for token in eos if token < vocab_size)))

@@ -29,10 +29,10 @@ def first_ids(encode: Callable[[str], list[int]], text: str, count: int) -> list
 
 
 def check_length(ids: list[int], name: str, longest: int | None) -> None:
-    """Raise InputError if a prompt has more token ids than `longest`, of which it needs to have only one more.
+    """Raise InputError if a prompt has more than `longest` token ids.
 
     Args:
-        ids: the prompt's first `longest + 1` token ids, or all if there are fewer.
+        ids: the prompt's token ids; the first `longest + 1` suffice.
         name: the prompt's name for the message.
         longest: greatest number of token ids; None for any number.
     """

@@ -2,8 +2,10 @@
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from cdgen.engine.prefix import check_length, first_ids
 from cdgen.engine.text import encode_prompt, prompt_text
 from cdgen.errors import InputError
 
@@ -16,17 +18,19 @@ if TYPE_CHECKING:
     Prompt: TypeAlias = str | Sequence[int] | npt.NDArray[Any] | torch.Tensor | Mapping[str, Any]
 
 _USE = "give a string or a list of token ids"
-_NOT_ITEMS = (str, bytes, bytearray, memoryview, Mapping, set, frozenset)  # iterables that are no lists of anything
+# Iterables that are lists neither of prompts nor of token ids.
+_NOT_ITEMS = (str, bytes, bytearray, memoryview, Mapping, set, frozenset)
+_LONG_TEXT = 1_000_000  # characters of a prompt that takes a second to encode
 
 
 def list_prompts(prompts: Any) -> list[str | list[int]]:
-    """Return a list of prompts, each a string or token ids, also for a single prompt.
+    """Return prompts, or a single prompt, as a list whose items are strings or token ids.
 
     Args:
         prompts: a prompt; an iterable of prompts; or the tokens of several prompts, as an array or tensor [B, T] or a
             mapping such as a transformers BatchEncoding, whose padding is removed if it has an `attention_mask`.
     Raises:
-        InputError: something that is neither text nor token ids; the message gives its index.
+        InputError: a prompt is neither text nor token ids; the message gives its index.
     """
     if isinstance(prompts, str):
         return [prompts]
@@ -42,13 +46,20 @@ def prompt_ids(
     prompt: "Prompt",
     name: str,
     parse_special: bool = False,
+    longest: int | None = None,
 ) -> list[int]:
-    """Return the token ids of a prompt; see :meth:`cdgen.ContrastiveLM.prompt_ids`."""
+    """Return the token ids of a prompt; see :meth:`cdgen.ContrastiveLM.prompt_ids` for arguments and errors.
+
+    A huge text of more than `longest` tokens is refused before all of it is encoded.
+    """
     prompt = _prompt(prompt, name)
     if isinstance(prompt, str):
         if tokenizer is None:
             raise InputError(f"{name}: is a string, but there is no tokenizer; pass tokenizer=, or token ids")
-        prompt = encode_prompt(tokenizer, prompt, name, parse_special)
+        encode = partial(encode_prompt, tokenizer, name=name, parse_special=parse_special)
+        if longest is not None and len(prompt) > _LONG_TEXT:
+            check_length(first_ids(encode, prompt, longest + 1), name, longest)
+        prompt = encode(prompt)
     if not prompt:
         if bos_token_id is None:
             raise InputError(f"{name}: is empty, and the tokenizer has no start-of-text token to begin with")
@@ -68,7 +79,7 @@ def _prompt(prompt: "Prompt", name: str) -> str | list[int]:
     if isinstance(prompt, str):
         return str(prompt)  # numpy has a string type of its own
     items = _rows(prompt, name)
-    if len(items) == 1 and isinstance(prompt, Mapping) | hasattr(prompt, "ndim") and _is_nested(items[0]):
+    if len(items) == 1 and (isinstance(prompt, Mapping) or hasattr(prompt, "ndim")) and _is_nested(items[0]):
         items = _rows(items[0], name)  # the only row of a batch
     return _ids(items, name)
 

@@ -1,4 +1,4 @@
-"""The engine's data model: the pair of models, requests, and the batch of running sequences."""
+"""The engine's data model: the pair of models, prompts, requests, and the batch of running sequences."""
 
 import hashlib
 import struct
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
@@ -16,19 +16,22 @@ from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.text import StopStrings
 from cdgen.errors import InputError
 from cdgen.models.language_model import LanguageModel
+from cdgen.models.vocabulary import shared_vocab_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_Item = TypeVar("_Item")
+
 NOISE_KEY = "prompt"  # name of the rule by which :func:`sequence_number` keys the noise; corpora record it
 
 
 def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence: int = 0) -> int:
-    """Return the number that keys the noise of a sequence, a hash of the prompt's content and two indices.
+    """Return the number that keys the noise of a sequence: a hash of the prompt's token ids and two indices.
 
-    Other prompts do not matter, nor does the order of prompts: equal arguments give equal noise in any job, and
-    different ones give independent noise.
+    Neither the other prompts of a job nor their order matter. Equal arguments give equal noise in any job, and different
+    ones give independent noise.
 
     Args:
         token_ids: the prompt.
@@ -48,12 +51,12 @@ def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence:
 
 
 class Prompts:
-    """All prompts of a job, with the number of each among equal ones. Build it once, even for a job of many calls.
+    """All prompts of a job, each with the number of equal prompts before it. A job of many calls builds it once.
 
     Args:
         token_ids: the prompts as lists of ids.
     Attributes:
-        token_ids: the same.
+        token_ids: the prompts as lists of ids.
         occurrences: for each prompt, how many equal ones precede it.
     """
 
@@ -80,21 +83,46 @@ class ModelPair:
     vocab_size: int  # token ids in use; wider output layers are padded
     eos_token_ids: tuple[int, ...]
 
+    @classmethod
+    def of(
+        cls,
+        good: LanguageModel,
+        bad: LanguageModel | None,
+        good_tokenizer: "PreTrainedTokenizerBase | None",
+        bad_tokenizer: "PreTrainedTokenizerBase | None",
+    ) -> "ModelPair":
+        """Return the pair of two models, whose tokenizer is GOOD's, otherwise BAD's.
+
+        Raises:
+            InputError: the models and tokenizers do not share a vocabulary.
+        """
+        vocab_size = shared_vocab_size(good, bad, good_tokenizer, bad_tokenizer)
+        tokenizer = good_tokenizer or bad_tokenizer
+        eos = set(good.eos_token_ids)
+        if tokenizer and tokenizer.eos_token_id is not None:
+            eos.add(tokenizer.eos_token_id)
+        return cls(good, bad, tokenizer, vocab_size, tuple(sorted(token for token in eos if token < vocab_size)))
+
     def models(self, params: SamplingParams) -> list[LanguageModel]:
         """Return the models that `params` need: GOOD, and BAD if there is contrast."""
         return [self.good, self.bad] if self.bad is not None and params.contrast_strength else [self.good]
 
     def position_limit(self, params: SamplingParams) -> int | None:
-        """Return for how many tokens the models that `params` need were made; None if they do not state it."""
+        """Return the least number of positions of the models that `params` need; None if they do not state it."""
         return min((limit for model in self.models(params) if (limit := model.position_limit)), default=None)
 
     def max_new_tokens(self, params: SamplingParams, prompt_length: int) -> int:
-        """Return how many tokens a continuation of a prompt may have: `params.max_tokens`, or what is left."""
+        """Return how many tokens a continuation may have: `params.max_tokens`, or the positions that are left."""
         if params.max_tokens is not None:
             return params.max_tokens
         limit = self.position_limit(params)
         assert limit is not None, "ContrastiveLM.check refuses this"
         return limit - prompt_length
+
+    def longest_sequence(self, params: SamplingParams, requests: "Iterable[Request]") -> int:
+        """Return the greatest number of tokens, prompt included, that a sequence of these requests may have."""
+        lengths = {len(request.token_ids) for request in requests}
+        return max(length + self.max_new_tokens(params, length) for length in lengths)
 
 
 class WaitingSequence(NamedTuple):
@@ -129,6 +157,15 @@ def make_requests(prompts: Prompts, sequences: Iterable[tuple[int, int]]) -> lis
         waiting = deque(WaitingSequence(place, continuation) for place, (_, continuation) in group)
         requests.append(Request(prompts.token_ids[prompt], prompts.occurrences[prompt], waiting))
     return requests
+
+
+def batches(sequences: Sequence[_Item], n: int, max_num_seqs: int) -> list[Sequence[_Item]]:
+    """Split `sequences`, n adjacent ones per prompt, into batches of at most max_num_seqs.
+
+    The n sequences of a prompt stay in one batch if n <= max_num_seqs.
+    """
+    size = max_num_seqs - max_num_seqs % n if n <= max_num_seqs else max_num_seqs
+    return [sequences[start : start + size] for start in range(0, len(sequences), size)]
 
 
 @dataclass

@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "contrastive_tail": {"outside_head": "shifted_good"},
 }
 
+_LOWEST_TEMPERATURE = 1e-5  # the ops take lower ones for 0, as vLLM does
 _MOST_CONTINUATIONS = 1_000_000  # per prompt
 _INTEGERS = {  # field: lowest and highest value
     "n": (1, _MOST_CONTINUATIONS),
@@ -59,7 +60,7 @@ class SamplingParams:
         alpha: threshold of the candidates (Li et al. 2023); 0 keeps all tokens. Without BAD this is min-p sampling.
         contrast_strength: weight of BAD's log-probability, which is subtracted; with 0, BAD is not run.
         good_weight: weight of GOOD's log-probability; 1 + contrast_strength is O'Brien & Lewis 2023.
-        temperature: divides both models' logits; 0 takes the best score.
+        temperature: divides both models' logits; 0 takes the best score, and so does anything below 1e-5.
         top_k: keep the k best scores; 0 or -1 keeps all.
         top_p: of these, keep the nucleus with this probability mass; 1 keeps all.
         outside_head: score of the tokens outside the candidates: "mask" (they cannot be drawn), "shifted_good", or a
@@ -113,6 +114,8 @@ class SamplingParams:
         for name, limits in _REALS.items():
             kind = _Stored if name == "alpha" or isinstance(getattr(self, name), _Stored) else float
             self._set(name, kind(real(name, getattr(self, name), *limits)))
+        if self.temperature < _LOWEST_TEMPERATURE:
+            self._set("temperature", 0.0)
         if self.top_p == 0:
             raise InputError("top_p = 0: must be greater than 0; use top_k=1 to keep one token")
         if self.max_tokens is not None:

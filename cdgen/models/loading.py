@@ -99,7 +99,8 @@ def _load_module(
     else:
         check_code(source, read_config(folder), trust_remote_code)
         weights = weight_files(source, located)
-        files, stored = (folder / "config.json", *weights), stored_tensors(weights)
+        code = sorted(folder.glob("*.py")) if trust_remote_code else ()
+        files, stored = (folder / "config.json", *weights, *code), stored_tensors(weights)
         ids, options = stated_ids(folder), {"use_safetensors": True}
     # Tensors of another shape are reported in `found`, from which check_all_used names them.
     module, found = AutoModelForCausalLM.from_pretrained(

@@ -1,13 +1,12 @@
 """TrainConfig, which holds every setting of a training run, and the paper's model sizes by name."""
 
-import math
-import operator
 import os
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any
 
 from cdgen.errors import InputError
+from cdgen.values import FLOAT32_MAX, FLOAT32_MIN, INT64_MAX, integer, real, switch
 
 # Sizes from Ulm, Du and Snaebjarnarson (arXiv 2510.08245): GOOD is "paper", the BADs are 5 to 100 times smaller. "tiny"
 # is for trying things out.
@@ -29,23 +28,20 @@ PRESETS: dict[str, dict[str, int]] = {
     }.items()
 }
 DTYPES = ("float32", "bfloat16")
-# Bounds of every number, both included. float32 and int64 hold all of them.
-_FLOAT32_MIN, _FLOAT32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127
-_INT64_MAX = 2**63 - 1
-_INTEGERS = {
+_INTEGERS = {  # lowest and highest value of each field
     "batch_size": (1, 2**20),
     "micro_batch_size": (1, 2**20),
     "block_size": (2, 2**24),
-    "steps": (1, _INT64_MAX),
-    "warmup_steps": (0, _INT64_MAX),
-    "save_every": (1, _INT64_MAX),
-    "keep_states": (1, _INT64_MAX),
-    "eval_blocks": (0, _INT64_MAX),
-    "seed": (0, _INT64_MAX),
+    "steps": (1, INT64_MAX),
+    "warmup_steps": (0, INT64_MAX),
+    "save_every": (1, INT64_MAX),
+    "keep_states": (1, INT64_MAX),
+    "eval_blocks": (0, INT64_MAX),
+    "seed": (0, INT64_MAX),
 }
 _REALS = {
-    "learning_rate": (_FLOAT32_MIN, _FLOAT32_MAX),
-    "weight_decay": (0.0, _FLOAT32_MAX),
+    "learning_rate": (FLOAT32_MIN, FLOAT32_MAX),
+    "weight_decay": (0.0, FLOAT32_MAX),
 }
 _PATHS = ("corpus", "tokenizer", "out", "test", "model")
 _SWITCHES = ("compile", "tensorboard")
@@ -123,17 +119,16 @@ class TrainConfig:
             if name != "test" or self.test is not None:
                 self._set(name, _path(name, getattr(self, name)))
         default_ratio = 0.3 if synthetic else 0.0
-        ratio = _real("ratio", default_ratio if self.ratio is None else self.ratio, 0.0, 1.0)
+        ratio = real("ratio", default_ratio if self.ratio is None else self.ratio, 0.0, 1.0)
         self._set("ratio", ratio)
-        for name, (least, greatest) in _INTEGERS.items():
+        for name, bounds in _INTEGERS.items():
             if name == "warmup_steps" and self.warmup_steps is None:
                 self._set(name, min(_WARMUP_STEPS, self.steps // 10))
-            self._set(name, _integer(name, getattr(self, name), least, greatest))
-        for name, (lowest, highest) in _REALS.items():
-            self._set(name, _real(name, getattr(self, name), lowest, highest))
+            self._set(name, integer(name, getattr(self, name), *bounds))
+        for name, limits in _REALS.items():
+            self._set(name, real(name, getattr(self, name), *limits))
         for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} = {getattr(self, name)!r}: must be True or False")
+            self._set(name, switch(name, getattr(self, name)))
         if self.batch_size * self.block_size > _STEP_TOKENS:
             raise InputError(
                 f"batch_size = {self.batch_size}: with block_size = {self.block_size}, a step has "
@@ -181,43 +176,6 @@ def _path(name: str, value: Any) -> str:
     if not isinstance(path, str) or not path.strip() or "\0" in path:
         raise InputError(f"{name} = {value!r}: is not a path")
     return path
-
-
-def _integer(name: str, value: Any, least: int, greatest: int) -> int:
-    """Return an integer of Python, numpy or torch as Python's."""
-    try:
-        found = value.item() if hasattr(value, "item") else value
-        number = None if isinstance(found, bool) else operator.index(found)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor with several elements
-        number = None
-    if number is None:
-        raise InputError(f"{name} = {value!r}: must be an integer")
-    if number < least:
-        raise InputError(f"{name} = {_shown(number)}: must be {least} or more")
-    if number > greatest:
-        raise InputError(f"{name} = {_shown(number)}: must be at most {greatest}")
-    return number
-
-
-def _shown(number: int) -> str:
-    """Return an integer for a message; Python refuses to print one of thousands of digits."""
-    return str(number) if number.bit_length() < 1000 else f"(an integer of {number.bit_length()} bits)"
-
-
-def _real(name: str, value: Any, least: float, greatest: float) -> float:
-    """Return a number of Python, numpy or torch as Python's float."""
-    try:
-        found = value.item() if hasattr(value, "item") else value
-        number = None if isinstance(found, (bool, str, bytes)) else float(found)
-    except OverflowError:  # an integer that is greater than any float
-        number = math.inf
-    except (TypeError, ValueError, RuntimeError):
-        number = None
-    if number is None:
-        raise InputError(f"{name} = {value!r}: must be a number")
-    if not least <= number <= greatest:
-        raise InputError(f"{name} = {number}: must be {least:.6g} to {greatest:.6g}")
-    return number + 0.0  # never -0.0
 
 
 FIELDS = tuple(fields(TrainConfig))

@@ -14,8 +14,7 @@ import torch
 
 import cdgen
 from cdgen import CompletionOutput, ContrastiveLM, RequestOutput, SamplingParams
-from cdgen.engine.llm import batches
-from cdgen.engine.requests import Prompts, sequence_number
+from cdgen.engine.requests import Prompts, batches, sequence_number
 from cdgen.engine.static_backend import noise_seed
 from cdgen.engine.text import decode_after
 from cdgen.errors import InputError

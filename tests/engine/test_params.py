@@ -16,6 +16,7 @@ from cdgen import SamplingParams
 from cdgen.engine.batch_sampling import BatchSampling
 from cdgen.engine.sampling_params import FIELDS, METHODS
 from cdgen.errors import InputError
+from cdgen_kernels.sampling_tensors import LOWEST_TEMPERATURE
 
 
 def test_method_is_derived_from_the_values() -> None:
@@ -130,13 +131,22 @@ def test_real_numbers_of_other_types(make: Callable[[float], Any]) -> None:
 def test_the_greatest_and_least_numbers_that_the_ops_hold() -> None:
     great, least = 3.4e38, 1.18e-38
     params = SamplingParams(
-        temperature=least, contrast_strength=-great, good_weight=great, top_p=least, top_k=2**31 - 1, alpha=least,
+        temperature=great, contrast_strength=-great, good_weight=great, top_p=least, top_k=2**31 - 1, alpha=least,
         seed=2**63 - 1, outside_head=-great,
     )  # fmt: skip
     rows = BatchSampling(params, torch.device("cpu"))._one_row
     for name in ("temperature", "contrast_strength", "good_weight", "top_p", "top_k", "seed"):
         assert getattr(rows, name).item() == pytest.approx(getattr(params, name), rel=1e-6)
     assert math.copysign(1, SamplingParams(temperature=-0.0).temperature) == 1
+
+
+@pytest.mark.parametrize("temperature", [1.18e-38, 1e-20, 9.9e-6])
+def test_a_temperature_that_the_ops_take_for_0_is_0(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, n=2)
+    assert params == SamplingParams(temperature=0, n=2)
+    with pytest.raises(InputError, match="temperature = 0"):
+        params.check_distinct()
+    assert SamplingParams(temperature=LOWEST_TEMPERATURE).temperature == LOWEST_TEMPERATURE
 
 
 def test_what_vllm_leaves_out() -> None:

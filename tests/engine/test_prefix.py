@@ -1,4 +1,4 @@
-"""The first token ids of a long text: those of the whole text, found without encoding it."""
+"""The first token ids of a long text equal those of the whole text, which is not encoded for them."""
 
 import pytest
 from hypothesis import given, settings
@@ -8,13 +8,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.prefix import first_ids
+from cdgen.engine.text import encode_prompt
 from cdgen.errors import InputError
 
 SAMPLE = "ab aab bba abab\nb  a aaaa bb ab\u00e9 " * 100
 
 
 def _trained(model: str) -> Tokenizer:
-    """Return a tokenizer whose words are unbounded (bpe), byte-level, unigram, or long ones of which are one token."""
+    """Return a trained tokenizer; "bpe" has words of any length, and "wordpiece" turns a long word into one token."""
     kinds = {
         "bpe": (models.BPE(), trainers.BpeTrainer, None, {}),
         "byte-level": (models.BPE(), trainers.BpeTrainer, pre_tokenizers.ByteLevel(add_prefix_space=False), {}),
@@ -80,8 +81,12 @@ def test_generate_refuses_a_huge_prompt_before_all_of_it_is_encoded(
 ) -> None:
     lm = ContrastiveLM(good, tokenizer=tokenizer)
     encoded = []
-    whole = lm.prompt_ids
-    monkeypatch.setattr(lm, "prompt_ids", lambda text, name: encoded.append(len(text)) or whole(text, name))
+
+    def spy(tokenizer: PreTrainedTokenizerFast, text: str, name: str, parse_special: bool) -> list[int]:
+        encoded.append(len(text))
+        return encode_prompt(tokenizer, text, name, parse_special)
+
+    monkeypatch.setattr("cdgen.engine.prompts.encode_prompt", spy)
     params = SamplingParams(contrast_strength=0, max_tokens=6)
     with pytest.raises(InputError, match="prompt 1: has more tokens than the 250 that the models' positions leave"):
         lm.generate(["short", "the fox " * 200_000], params)

@@ -80,6 +80,9 @@ def test_fingerprint_depends_on_contents_not_on_the_folder(folders, tmp_path) ->
     changed.save_pretrained(tmp_path / "changed")
     assert load(tmp_path / "changed")[0].fingerprint != here.fingerprint
     assert load(changed)[0].fingerprint != load(here.module)[0].fingerprint  # models that are passed loaded
+    (tmp_path / "changed" / "modeling.py").write_text("")
+    without, with_code = (load(tmp_path / "changed", trust_remote_code=trusted)[0] for trusted in (False, True))
+    assert without.fingerprint != with_code.fingerprint, "code that may run decides what the model computes"
 
 
 def test_models_without_attention_cache_are_refused() -> None:

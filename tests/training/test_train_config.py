@@ -34,7 +34,7 @@ def test_floats_of_other_libraries_become_pythons(value: Any) -> None:
 @pytest.mark.parametrize("value", [1.5, 5.0, True, np.True_, torch.tensor(True), "5", None, np.array([1, 2]), [5], 5j])
 def test_what_is_no_integer_is_refused(value: Any) -> None:
     for name in ("steps", "batch_size", "micro_batch_size", "block_size", "save_every", "keep_states", "seed"):
-        with pytest.raises(InputError, match=f"{name} = .*: must be an integer"):
+        with pytest.raises(InputError, match=f"{name} = .*: must be a whole number"):
             config(**{name: value})
 
 

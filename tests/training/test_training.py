@@ -229,7 +229,7 @@ MISTAKES = {
     "scaled logits": (["--model", "scaled"], "does more to its logits than a matrix product"),
     "ratio": (["--ratio", 1.5], "ratio = 1.5: must be 0 to 1"),
     "no synthetic row": (["--ratio", 0.1], "ratio = 0.1: none of the 8 rows of a batch is synthetic"),
-    "steps": (["--steps", 0], "steps = 0: must be 1 or more"),
+    "steps": (["--steps", 0], "steps = 0: must be 1 to "),
     "dtype": (["--dtype", "float16"], "--dtype: invalid choice: 'float16'"),
     "diverging": (["--learning-rate", 1e30], " is nan; lower learning_rate"),
 }  # fmt: skip
