@@ -30,7 +30,12 @@ def printable(message: str) -> str:
     line = " ".join(message.split())
     if len(line) > _MESSAGE_LIMIT:
         line = f"{line[: _MESSAGE_LIMIT // 2]} [...] {line[-_MESSAGE_LIMIT // 2 :]}"
-    return "".join(_escaped(character) if _is_unsafe(character) else character for character in line)
+    return escaped(line)
+
+
+def escaped(text: str) -> str:
+    """Return a text with escapes for control characters, unpaired surrogates, and changes of the text's direction."""
+    return "".join(_escape(character) if _is_unsafe(character) else character for character in text)
 
 
 def _is_unsafe(character: str) -> bool:
@@ -38,5 +43,5 @@ def _is_unsafe(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in _DIRECTIONS
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -18,8 +18,8 @@ template <typename... Parts>
 }
 
 // Throws an error with a message of one line, made of the parts that follow the condition.
-#define CDGEN_CHECK(condition, ...) \
-  do {                              \
+#define CDGEN_CHECK(condition, ...)      \
+  do {                                   \
     if (!(condition)) fail(__VA_ARGS__); \
   } while (false)
 
@@ -43,9 +43,11 @@ const T* elements(const torch::stable::Tensor& t, std::initializer_list<int64_t>
   constexpr ScalarType dtype = std::is_same_v<T, float>     ? ScalarType::Float
                                : std::is_same_v<T, int32_t> ? ScalarType::Int
                                                             : ScalarType::Long;
-  constexpr const char* dtype_name = std::is_same_v<T, float> ? "float32" : std::is_same_v<T, int32_t> ? "int32" : "int64";
+  constexpr const char* dtype_name = std::is_same_v<T, float>     ? "float32"
+                                     : std::is_same_v<T, int32_t> ? "int32"
+                                                                  : "int64";
   CDGEN_CHECK(t.is_cpu() && t.scalar_type() == dtype && has_shape(t, shape) && t.is_contiguous(), name,
-                  ": expected a contiguous ", dtype_name, " tensor on the CPU with the shape of the other arguments");
+              ": expected a contiguous ", dtype_name, " tensor on the CPU with the shape of the other arguments");
   return static_cast<const T*>(t.const_data_ptr());
 }
 

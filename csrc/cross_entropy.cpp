@@ -52,10 +52,9 @@ float row_gradient(float* row, int64_t n, int64_t target, bool gradient, std::ve
 }
 
 Tensor softmax_gradient(Tensor logits, const Tensor& target, int64_t ignore_index, bool gradient) {
-  CDGEN_CHECK(
-      logits.is_cpu() && logits.dim() == 2 && logits.size(1) > 0 && logits.scalar_type() == ScalarType::Float &&
-          (logits.size(1) == 1 || logits.stride(1) == 1),
-      "logits must be float32 [N, V] on the CPU with V > 0 and unit stride along V");
+  CDGEN_CHECK(logits.is_cpu() && logits.dim() == 2 && logits.size(1) > 0 && logits.scalar_type() == ScalarType::Float &&
+                  (logits.size(1) == 1 || logits.stride(1) == 1),
+              "logits must be float32 [N, V] on the CPU with V > 0 and unit stride along V");
   const int64_t rows = logits.size(0), vocab_size = logits.size(1), row_stride = logits.stride(0);
   auto loss = torch::stable::new_empty(logits, {rows});
   auto* losses = static_cast<float*>(loss.mutable_data_ptr());

@@ -44,7 +44,7 @@ struct Candidates {
   std::vector<int32_t> token;
   std::vector<double> score;   // GOOD's logit until `contrast` is called
   std::vector<double> bad;     // BAD's logit until then; empty if there is no contrast
-  std::vector<int8_t> rank;    // +1: contrast of +inf, 0: finite, -1: contrast of -inf
+  std::vector<int8_t> rank;    // +1: contrast of +inf, 0: finite, -1: contrast of -inf; empty if all are finite
   std::vector<int64_t> order;  // scratch of keep_top
 
   void clear() {
@@ -57,7 +57,21 @@ struct Candidates {
   void add(int32_t id, double value) {
     token.push_back(id);
     score.push_back(value);
-    rank.push_back(0);
+  }
+
+  // Moves infinite contrasts from BAD's logits to the ranks. Returns false if a logit of BAD is NaN.
+  bool rank_infinities(double contrast_strength) {
+    bool finite = true;
+    for (double value : bad) finite &= std::isfinite(value);
+    if (finite) return true;
+    rank.assign(bad.size(), 0);
+    for (size_t i = 0; i < bad.size(); i++) {
+      if (std::isnan(bad[i])) return false;
+      if (!std::isinf(bad[i])) continue;
+      rank[i] = contrast_strength * bad[i] < 0 ? 1 : -1;
+      bad[i] = 0;
+    }
+    return true;
   }
 
   // Turns logits into scores, up to a constant: the contrast with BAD's logits, if there are any, over the temperature.
@@ -71,16 +85,14 @@ struct Candidates {
       for (double& value : score) value = good_weight * (value - best) / divisor;
       return Reference{best, 0};
     }
+    if (!rank_infinities(contrast_strength)) return std::nullopt;
+    const int8_t best_rank = rank.empty() ? 0 : *std::max_element(rank.begin(), rank.end());
     size_t winner = 0;
     double highest = -kInf;
     for (size_t i = 0; i < bad.size(); i++) {
-      if (!std::isfinite(bad[i])) {
-        if (std::isnan(bad[i])) return std::nullopt;
-        rank[i] = contrast_strength * bad[i] < 0 ? 1 : -1;
-        bad[i] = 0;
-      }
+      if (!rank.empty() && rank[i] != best_rank) continue;
       const double rough = good_weight * score[i] - contrast_strength * bad[i];
-      if (i == 0 || rank[i] > rank[winner] || (rank[i] == rank[winner] && rough > highest)) winner = i, highest = rough;
+      if (rough > highest) winner = i, highest = rough;
     }
     const Reference reference{score[winner], bad[winner]};
     for (size_t i = 0; i < bad.size(); i++) {
@@ -103,12 +115,8 @@ inline double greatest(const std::vector<double>& x) {
 
 // Excludes all candidates below the best rank. Expects finite scores.
 inline void keep_best_rank(Candidates& c) {
-  int8_t best = std::numeric_limits<int8_t>::min(), worst = std::numeric_limits<int8_t>::max();
-  for (int8_t rank : c.rank) {
-    best = std::max(best, rank);
-    worst = std::min(worst, rank);
-  }
-  if (best == worst) return;
+  if (c.rank.empty()) return;
+  const int8_t best = *std::max_element(c.rank.begin(), c.rank.end());
   for (size_t i = 0; i < c.rank.size(); i++)
     if (c.rank[i] != best) c.score[i] = -kInf;
 }

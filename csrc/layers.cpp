@@ -49,10 +49,10 @@ using Output = Array<char>;
 
 void check_cache(const Tensor& keys, const Tensor& values, int64_t dim) {
   CDGEN_CHECK(keys.dim() == 4 && keys.size(1) > 0 && keys.size(2) > 0 && dim > 0 && keys.size(3) == dim,
-                  "the cache must be [pages, K, page_size, d], and none of K, page_size and d may be 0");
+              "the cache must be [pages, K, page_size, d], and none of K, page_size and d may be 0");
   CDGEN_CHECK(has_shape(values, {keys.size(0), keys.size(1), keys.size(2), dim}) &&
-                      keys.scalar_type() == values.scalar_type() && keys.is_contiguous() && values.is_contiguous(),
-                  "keys and values must be contiguous tensors of the same shape and dtype");
+                  keys.scalar_type() == values.scalar_type() && keys.is_contiguous() && values.is_contiguous(),
+              "keys and values must be contiguous tensors of the same shape and dtype");
 }
 
 CDGEN_CLONES void norm_row(ScalarType dtype, int64_t dim, const void* x, const void* residual, const float* weight,
@@ -78,8 +78,8 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const std::optional<Ten
   const Input in(x), scale(weight);
   CDGEN_CHECK(has_shape(weight, {dim}), "weight must be [D]");
   CDGEN_CHECK(!residual || (has_shape(*residual, {rows, dim}) && residual->is_cpu() &&
-                                residual->scalar_type() == in.dtype && residual->is_contiguous()),
-                  "residual must be contiguous, with the shape and dtype of x");
+                            residual->scalar_type() == in.dtype && residual->is_contiguous()),
+              "residual must be contiguous, with the shape and dtype of x");
   auto normed = torch::stable::new_empty(x, {rows, dim});
   auto total = torch::stable::new_empty(x, {residual ? rows : 0, residual ? dim : 0});
   if (!residual) total = torch::stable::new_empty(x, {0});
@@ -118,7 +118,7 @@ Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const T
   check_cache(keys, values, dim);
   const int64_t kv_heads = keys.size(1), page_size = keys.size(2), cache_size = keys.size(0) * page_size;
   CDGEN_CHECK(has_shape(k, {tokens, kv_heads, dim}) && has_shape(v, {tokens, kv_heads, dim}),
-                  "k and v must be [N, K, d] to match q and the cache");
+              "k and v must be [N, K, d] to match q and the cache");
   const Input queries(q), new_keys(k), new_values(v);
   const Output key_store(keys), value_store(values);
   const auto *cosines = elements<float>(cos, {position_count, half}, "cos"),
@@ -129,9 +129,9 @@ Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const T
   const Output out(rotated);
   for (int64_t n = 0; n < tokens; n++) {
     CDGEN_CHECK(0 <= positions[n] && positions[n] < position_count, "position: entry ", n, " is ", positions[n],
-                    ", which is out of range: cos and sin have ", position_count, " positions");
+                ", which is out of range: cos and sin have ", position_count, " positions");
     CDGEN_CHECK(cache_positions[n] < cache_size, "slot_mapping: entry ", n, " is ", cache_positions[n],
-                    ", which is out of range: the cache has ", cache_size, " slots");
+                ", which is out of range: the cache has ", cache_size, " slots");
   }
   torch::stable::parallel_for(0, tokens, 8, [&](int64_t begin, int64_t end) {
     std::vector<float> a(dim), b(dim);
@@ -162,7 +162,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values
                        const Tensor& seed, const Tensor& sequence, int64_t layer) {
   CDGEN_CHECK(q.dim() == 3 && page_table.dim() == 2, "q must be [N, H, d] and page_table [S, M]");
   CDGEN_CHECK(0 <= dropout && dropout < 1 && window >= 0 && 0 <= layer && layer < int64_t{1} << 31,
-                  "dropout, window or layer is out of range");
+              "dropout, window or layer is out of range");
   const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), columns = page_table.size(1);
   check_cache(keys, values, dim);
   const int64_t kv_heads = keys.size(1), page_size = keys.size(2);
@@ -186,9 +186,9 @@ Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values
   for (int64_t n = 0; n < tokens; n++) {
     if (cache_rows[n] >= 0) {
       CDGEN_CHECK(cache_rows[n] < page_table.size(0), "cache_row: entry ", n, " is ", cache_rows[n],
-                      ", which is outside the page table of ", page_table.size(0), " rows");
-      CDGEN_CHECK(0 <= positions[n] && positions[n] < columns * page_size, "position: entry ", n, " is ",
-                      positions[n], ", which is outside the page table: a row has pages for ", columns * page_size);
+                  ", which is outside the page table of ", page_table.size(0), " rows");
+      CDGEN_CHECK(0 <= positions[n] && positions[n] < columns * page_size, "position: entry ", n, " is ", positions[n],
+                  ", which is outside the page table: a row has pages for ", columns * page_size);
       const int32_t* pages = table + cache_rows[n] * columns;
       const int64_t first = window > 0 ? std::max<int64_t>(0, positions[n] - window + 1) : 0;
       for (int64_t page = first / page_size; page <= positions[n] / page_size; page++)
@@ -238,14 +238,14 @@ Tensor gather_logits(const Tensor& hidden, const Tensor& weight, const Tensor& t
   CDGEN_CHECK(hidden.dim() == 2 && token.dim() == 2, "hidden must be [B, D] and candidates [B, C]");
   const int64_t rows = hidden.size(0), capacity = token.size(1), dim = hidden.size(1);
   CDGEN_CHECK(weight.dim() == 2 && weight.size(1) == dim && weight.scalar_type() == hidden.scalar_type(),
-                  "weight must be [V, D] of the dtype of hidden");
+              "weight must be [V, D] of the dtype of hidden");
   const Input states(hidden), weights(weight);
   const auto* tokens = elements<int32_t>(token, {rows, capacity}, "candidates.token");
   const auto* counts = elements<int32_t>(count, {rows}, "candidates.count");
   for (int64_t r = 0; r < rows; r++)
     for (int64_t i = r * capacity; i < r * capacity + std::clamp<int64_t>(counts[r], 0, capacity); i++)
-      CDGEN_CHECK(0 <= tokens[i] && tokens[i] < weight.size(0), "candidates.token: row ", r, " lists token ",
-                      tokens[i], ", which is out of range: the output layer has ", weight.size(0), " tokens");
+      CDGEN_CHECK(0 <= tokens[i] && tokens[i] < weight.size(0), "candidates.token: row ", r, " lists token ", tokens[i],
+                  ", which is out of range: the output layer has ", weight.size(0), " tokens");
   auto scores = torch::stable::new_empty(hidden, {rows, capacity}, ScalarType::Float);
   auto* out = static_cast<float*>(scores.mutable_data_ptr());
   torch::stable::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {

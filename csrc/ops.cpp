@@ -27,10 +27,10 @@ struct Logits {
 
   Logits(const Tensor& t, int64_t columns) : dtype(t.scalar_type()) {
     CDGEN_CHECK(t.is_cpu() && t.dim() == 2 && (t.size(1) <= 1 || t.stride(1) == 1),
-                    "logits must be [B, V] on the CPU with unit stride along V");
+                "logits must be [B, V] on the CPU with unit stride along V");
     CDGEN_CHECK(is_floating(dtype), "logits must be float32, float16 or bfloat16");
     CDGEN_CHECK(0 < columns && columns <= t.size(1) && columns <= std::numeric_limits<int32_t>::max(),
-                    "vocab_size must be between 1 and the number of logits of each row");
+                "vocab_size must be between 1 and the number of logits of each row");
     data = static_cast<const char*>(t.const_data_ptr());
     rows = t.size(0);
     row_bytes = t.stride(0) * static_cast<int64_t>(t.element_size());
@@ -215,8 +215,8 @@ int64_t list_fault(const int32_t* ids, const float* logits, int64_t count, int64
   return 0;
 }
 
-// Draws from a list of candidates without faults; one with logit -inf cannot be drawn. `bad` is null or BAD's row, which
-// has one logit per candidate if `gathered`.
+// Draws from a list of candidates without faults; one with logit -inf cannot be drawn. `bad` is null or BAD's row,
+// which has one logit per candidate if `gathered`.
 int64_t sample_list(const int32_t* ids, const float* logits, int64_t count, float maximum, const LogitRow* bad,
                     bool gathered, const RowParameters& p, Candidates& c, float* logprob) {
   c.clear();
@@ -226,7 +226,7 @@ int64_t sample_list(const int32_t* ids, const float* logits, int64_t count, floa
     if (bad) c.bad.push_back((*bad)[gathered ? i : ids[i]]);
   }
   if (c.token.empty()) return kNothingPossible;
-  if (!c.contrast(std::isinf(maximum) ? 0.0 : maximum, p)) return kNanBad;
+  if (!c.contrast(greatest(c.score), p)) return kNanBad;  // not `maximum`, which may have been edited
   return c.token[draw(c, p, logprob)];
 }
 

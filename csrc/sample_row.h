@@ -143,11 +143,16 @@ inline void add_tail(const GoodRow& good, Scratch& s, Tail tail) {
   for (int64_t i = 0; i < good.vocab_size; i++) {  // merge in ascending order of the ids
     if (next < inside.token.size() && inside.token[next] == i) {
       s.candidates.add(inside.token[next], inside.score[next]);
-      s.candidates.rank.back() = inside.rank[next++];
+      if (!inside.rank.empty()) {
+        s.candidates.rank.resize(s.candidates.token.size());
+        s.candidates.rank.back() = inside.rank[next];
+      }
+      next++;
     } else if (good.possible(i, s)) {
       s.candidates.add(static_cast<int32_t>(i), tail(i));
     }
   }
+  if (!inside.rank.empty()) s.candidates.rank.resize(s.candidates.token.size());
 }
 
 // Scores candidates by their log-probabilities and the other tokens by a constant. Returns false if BAD's normaliser is

@@ -117,7 +117,7 @@ def test_an_editable_install_finds_the_packages_in_place(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_an_isolated_build_finds_the_installed_torch(tmp_path: Path) -> None:
-    """Otherwise `pip install .[train]` would replace a fast build by one without the extension."""
+    """Without this, `pip install .[train]` would replace a build with the extension by one without it."""
     import setuptools
 
     (tmp_path / "setuptools").symlink_to(Path(setuptools.__file__).parent)

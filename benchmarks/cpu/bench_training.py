@@ -165,7 +165,7 @@ class Stepwise:
         except BaseException as error:
             self._error = error
         finally:
-            self._done.release()  # a call that waits for the next step would wait forever
+            self._done.release()  # otherwise a call that waits for the next step waits forever
 
     def _after_step(self) -> None:
         self._done.release()

@@ -1,21 +1,26 @@
 """The command `cdgen`: the parser with all commands, and the exit codes of errors."""
 
 import argparse
+import contextlib
 import io
 import logging
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
 
 from cdgen import __version__
 from cdgen.cli import demo, generate, info, models, plan, prepare, run, tokenizer, train
 from cdgen.cli.parser import Parser, add_debug
 from cdgen.errors import CorpusError, InputError, first_line, printable
+from cdgen.training.signals import Interrupted
 
 COMMANDS = (generate, prepare, tokenizer, train, models, run, plan, demo, info)
-_REPORTS = ("info", "models", "plan")  # they only print, so a reader that has gone has seen enough
+_REPORTS = ("info", "models", "plan")  # commands that only print: it is no error if the reader of a pipe stops early
 DESCRIPTION = """\
 Fast contrastive decoding with two language models, and a pipeline that turns it
 into synthetic training corpora."""
@@ -27,6 +32,8 @@ OPTIONS = {
     "read_seeds(field=NAME)": "--seed-field NAME",
     "split_documents=True": "--split-documents",
     "prefix_tokens": "--prefix-tokens",
+    "stop_token_ids": "--stop-token-ids",
+    "shard_size": "--shard-size",
     "chunk_words": "--chunk-words",
     "dtype='float32'": "--dtype float32",
     "kv_cache_memory_bytes": "--kv-cache-gb",
@@ -59,19 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; None for those of this process.
     Returns:
         The exit code: 0 for success, 1 for a folder or disk that cannot be used or an error that cdgen did not expect,
-        2 for a request that cannot be carried out, 130 after Ctrl-C, 141 if the reader of the output has gone before
-        the work is done. `cdgen train` returns 128 + the number of the signal that stopped it.
+        2 for a request that cannot be carried out, 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of the output
+        closes the pipe before the work is done.
     """
     _set_up_output()
     args: argparse.Namespace | None = None
     try:
-        args = build_parser().parse_args(argv)
-        return _flushed(int(args.handler(args)))
+        with _terminable():
+            args = build_parser().parse_args(argv)
+            return _flushed(int(args.handler(args)))
     except BrokenPipeError:
         _discard_output()
         return 0 if args is not None and args.command in _REPORTS else 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        return interrupted()
+    except KeyboardInterrupt as error:
+        print("cdgen: interrupted; finished work is kept, rerun the same command to resume", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
     except Exception as error:
         if os.environ.get("CDGEN_DEBUG") or getattr(args, "debug", False):
             traceback.print_exc()
@@ -80,10 +89,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def interrupted() -> int:
-    """Report that Ctrl-C stopped the command; return the exit code."""
-    print("cdgen: interrupted; finished work is kept, rerun the same command to resume", file=sys.stderr)
-    return 128 + signal.SIGINT
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command like Ctrl-C, so that it cleans up, unless the caller handles or ignores the signal."""
+    in_main = threading.current_thread() is threading.main_thread()  # only this thread may set handlers
+    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number, "finished checkpoints are kept")
 
 
 def _message_and_code(error: Exception) -> tuple[str, int]:
@@ -101,7 +122,7 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
 
 
 def _set_up_output() -> None:
-    """Make warnings single lines, and let streams of any encoding show any character, escaped if necessary."""
+    """Print warnings as single lines, and escape characters that the encoding of a stream lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -111,21 +132,22 @@ def _set_up_output() -> None:
 
 
 def _flushed(code: int) -> int:
-    """Flush a finished command's output, whose reader may have gone (`cdgen info | head`); return the exit code."""
+    """Flush the output of a finished command, and return its exit code even if the pipe is closed (`... | head`)."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None if the process was started without one
+            sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
     return code
 
 
 def _discard_output() -> None:
-    """Send standard output nowhere, because the interpreter flushes it once more when it exits."""
+    """Redirect standard output to the null device, because the interpreter flushes it again when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Handler(logging.StreamHandler):
-    """Writes to what sys.stderr is now: a progress bar replaces it, so that lines appear above the bar."""
+    """Write to the current sys.stderr, which a progress bar replaces so that lines appear above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

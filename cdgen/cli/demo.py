@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdgen.cli.parser import Commands, add_command, load_ops
+from cdgen.values import INT64_MAX, integer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write OUT/ancestral and OUT/contrastive from the built-in prompts and compare them; return the exit code."""
+    shown = integer("--show", args.show, 0, INT64_MAX)
     load_ops()
     from rich.console import Console
 
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"GOOD is {NAME}. BAD is GOOD with attention dropout {DROPOUT}.")
     console.print(f"{len(seeds)} prompts, {args.max_tokens} new tokens each.")
     rates = {name: _write(lm, seeds, out / name, params, console) for name, params in methods.items()}
-    _print_pairs(console, out, args.show)
+    _print_pairs(console, out, shown)
     for name, rate in rates.items():
         console.print(f"{name}: {rate}; {out / name}", soft_wrap=True)
     return 0

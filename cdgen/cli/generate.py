@@ -4,11 +4,21 @@ import argparse
 from functools import partial
 from typing import Any
 
-from cdgen.cli.parser import Commands, add_command, add_model_options, add_quiet, add_switch, add_threads, load_ops
+from cdgen.cli.parser import (
+    Commands,
+    add_command,
+    add_model_options,
+    add_quiet,
+    add_switch,
+    add_threads,
+    bytes_of,
+    import_ops,
+    load_ops,
+)
 from cdgen.cli.sampling import add_sampling, sampling_params
 from cdgen.engine.sampling_params import SamplingParams
-from cdgen.errors import InputError
-from cdgen.values import INT64_MAX, integer
+from cdgen.errors import InputError, escaped
+from cdgen.values import INT32_MAX, INT64_MAX, integer
 
 PREFIX_TOKENS = 20  # length of a chunk's prefix in the paper, arXiv 2510.08245
 
@@ -30,7 +40,7 @@ def add(commands: Commands) -> None:
         "generate",
         run,
         summary="write a synthetic corpus by continuing seeds",
-        check=requested_sampling,
+        check=check_request,
         usage="%(prog)s --good MODEL [--bad MODEL] --seeds PATH ... --out FOLDER [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -125,22 +135,47 @@ def requested_sampling(args: argparse.Namespace) -> SamplingParams:
     return params
 
 
+def check_request(args: argparse.Namespace) -> None:
+    """Check all options. Models and seeds are not read.
+
+    Raises:
+        InputError: a value cannot be used.
+    """
+    requested_sampling(args)
+    reading_options(args)
+    bytes_of("--kv-cache-gb", args.kv_cache_gb)
+    import_ops()
+    from cdgen.corpus.writer import check_options
+    from cdgen.models.bad import parse_bad
+    from cdgen.models.dtypes import float_dtype
+    from cdgen.models.loading import usable_device
+
+    if args.bad:
+        parse_bad(args.bad)
+    check_options(args.shard_size, args.format)
+    integer("max_num_seqs", args.batch_size, 1, INT32_MAX)
+    usable_device(args.device)
+    for name in ("dtype", "kv_cache_dtype"):
+        if getattr(args, name) is not None:
+            float_dtype(name, getattr(args, name))
+
+
 def run(args: argparse.Namespace) -> int:
     """Load models and seeds, write the corpus, and print a summary; return the exit code."""
+    check_request(args)
     params = requested_sampling(args)
-    reading, cache_bytes = _reading(args), _cache_bytes(args.kv_cache_gb)
+    reading, cache_bytes = reading_options(args), bytes_of("--kv-cache-gb", args.kv_cache_gb)
     load_ops(args.threads, args.device)
     from cdgen.corpus.manifest import check_folder
     from cdgen.corpus.seeds import encode_texts, read_texts
-    from cdgen.corpus.writer import check_options, write_corpus
+    from cdgen.corpus.writer import write_corpus
     from cdgen.engine.llm import ContrastiveLM
     from cdgen.models.bad import parse_bad
     from cdgen.storage.folder import OutputFolder
     from cdgen.storage.progress import choose
 
-    # Models come last: everything else can be checked without them, at once.
+    # Models are loaded last, since that takes longest and everything else can be checked without them.
     bad = parse_bad(args.bad) if args.bad else {}
-    check_options(args.shard_size, args.format)
     texts, dropped = read_texts(args.seeds, field=reading["field"], chunk_words=reading["chunk_words"])
     with OutputFolder(args.out) as folder:
         check_folder(folder)
@@ -178,13 +213,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _reading(args: argparse.Namespace) -> dict[str, Any]:
-    """Return how the seeds are read; the manifest records it."""
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return how the seeds are read, as the manifest records it."""
     prefix = args.prefix_tokens
     if prefix is None and args.chunk_words is not None:
         prefix = PREFIX_TOKENS
     if prefix is not None:
         integer("prefix_tokens", prefix, 1, INT64_MAX)
+    if args.chunk_words is not None:
+        integer("chunk_words", args.chunk_words, 1, INT64_MAX)
     return {
         "field": args.seed_field,
         "prefix_tokens": prefix,
@@ -193,15 +230,6 @@ def _reading(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _cache_bytes(gigabytes: float | None) -> int | None:
-    """Return `--kv-cache-gb` in bytes."""
-    if gigabytes is None:
-        return None
-    if not 1e-9 <= gigabytes <= 1e9:  # false for NaN
-        raise InputError(f"--kv-cache-gb {gigabytes}: must be more than 0, and at most 1e9")
-    return int(gigabytes * 1e9)
-
-
 def _summary(out: str, counts: dict[str, int], written: int) -> str:
     state = f"wrote {written} of {counts['shards']} shards" if written else "already complete, nothing to do"
-    return f"{out}: {state}; {counts['documents']} documents, {counts['new_tokens']} new tokens"
+    return f"{escaped(out)}: {state}; {counts['documents']} documents, {counts['new_tokens']} new tokens"

@@ -3,6 +3,7 @@
 import argparse
 
 from cdgen.cli.parser import Commands, add_command, load_ops
+from cdgen.errors import escaped
 
 DESCRIPTION = """\
 Print versions, devices, which implementation of the ops is used on each device
@@ -26,5 +27,6 @@ def run(args: argparse.Namespace) -> int:
     load_ops()
     from cdgen.environment import report
 
-    print(report())
+    for line in report().splitlines():
+        print(escaped(line))
     return 0

@@ -3,6 +3,7 @@
 import argparse
 
 from cdgen.cli.parser import Commands, Parser, add_command
+from cdgen.errors import escaped
 
 LS_DESCRIPTION = """\
 List the checkpoints of training runs with their loss and perplexity, and mark
@@ -35,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
     """Print one line per checkpoint; return the exit code."""
     from cdgen.storage import runs
 
-    tables = [list(runs.table(folder)) for folder in args.folders]  # a folder that is no run stops it before it prints
+    tables = [list(runs.table(folder)) for folder in args.folders]  # raises before anything is printed
     for folder, table in zip(args.folders, tables, strict=True):
         if len(tables) > 1:
-            print(f"{folder}:")
+            print(f"{escaped(folder)}:")
         for line in table:
             print(line)
     return 0

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 from cdgen.errors import InputError
 
 log = logging.getLogger("cdgen")
-_MOST_THREADS = 1024  # far more abort the process
+_MOST_THREADS = 1024  # the process aborts if it asks for far more
 
 # What `add_subparsers` returns, and what a command adds itself to.
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **options)
-        # argparse knows -1 and -1.5 as values of an option, but Python before 3.14 takes -1e39 and -inf for options.
+        # Before Python 3.14, argparse accepts -1 and -1.5 as values of an option, but takes -1e39 and -inf for options.
         self._negative_number_matcher = re.compile(
             r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf|infinity|nan)$", re.IGNORECASE
         )
@@ -67,7 +67,8 @@ def add_command(
         name: name of the command.
         handler: carries out the command with its parsed arguments and returns the exit code.
         summary: one line for the list of commands.
-        check: raises InputError if the arguments cannot be carried out, without loading anything.
+        check: checks the arguments without loading a model; raises InputError if the command cannot be carried out, and
+            may return what they request, such as a TrainConfig.
         options: further arguments of :class:`Parser`.
     Returns:
         The command's own parser.
@@ -145,6 +146,31 @@ def thread_count(text: str) -> int:
 thread_count.__name__ = "int"  # for argparse's message about a value that is no number
 
 
+def import_ops() -> None:
+    """Import the ops, which loads torch.
+
+    Raises:
+        InputError: CDGEN_IMPL has a bad value.
+    """
+    try:
+        import cdgen_kernels  # noqa: F401
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def bytes_of(flag: str, gigabytes: float | None) -> int | None:
+    """Return the value of an option that is given in 10^9 bytes, in bytes.
+
+    Raises:
+        InputError: it is not a positive number.
+    """
+    if gigabytes is None:
+        return None
+    if not 1e-9 <= gigabytes <= 1e9:  # false for NaN
+        raise InputError(f"{flag} {gigabytes}: must be more than 0, and at most 1e9")
+    return int(gigabytes * 1e9)
+
+
 def load_ops(threads: int | None = None, device: str | None = None) -> None:
     """Import the ops, which loads torch, and warn if the device has only the slow implementation.
 
@@ -154,11 +180,10 @@ def load_ops(threads: int | None = None, device: str | None = None) -> None:
     Raises:
         InputError: CDGEN_IMPL has a bad value.
     """
-    try:
-        from cdgen_kernels import implementation
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    import_ops()
     import torch
+
+    from cdgen_kernels import implementation
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,8 +1,10 @@
 """The command `cdgen plan`. Imports torch only when it runs."""
 
 import argparse
+import re
 
-from cdgen.cli.parser import Commands, add_command, add_model_options, add_switch, load_ops
+from cdgen.cli.parser import Commands, add_command, add_model_options, add_switch, bytes_of, load_ops
+from cdgen.errors import InputError
 
 DESCRIPTION = """\
 Before generating a corpus, estimate the largest batch that fits, the memory it
@@ -60,18 +62,23 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the estimate; return the exit code."""
+    memory = bytes_of("--memory-gb", args.memory_gb)
     load_ops()
     from cdgen.engine.llm import ContrastiveLM
     from cdgen.engine.plan import Job, measured_rate, plan
     from cdgen.models.bad import parse_bad
 
+    try:
+        job = Job(args.tokens, args.prompt_tokens, args.max_tokens, args.n)
+    except InputError as error:
+        raise InputError(re.sub(r"^\w+", lambda found: f"--{found[0].replace('_', '-')}", str(error))) from error
     estimate = plan(
         args.good,
         args.bad,
-        Job(args.tokens, args.prompt_tokens, args.max_tokens, args.n),
+        job,
         args.gpu,
         max_num_seqs=args.batch_size,
-        memory_bytes=args.memory_gb * 1e9 if args.memory_gb else None,
+        memory_bytes=memory,
         dtype=args.dtype,
         kv_cache_dtype=args.kv_cache_dtype,
         trust_remote_code=args.trust_remote_code,

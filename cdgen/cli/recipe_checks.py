@@ -1,15 +1,16 @@
 """Checks of a recipe before its first stage runs, so that no mistake in it surfaces after hours of training."""
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdgen.cli.generate import reading_options, requested_sampling
+from cdgen.cli.train import train_config
 from cdgen.engine.sampling_params import METHODS
 from cdgen.errors import InputError
-from cdgen.training.config import PRESETS, TrainConfig
+from cdgen.training.config import PRESETS, TrainConfig, config_folder
 
 if TYPE_CHECKING:
     from cdgen.cli.recipe import Recipe, Stage, Table
@@ -18,13 +19,13 @@ TABLES = ("prepare", "tokenizer", "train", "good", "bad", "generate", "mixed")
 DERIVED_BADS = ("step", "dropout", "layers")  # keys of [bad] for a BAD that is made from GOOD
 
 _MODEL_KEYS = ("corpus", "tokenizer", "out", "synthetic")
-_SET_BY_STAGES = {  # options that the stages set themselves, or that end the command
+_SET_BY_STAGES = {  # options that cdgen run sets itself, by table
     "prepare": ("out",),
     "tokenizer": ("corpus", "out"),
     "train": (*_MODEL_KEYS, "ratio"),
     "good": (*_MODEL_KEYS, "ratio"),
     "bad": (*_MODEL_KEYS, "ratio"),
-    "generate": ("good", "bad", "seeds", "method", "out"),
+    "generate": ("good", "bad", "seeds", "seed_field", "method", "out"),
     "mixed": _MODEL_KEYS,
 }
 _REMEDIES = {
@@ -73,6 +74,8 @@ def _check_key(where: str, table: str, key: str, value: Any) -> None:
     if option in _SET_BY_STAGES[table]:
         remedy = _REMEDIES.get(option, "remove it")
         raise InputError(f"{where}: is set by cdgen run itself; {remedy}")
+    if option != key:
+        raise InputError(f"{where}: write {option}")
     for each in value if isinstance(value, list) else [value]:
         if not isinstance(each, str | int | float):
             raise InputError(f"{where} = {each!r}: use a string, a number, true or false")
@@ -125,12 +128,19 @@ def check_stages(
             raise InputError(f"{name}: stage {stage.name}: {error}") from error
         if isinstance(checked, TrainConfig):
             configs[stage.name] = checked
+            _check_model(f"{name}: stage {stage.name}", checked)
         if stage.argv[0] == "generate":
             _check_positions(f"{name}: stage {stage.name}", args, configs["good"])
+        if stage.argv[0] == "prepare" and not args.seeds:
+            raise InputError(f"{name}: [prepare] seeds = {args.seeds:g}: leaves no seeds to continue; use more than 0")
     _check_checkpoint(f"{name}: [good] checkpoint", recipe.get("good", {}).get("checkpoint"), configs["good"])
     _check_checkpoint(f"{name}: [bad] step", recipe["bad"].get("step"), configs["good"])
+    if "step" in recipe["bad"] and recipe["bad"]["step"] == recipe.get("good", {}).get("checkpoint"):
+        raise InputError(f"{name}: [bad] step = {recipe['bad']['step']}: is GOOD itself; choose an earlier checkpoint")
+    if not recipe.get("mixed", {}).get("ratio", 0.3):
+        raise InputError(f"{name}: [mixed] ratio = 0: no model would be trained on a synthetic corpus")
     layers = recipe["bad"].get("layers")
-    available = _model_value(configs["good"], "num_hidden_layers")
+    available = _model_value(configs["good"], "num_hidden_layers", f"{name}: stage good")
     if layers is not None and available is not None and layers >= available:
         raise InputError(f"{name}: [bad] layers = {layers}: must be less than the {available} layers of GOOD")
 
@@ -146,22 +156,73 @@ def _check_checkpoint(where: str, step: Any, config: TrainConfig) -> None:
         )
 
 
+def _check_model(where: str, config: TrainConfig) -> None:
+    """Raise InputError if there is no such model or test text, or if the model has fewer positions than a block."""
+    positions = _model_value(config, "max_position_embeddings", where)
+    if positions is not None and positions < config.block_size:
+        raise InputError(f"{where}: block_size = {config.block_size}: the model has {positions} positions")
+    if config.test is not None and not Path(config.test).expanduser().exists():
+        raise InputError(f"{where}: test = {config.test}: no such file or folder")
+
+
 def _check_positions(where: str, args: argparse.Namespace, config: TrainConfig) -> None:
     """Raise InputError if a continuation would be longer than GOOD allows."""
-    limit = _model_value(config, "max_position_embeddings")
-    new = getattr(args, "max_tokens", 0)
-    if limit is not None and new and (args.prefix_tokens or 1) + new > limit:
+    limit = _model_value(config, "max_position_embeddings", where)
+    new = requested_sampling(args).max_tokens
+    if limit is not None and new and (reading_options(args)["prefix_tokens"] or 1) + new > limit:
         raise InputError(f"{where}: max_tokens = {new} exceeds the {limit} positions of GOOD")
 
 
-def _model_value(config: TrainConfig, key: str) -> int | None:
-    """Return a number of GOOD's architecture, or None if its config does not state it."""
+def _model_value(config: TrainConfig, key: str, where: str) -> int | None:
+    """Return a number of a model's architecture, or None if its config does not state it."""
     if config.model in PRESETS:
         shape: Mapping[str, Any] = PRESETS[config.model] | {"max_position_embeddings": max(2048, config.block_size)}
         return int(shape[key])
-    path = Path(config.model).expanduser()
+    from cdgen.models.configs import load_config
+
     try:
-        stated = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # training reports what is wrong with this file
+        stated = getattr(load_config(config_folder(config.model)).get_text_config(), key, None)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     return stated if type(stated) is int else None
+
+
+def check_texts(planned: Sequence["Stage"], name: str, parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
+    """Check what depends on the corpus and the tokenizer, once they are there and before a model is trained.
+
+    Args:
+        planned, name, parse: see :func:`check_stages`.
+    Raises:
+        InputError: no seed is left, a seed is too long for GOOD, or a model's vocabulary is too small.
+    """
+    from cdgen.corpus.seeds import encode_texts, read_texts
+    from cdgen.engine.prompts import prompt_ids
+    from cdgen.models.tokenizers import load_tokenizer
+    from cdgen.models.vocabulary import vocabulary_size
+
+    parsed = {stage.name: parse(stage.argv) for stage in planned}
+    configs = {each: train_config(args) for each, args in parsed.items() if args.command == "train"}
+    tokenizer = load_tokenizer(configs["good"].tokenizer)
+    entries = vocabulary_size(tokenizer)
+    for each, config in configs.items():
+        size = None if config.model in PRESETS else _model_value(config, "vocab_size", each)
+        if size is not None and size < entries:
+            raise InputError(
+                f"{name}: stage {each}: the model {config.model} has a vocabulary of {size}, but the tokenizer has "
+                f"{entries} entries; raise vocab_size in its config.json, or lower [tokenizer] vocab_size"
+            )
+    args = next(args for args in parsed.values() if args.command == "generate")  # all methods continue the same seeds
+    limit, new = _model_value(configs["good"], "max_position_embeddings", "good"), requested_sampling(args).max_tokens
+    reading = reading_options(args)
+    try:
+        texts, _ = read_texts(args.seeds, field=reading["field"], chunk_words=reading["chunk_words"])
+        encode_texts(
+            texts,
+            lambda text, seed: prompt_ids(
+                tokenizer, tokenizer.bos_token_id, text, seed, parse_special=reading["parse_special"]
+            ),
+            prefix_tokens=reading["prefix_tokens"],
+            longest=None if limit is None else limit - (new or 1),
+        )
+    except InputError as error:
+        raise InputError(f"{name}: [generate]: {error}") from error

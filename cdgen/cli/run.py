@@ -1,11 +1,13 @@
 """The command `cdgen run`. Imports torch only when a stage does."""
 
 import argparse
+from functools import cache
 from pathlib import Path
 
 from cdgen.cli.parser import Commands, Parser, add_command
 from cdgen.cli.recipe import PRESETS, read_recipe, run_stages, stages
-from cdgen.cli.recipe_checks import check_stages
+from cdgen.cli.recipe_checks import check_stages, check_texts
+from cdgen.errors import escaped
 from cdgen.storage.folder import OutputFolder
 
 DESCRIPTION = """\
@@ -47,11 +49,15 @@ def run(args: argparse.Namespace) -> int:
     check_stages(planned, recipe, args.recipe, parser.parse_args)
     if args.dry_run:
         for stage in planned:
-            print(stage.command)
+            print(escaped(stage.command))
         return 0
 
+    check_once = cache(lambda: check_texts(planned, args.recipe, parser.parse_args))
+
     def execute(argv: list[str]) -> int:
+        if argv[0] == "train":
+            check_once()
         parsed = parser.parse_args(argv)
         return int(parsed.handler(parsed))
 
-    return run_stages(planned, out, execute, lambda line: print(line, flush=True))
+    return run_stages(planned, out, execute, lambda line: print(escaped(line), flush=True))

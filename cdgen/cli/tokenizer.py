@@ -3,6 +3,7 @@
 import argparse
 
 from cdgen.cli.parser import Commands, add_command, add_quiet
+from cdgen.errors import escaped
 
 EPILOG = """\
 example:
@@ -57,5 +58,5 @@ def run(args: argparse.Namespace) -> int:
         progress.close()
     if not args.quiet:
         state = "written" if written else "already complete, nothing to do"
-        print(f"{args.out}: {state}; vocabulary of {entries} tokens")
+        print(f"{escaped(args.out)}: {state}; vocabulary of {entries} tokens")
     return 0

@@ -8,7 +8,7 @@ from dataclasses import Field
 from typing import TYPE_CHECKING, Any, get_args
 
 from cdgen.cli.parser import Commands, add_command, add_quiet, add_threads, load_ops
-from cdgen.errors import InputError
+from cdgen.errors import InputError, escaped
 from cdgen.training.config import DTYPES, FIELDS, PRESETS, TrainConfig
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ processes: accelerate launch -m cdgen train ..."""
 EPILOG = """\
 examples:
   cdgen train --corpus corpus --tokenizer tokenizer --out run
-  cdgen train --corpus corpus --tokenizer tokenizer --out run \\
+  cdgen train --corpus corpus --tokenizer tokenizer --out small \\
       --model tiny --block-size 128 --batch-size 16 --steps 100
   cdgen train --corpus corpus --synthetic synthetic --tokenizer tokenizer --out mixed"""
 
@@ -162,4 +162,5 @@ def _summary(config: TrainConfig, trained: "Run") -> str:
 
     best = runs.best(trained["checkpoints"])
     rated = "" if best["perplexity"] is None else f", perplexity {best['perplexity']:.3f}"
-    return f"{config.out}: trained to step {config.steps}; {config.out}@best is step {best['step']}{rated}"
+    out = escaped(config.out)
+    return f"{out}: trained to step {config.steps}; {out}@best is step {best['step']}{rated}"

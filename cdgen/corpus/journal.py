@@ -1,8 +1,8 @@
-"""The journal of a shard: the documents that are finished, on disk before the shard is.
+"""The journal of a shard: its finished documents, on the disk before the shard is.
 
 It is a file in the corpus's folder with a line per document, and it is deleted once the shard is written. A process
-that is killed leaves at most one incomplete line. Each line holds a checksum over itself and over all that decides the
-corpus's texts, so a line that is cut short, damaged, or of another corpus is ignored.
+that is killed leaves at most one incomplete line. Each line begins with a checksum over its content and the corpus's
+fingerprint. Reading stops at the first line that is incomplete, damaged or from another corpus.
 """
 
 import hashlib
@@ -17,16 +17,26 @@ from cdgen.storage.folder import RESERVED, OutputFolder
 _PREFIX, _ENDING = f"{RESERVED}journal-", ".jsonl"
 
 
+def discard(folder: OutputFolder, fingerprint: str) -> None:
+    """Delete the journal of a corpus that is complete: a process was killed after it had written the last shard."""
+    if (folder.path / _name(fingerprint)).exists():  # a file system that is read-only refuses to delete even nothing
+        folder.remove(_name(fingerprint))
+
+
+def _name(fingerprint: str) -> str:
+    return f"{_PREFIX}{fingerprint[:16]}{_ENDING}"
+
+
 class Journal:
-    """Reads what an earlier process has left, and appends to it.
+    """Read the journal that an earlier process left, and append to it.
 
     Args:
         folder: the corpus's folder, entered.
         fingerprint: sha256, hexadecimal, over all that decides the texts of the corpus.
-        resume: use what an earlier process has left.
+        resume: use the documents that an earlier process left.
     Attributes:
         shard: number of the shard that the documents belong to; None if there are none.
-        outputs: the finished continuations by their places in the shard.
+        outputs: the finished continuations by row of the shard.
     Raises:
         CorpusError: the file cannot be read.
     """
@@ -35,7 +45,7 @@ class Journal:
         self.shard: int | None = None
         self.outputs: dict[int, CompletionOutput] = {}
         self._folder, self._fingerprint = folder, fingerprint
-        self._path = folder.path / f"{_PREFIX}{fingerprint[:16]}{_ENDING}"
+        self._path = folder.path / _name(fingerprint)
         self._file: BinaryIO | None = None
         self._kept = 0  # bytes of the valid lines
         if resume:
@@ -64,13 +74,13 @@ class Journal:
         return hashlib.sha256(self._fingerprint.encode() + content).hexdigest()[:16].encode()
 
     def begin(self, shard: int) -> dict[int, CompletionOutput]:
-        """Start or resume a shard; return its finished continuations by their places."""
+        """Start or resume a shard; return its finished continuations by row of the shard."""
         if shard != self.shard:
             self.shard, self.outputs, self._kept = shard, {}, 0
         return self.outputs
 
     def add(self, place: int, output: CompletionOutput) -> None:
-        """Append a finished continuation of the present shard. It survives the end of this process.
+        """Append a finished continuation of the current shard. It is kept if this process is killed.
 
         Raises:
             CorpusError: the file cannot be written.
@@ -86,14 +96,14 @@ class Journal:
         self.outputs[place] = output
 
     def end(self) -> None:
-        """Delete the journal of a shard that is written, and those of corpora that this one has replaced."""
+        """Delete the journal, whose shard is written now, and the journals of corpora that this one replaced."""
         self.close()
         self.shard, self.outputs, self._kept = None, {}, 0
         names = [path.name for path in self._folder.path.glob(f"{_PREFIX}*{_ENDING}")]
         self._folder.remove(*names)
 
     def close(self) -> None:
-        """Close the file; it stays."""
+        """Close the file without deleting it."""
         if self._file is not None:
             self._file.close()
             self._file = None

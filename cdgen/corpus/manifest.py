@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, TypedDict
 
+from cdgen.corpus.journal import discard
 from cdgen.corpus.shards import FORMATS
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
@@ -73,7 +74,7 @@ def new(settings: dict[str, Any], models: dict[str, Any], seeds: dict[str, Any])
 def begin(folder: OutputFolder, manifest: Manifest, resume: bool, inputs: Iterable[str] = ()) -> Manifest:
     """Return the folder's manifest to resume from, or `manifest` if a new corpus is started.
 
-    Nothing is written before the first shard of a new corpus is: until then the old corpus, if any, stays as it is.
+    This writes nothing for a new corpus: an old one stays as it is until the first new shard is written.
 
     Args:
         folder: the output folder, as an entered context.
@@ -120,9 +121,14 @@ def check_folder(folder: OutputFolder) -> Manifest | None:
                 raise CorpusError(
                     f"{folder.path / NAME}: is damaged: field 'shards[{at}].name' is not {name}; {_REMEDY}"
                 )
-    present = [f"{part}/{path.name}" for part in (_DATA, _DOCUMENTS) for path in sorted((folder.path / part).glob("*"))]
-    listed = set(manifests.listed(old, _files(old) if old else ()))
-    manifests.check_free(folder.path, filter(manifests.is_shard_name, present), listed)
+    parts = (_DATA, _DOCUMENTS)
+    manifests.check_free(folder.path, [part for part in parts if not (folder.path / part).is_dir()])
+    present = [f"{part}/{path.name}" for part in parts for path in sorted((folder.path / part).glob("*"))]
+    listed = manifests.listed(old, _files(old) if old else ())
+    files = {name for name in listed if not (folder.path / name).is_dir()}
+    manifests.check_free(folder.path, filter(manifests.is_shard_name, present), files)
+    if old is None or not old["complete"]:
+        folder.check_writable()
     return old
 
 
@@ -133,7 +139,7 @@ def compared(manifest: Manifest) -> dict[str, Any]:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Return the first difference of two corpora's seeds, for a message."""
+    """Return the first difference between the seeds of two corpora, for a message."""
     for name in ("paths", "field", "chunk_words", "prefix_tokens", "parse_special", "count"):
         if before.get(name) != now.get(name):
             return f"{name} = {before.get(name)}, but now {name} = {now.get(name)}"
@@ -170,15 +176,15 @@ def write_shard(
 ) -> None:
     """Write a shard, and the manifest that lists it.
 
-    All is written under temporary names first. The manifest is renamed before the shard, so that there is never a shard
-    that no manifest lists. If the process is killed in between, the shard is missing, and is written by the next one.
+    All files are written under temporary names first. The manifest is renamed before the shard, so the manifest lists
+    every shard on the disk. If the process is killed in between, the shard is missing, and a rerun writes it again.
 
     Args:
         folder: the output folder.
         manifest: the corpus's manifest, which is updated.
         done: all finished shards by number, including this one.
         files: content of the shard's files by name.
-        complete: whether this is the last shard.
+        complete: no shard is missing now.
     Raises:
         CorpusError: the folder cannot be written.
     """
@@ -195,7 +201,8 @@ def write_shard(
 
 
 def complete(folder: OutputFolder, manifest: Manifest) -> None:
-    """Mark a corpus as complete, if that is not done: a process was killed after it had written the last shard."""
+    """Finish a corpus that a process left after its last shard: mark it as complete, and delete its journal."""
     if not manifest["complete"]:
         manifest["complete"] = True
         manifests.write(folder, manifest)
+    discard(folder, fingerprint(manifest))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FORMATS = ".txt, .jsonl (both also .gz or .zst), .parquet, or a folder written by datasets' save_to_disk"
 HUB = "hub:"
 
-_BUFFER = 1 << 20  # bytes that are read of a Parquet column at once
+_BUFFER = 1 << 20  # bytes of a Parquet column that are read at once
 _ROWS = 256  # rows of Parquet and datasets that are in memory at once
 _SHOWN_NAMES = 8  # field names in a message
 _SHOWN_CHARACTERS = 40  # characters of each
@@ -108,7 +108,7 @@ def check_text(where: str, what: str, text: object) -> str:
         what: what the text is, for messages.
         text: the text.
     Raises:
-        InputError: it is not a string, or it has an unpaired surrogate, as `"\\ud800"` does in JSON.
+        InputError: it is not a string, or it holds an unpaired surrogate, as `"\\ud800"` does in JSON.
     """
     if not isinstance(text, str):
         raise InputError(f"{where}: {what} is not text but {type(text).__name__}")
@@ -166,13 +166,13 @@ def _from_parquet(path: Path, field: str, remedy: str) -> Iterator[_Fields]:
 
     with _reported(f"{path}: cannot be read"), open(path, "rb"):
         pass
-    # buffered: columns are read as they are needed, however large the row group is
+    # Columns are read piece by piece, so that the size of a row group does not matter.
     with (
         _reported(f"{path}: not a Parquet file"),
         pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file,
     ):
         columns = _columns(path, file.schema_arrow.names, field, remedy)
-        yield from _rows(path, (batch for batch in file.iter_batches(batch_size=_ROWS, columns=columns)))
+        yield from _rows(path, file.iter_batches(batch_size=_ROWS, columns=columns))
 
 
 def _from_datasets(path: Path, field: str, remedy: str) -> Iterator[_Fields]:
@@ -221,6 +221,8 @@ def _rows(path: Path, batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]") 
 def _from_hub(name: str) -> Iterator[_Fields]:
     datasets = _import_datasets(name)
     repository, _, split = name.removeprefix(HUB).partition(":")
+    if not repository:
+        raise InputError(f"{name}: names no data set; use hub:owner/name or hub:owner/name:split")
     with _reported(f"{name}: cannot be read from the hub"):  # no network, no such name, no such split, ...
         # trust_remote_code: datasets 3 asks on the terminal whether to run a data set's own code unless it is False
         found = datasets.load_dataset(repository, split=split or "train", streaming=True, trust_remote_code=False)
@@ -246,7 +248,7 @@ def _texts_of(path: str | Path, found: Iterable[_Fields], field: str, remedy: st
 
 
 def _own_id(where: str, value: object) -> str | None:
-    """Return a record's own id as text; None if it has none: null, an empty string, or NaN, which is pandas' null."""
+    """Return a record's own id as text, or None if it is null, an empty string, or NaN, which is pandas' null."""
     if value is None or value == "" or value != value:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -16,7 +16,7 @@ from cdgen.corpus.records import HUB, numbered_records
 from cdgen.corpus.text_files import check_path
 from cdgen.engine.prefix import check_length, first_ids
 from cdgen.errors import InputError
-from cdgen.values import INT64_MAX, integer
+from cdgen.values import INT64_MAX, integer, shown
 
 log = logging.getLogger("cdgen")
 
@@ -30,7 +30,7 @@ class Seed:
 
 
 class SeedText(NamedTuple):
-    """The text of a seed, and its name in the corpus, which no other seed has."""
+    """The text of a seed, and its name, which is unique in the corpus."""
 
     id: str
     text: str
@@ -72,13 +72,16 @@ def read_texts(
     field: str = "text",
     chunk_words: int | None = None,
 ) -> tuple[list[SeedText], int]:
-    """Read the texts of seeds, which needs no tokenizer, and warn of those that are dropped.
+    """Read the texts of seeds, which needs no tokenizer, and warn about those that are dropped.
 
     A seed's name is its record's own `id`, or else FILE:NUMBER, where NUMBER counts lines or rows from 1. Records whose
     `id` is not unique among all seeds are named FILE:NUMBER as well. `#0`, `#1` and so on number the chunks of a
     document.
 
-    Args and errors: see :func:`read_seeds`.
+    Returns:
+        (the texts, number of texts that were dropped because they were empty or too short)
+
+    See :func:`read_seeds` for arguments and errors.
     """
     size = None if chunk_words is None else integer("chunk_words", chunk_words, 1, INT64_MAX)
     files = _files(paths)
@@ -108,9 +111,9 @@ def encode_texts(
     prefix_tokens: int | None = None,
     longest: int | None = None,
 ) -> list[Seed]:
-    """Turn texts into seeds. Of a long text only as much is encoded as is needed.
+    """Return the seeds of texts. Only as much of a long text is encoded as is needed.
 
-    Args and errors: see :func:`read_seeds`.
+    See :func:`read_seeds` for arguments and errors.
     """
     prefix = None if prefix_tokens is None else integer("prefix_tokens", prefix_tokens, 1, INT64_MAX)
     bounds = [bound for bound in (prefix, None if longest is None else longest + 1) if bound is not None]
@@ -128,10 +131,13 @@ def encode_texts(
 
 
 def _files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Return the paths, none of which names the same file as another one."""
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    """Return the paths; raise InputError if there is none, or if two of them name one file."""
+    given = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str | bytes) else [paths]
     if not given:
         raise InputError("seeds: no files are given")
+    for path in given:
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):  # Path("") would be the current folder
+            raise InputError(f"seeds = {shown(path)}: is not the name of a file")
     files = [Path(path) for path in given]
     seen: dict[object, Path] = {}
     for path in files:
@@ -141,7 +147,7 @@ def _files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
             key = (path.stat().st_dev, path.stat().st_ino)
         if key in seen:
             same = f"and {path} are one file" if path != seen[key] else "is given twice"
-            raise InputError(f"{seen[key]}: {same}; each of its seeds would be continued twice, for which there is n")
+            raise InputError(f"{seen[key]}: {same}; to continue each seed several times, use n")
         seen[key] = path
     return files
 
@@ -163,7 +169,7 @@ def _read(files: list[Path], field: str, whole: bool) -> Iterable[_Found]:
 
 
 def _names(found: list[_Found]) -> list[str]:
-    """Return a name for each text that no other text has; warn if own ids cannot be used for that."""
+    """Return a unique name for each text; warn if the records' own ids are not unique."""
     count = Counter(one.own_id for one in found if one.own_id is not None)
     count.update({one.place for one in found} & count.keys())  # an id that looks like a place
     repeated = [one.place for one in found if one.own_id is not None and count[one.own_id] > 1]

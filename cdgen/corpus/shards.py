@@ -42,7 +42,7 @@ def encode(rows: list[dict[str, Any]], schema: pa.Schema, format: str) -> bytes:
 
 
 def _json(name: str, value: Any) -> Any:
-    """Return the value of a column as JSON can hold it."""
+    """Return the value of a column for JSON, with null for log-probabilities that are not finite."""
     if name not in LOGPROBS or value is None:
         return value
     return [each if each is not None and math.isfinite(each) else None for each in value]

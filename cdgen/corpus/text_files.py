@@ -1,4 +1,4 @@
-"""Read text files, compressed or not, in bounded memory; whatever is damaged is reported with its place."""
+"""Read text files, compressed or not, in bounded memory, and report damage with its place."""
 
 import codecs
 import contextlib
@@ -84,7 +84,7 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def _remedy(block: bytes) -> str:
-    """Return what to do with a file that has a NUL byte, of which text in UTF-16 and UTF-32 is full."""
+    """Return the remedy for a file with NUL bytes, which are frequent in UTF-16 and UTF-32."""
     width = 32 if b"\0\0\0" in block else 16
     order = "BE" if block.index(0) % 2 == 0 else "LE"
     return (
@@ -95,7 +95,7 @@ def _remedy(block: bytes) -> str:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file as a binary stream, decompressed. Damage raises InputError, also while the stream is read."""
+    """Open a file as a decompressed binary stream. Damage raises InputError, also while the stream is read."""
     kind = path.suffix.lower()
     try:
         if kind == ".zst":

@@ -8,7 +8,7 @@ depends on the batch; a static batch is therefore kept as a whole or decoded aga
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,14 +22,14 @@ from cdgen.corpus.settings import describe
 from cdgen.engine.llm import ContrastiveLM
 from cdgen.engine.outputs import CompletionOutput
 from cdgen.engine.requests import Prompts, batches
-from cdgen.engine.sampling_params import SamplingParams
+from cdgen.engine.sampling_params import SamplingParams, check_params
 from cdgen.engine.text import decode, decode_parts
 from cdgen.environment import versions
 from cdgen.errors import InputError
 from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest, add_environment
 from cdgen.storage.progress import Progress, Silent
-from cdgen.values import integer
+from cdgen.values import integer, shown, switch
 from cdgen_kernels import implementation
 
 log = logging.getLogger("cdgen")
@@ -68,23 +68,22 @@ def write_corpus(
     Returns:
         (the manifest, number of shards that this call wrote)
     Raises:
-        InputError: the corpus has shards of other settings, models or seeds; or a seed cannot be continued.
+        InputError: the folder has a corpus of other settings, models or seeds; or a seed cannot be continued.
         CorpusError: the folder cannot be written, holds files that are in the way, or a finished shard was altered.
     """
     shard_size = check_options(shard_size, format)
-    _check_seeds(lm, seeds, params)
+    resume, split_documents = switch("resume", resume), switch("split_documents", split_documents)
+    seeds = _checked_seeds(lm, seeds, params)
     own = {"shard_size": shard_size, "format": format, "split_documents": split_documents}
     about: dict[str, Any] = {"fingerprint": fingerprint(seeds), "count": len(seeds)} | (seeds_info or {})
     manifest = manifests.begin(folder, describe(lm, params, own, about), resume, about.get("paths", ()))
     total = len(seeds) * params.n
     count = -(-total // shard_size)
     done = {number: entry for number, entry in manifests.finished(folder, manifest).items() if number < count}
-    missing = count - len(done)
-    if not missing:
+    if not (missing := count - len(done)):
         manifests.complete(folder, manifest)
         return manifest, 0
-    environment = _add_environment(manifest, lm)
-    progress = progress or Silent()
+    environment, progress = _add_environment(manifest, lm), progress or Silent()
     with contextlib.closing(Journal(folder, manifests.fingerprint(manifest), resume)) as journal:
         writer = _ShardWriter(lm, seeds, params, format, split_documents, progress, journal)
         before = sum(shard["rows"] for shard in done.values()) + len(journal.outputs)
@@ -100,28 +99,37 @@ def write_corpus(
 
 
 def check_options(shard_size: Any, format: str) -> int:
-    """Return the shard size, and raise InputError if it or the format cannot be used."""
-    if format not in shards.FORMATS:
+    """Return the shard size as an int; raise InputError if it or the format cannot be used."""
+    if format not in tuple(shards.FORMATS):
         raise InputError(f"format = {format!r}: use {' or '.join(shards.FORMATS)}")
     return integer("shard_size", shard_size, 1, _LARGEST_SHARD)
 
 
-def _check_seeds(lm: ContrastiveLM, seeds: list[Seed], params: SamplingParams) -> None:
-    """Raise InputError if a corpus cannot be written from these seeds."""
+def _checked_seeds(lm: ContrastiveLM, seeds: Iterable[Seed], params: SamplingParams) -> list[Seed]:
+    """Return seeds with lists of token ids; raise InputError if a corpus cannot be written from them."""
+    check_params(params)
+    seeds = list(seeds)
     if not seeds:
         raise InputError("seeds: there are none")
     if lm.tokenizer is None:
         raise InputError("tokenizer: none was found, but a corpus is text; put one beside GOOD, or pass tokenizer=")
+    found: dict[str, Seed] = {}
     for seed in seeds:
+        if not isinstance(seed, Seed) or not isinstance(seed.id, str):
+            raise InputError(f"seeds: {shown(seed)} is not a Seed with a text as its id")
         try:
             seed.id.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"seed {seed.id!r}: its id has half of a surrogate pair") from error
-    lm.check([seed.token_ids for seed in seeds], params, [f"seed {seed.id}" for seed in seeds])
+        if seed.id in found:
+            raise InputError(f"seed {seed.id}: another seed has the same id")
+        found[seed.id] = Seed(seed.id, lm.prompt_ids(seed.token_ids, f"seed {seed.id}"))
+    lm.check([seed.token_ids for seed in found.values()], params, [f"seed {name}" for name in found])
+    return list(found.values())
 
 
 def _missing(count: int, done: dict[int, ShardEntry], first: int | None) -> Iterator[int]:
-    """Iterate over the numbers of missing shards, beginning with the one of the journal, `first`."""
+    """Iterate over the numbers of missing shards, beginning with `first`, the shard of the journal, if any."""
     if first is not None and first < count and first not in done:
         yield first
     yield from (number for number in range(count) if number not in done)
@@ -157,7 +165,7 @@ class _ShardWriter:
         self.format, self.split_documents, self.progress, self.journal = format, split_documents, progress, journal
         self.prompts = Prompts([seed.token_ids for seed in seeds])
         self.schema = shards.ROW_WITH_LOGPROBS if params.logprobs else shards.ROW
-        self.errors: list[tuple[str, str]] = []  # id of the seed, and the reason, of each row that ended by an error
+        self.errors: list[tuple[str, str]] = []  # (seed id, reason) of each row that ended with an error
 
     def shard(self, number: int, rows: range) -> tuple[ShardEntry, dict[str, bytes]]:
         """Return a shard's entry in the manifest, and its files; `rows` are its rows in the corpus."""
@@ -165,29 +173,30 @@ class _ShardWriter:
         outputs = self._outputs(number, pairs)
         records = [self._record(*pair, output) for pair, output in zip(pairs, outputs, strict=True)]
         tokens = sum(len(record["token_ids"]) for record in records)
-        files = {manifests.shard_name(number, self.format): shards.encode(records, self.schema, self.format)}
+        name, content = manifests.shard_name(number, self.format), shards.encode(records, self.schema, self.format)
+        files = {name: content}
         entry: ShardEntry = {
             "number": number,
-            "name": next(iter(files)),
+            "name": name,
             "rows": len(records),
             "tokens": tokens,
             "new_tokens": tokens - sum(record["prompt_length"] for record in records),
             "errors": sum(output.finish_reason == "error" for output in outputs),
-            "sha256": _sha256(files),
+            "sha256": hashlib.sha256(content).hexdigest(),
         }
         if self.split_documents:
             documents = [document for record in records for document in self._documents(record)]
             name = manifests.documents_name(number, self.format)
-            content = {name: shards.encode(documents, shards.DOCUMENT, self.format)}
-            entry["documents"] = {"name": name, "rows": len(documents), "sha256": _sha256(content)}
-            files |= content
+            files[name] = content = shards.encode(documents, shards.DOCUMENT, self.format)
+            digest = hashlib.sha256(content).hexdigest()
+            entry["documents"] = {"name": name, "rows": len(documents), "sha256": digest}
         return entry, files
 
     def _outputs(self, number: int, pairs: list[tuple[int, int]]) -> list[CompletionOutput]:
-        """Return the continuations of a shard: those in the journal, and the others, which are decoded."""
+        """Return the continuations of a shard: those in the journal, and the others, which are decoded now."""
         known = dict(self.journal.begin(number))
         left = [place for place in range(len(pairs)) if place not in known]
-        if self.lm.static_reason:  # whole batches, since noise may depend on the batch
+        if self.lm.static_reason:  # a batch is decoded as a whole, since its noise may depend on the batch
             whole = batches(range(len(pairs)), self.params.n, self.lm.max_num_seqs)
             left = [place for batch in whole if not known.keys() >= set(batch) for place in batch]
 
@@ -231,7 +240,7 @@ class _ShardWriter:
         return [same | {"document": at, "text": text} for at, text in enumerate(kept)]
 
     def warn_of_errors(self) -> None:
-        """Warn of the documents that ended because nothing could be drawn."""
+        """Warn about the documents that ended because no token could be drawn."""
         if self.errors:
             seeds = list(dict.fromkeys(seed for seed, _ in self.errors))
             shown = ", ".join(seeds[:5]) + (f" and {len(seeds) - 5} more" if len(seeds) > 5 else "")
@@ -239,8 +248,3 @@ class _ShardWriter:
                 "%d documents end early, with the finish_reason error: %s; their seeds are %s",
                 *(len(self.errors), self.errors[0][1], shown),
             )
-
-
-def _sha256(file: dict[str, bytes]) -> str:
-    (content,) = file.values()
-    return hashlib.sha256(content).hexdigest()

@@ -10,7 +10,7 @@ from cdgen.engine.outputs import CompletionOutput, RequestOutput
 from cdgen.engine.paged_backend import CacheOptions, PagedBackend
 from cdgen.engine.prompts import list_prompts, prompt_ids, text_of
 from cdgen.engine.requests import ModelPair, Prompts, batches, make_requests
-from cdgen.engine.sampling_params import SamplingParams
+from cdgen.engine.sampling_params import SamplingParams, check_params
 from cdgen.engine.static_backend import StaticBackend
 from cdgen.errors import InputError
 from cdgen.models.bad import attention_dropout, dropout_rate, first_layers
@@ -91,6 +91,10 @@ class ContrastiveLM:
         trust_remote_code = switch("trust_remote_code", trust_remote_code)
         if isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
+        elif tokenizer is not None and not hasattr(tokenizer, "get_vocab"):
+            raise InputError(
+                f"tokenizer: is of type {type(tokenizer).__name__}; give a transformers tokenizer or a folder"
+            )
         options: dict[str, Any] = {
             "dtype": dtype,
             "device": device,
@@ -143,7 +147,7 @@ class ContrastiveLM:
         """Continue every prompt `sampling_params.n` times.
 
         A continuation is a function of the seed, its prompt's tokens, and its own index among the n; equal prompts are
-        also told apart by their order. It depends neither on other prompts nor on the batches in which it is decoded,
+        told apart by their order. It depends neither on other prompts nor on the batches in which it is decoded,
         with two exceptions. Batches of another size may round differently, which changes a token if two scores tie to
         the last bits of the logits' dtype. And if `static_reason` is not None, the noise of a dropout BAD depends on
         the batch. A continuation for which no further token can be drawn has the finish reason "error".
@@ -159,7 +163,8 @@ class ContrastiveLM:
             InputError (a ValueError): a prompt cannot be used (the message gives its index), a parameter does not fit
                 the models, or there is no BAD for a contrastive method.
         """
-        params = sampling_params or SamplingParams()
+        params = SamplingParams() if sampling_params is None else sampling_params
+        check_params(params)
         listed = list_prompts(prompts)
         longest = self.longest_prompt(params)
         token_ids = [

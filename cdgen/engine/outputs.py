@@ -44,8 +44,8 @@ class RequestOutput:
     """A prompt and its continuations.
 
     Attributes:
-        prompt: the prompt's text; None for token ids if there is no tokenizer to decode them. A last character of
-            which token ids hold only some bytes is left out: the continuations' texts begin with it.
+        prompt: the prompt's text; None for token ids if there is no tokenizer to decode them. If the token ids end
+            inside a multi-byte character, the continuations' texts begin with that character instead.
         prompt_token_ids: the prompt's token ids.
         outputs: the `n` continuations.
     """

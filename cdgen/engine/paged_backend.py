@@ -164,8 +164,8 @@ class PagedBackend:
 
         If the method allows it, BAD's output layer is computed for GOOD's candidates only. If there are more
         candidates than their list holds, they are selected again into a longer one. Finding that out waits for the
-        device, so with `sync=False` such a row gets a fault code below 0 instead of a token, like a row for which
-        nothing can be drawn.
+        device, so with `sync=False` such a row gets a fault code below 0 instead of a token, as does a row for
+        which no token can be drawn.
         """
         weights = [runner.output_weight for runner in self._runners]
         if len(outputs) == 1 or self._outside_head != "mask" or logprobs:

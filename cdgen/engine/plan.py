@@ -5,6 +5,7 @@ operations (Williams, Waterman & Patterson 2009, the roofline). Launches, latenc
 faster than this bound. On the CPU both rates are measured, and a short real run can be compared with the bound.
 """
 
+import bisect
 import os
 import statistics
 import time
@@ -25,10 +26,12 @@ from cdgen.engine.shared_cache import PAGE_SIZE
 from cdgen.errors import InputError
 from cdgen.hardware import GPUS, Machine
 from cdgen.models.bad import parse_bad
-from cdgen.models.boundary import loading
 from cdgen.models.configs import load_config, stored_dtype
 from cdgen.models.dtypes import default_dtype, dtype_name, float_dtype
+from cdgen.models.load_errors import loading
+from cdgen.values import INT32_MAX, integer, real
 
+_MOST_TOKENS = 1e18
 _USABLE = 0.9  # share of the memory; the rest is for the CUDA context and workspaces
 
 
@@ -73,12 +76,21 @@ class Shape:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be generated."""
+    """What is to be generated.
+
+    Raises:
+        InputError: a number is out of range; the message names the field.
+    """
 
     tokens: float  # new tokens in total
-    prompt: int  # tokens per prompt
-    new: int  # new tokens per continuation
+    prompt_tokens: int  # tokens per prompt
+    max_tokens: int  # new tokens per continuation
     n: int  # continuations per prompt
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", real("tokens", self.tokens, 1, _MOST_TOKENS))
+        for name in ("prompt_tokens", "max_tokens", "n"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1, INT32_MAX))
 
 
 class PairShapes(NamedTuple):
@@ -115,14 +127,14 @@ def parts_of_memory(
     The whole pages of a prompt are shared by its n sequences.
     """
     per_token = (good.cache + (bad.cache if bad else 0)) * cache_itemsize
-    shared = job.prompt // PAGE_SIZE * PAGE_SIZE
-    own = -(-(job.prompt + job.new) // PAGE_SIZE) * PAGE_SIZE - shared
+    shared = job.prompt_tokens // PAGE_SIZE * PAGE_SIZE
+    own = -(-(job.prompt_tokens + job.max_tokens) // PAGE_SIZE) * PAGE_SIZE - shared
     prompts = -(-batch // job.n)
     return {
         "weights": weights * itemsize,
         "cache": (batch * own + prompts * shared) * per_token,
         # Prompts that are computed together; logits and what is derived from them, at most two float32 tensors.
-        "activations": min(PREFILL_TOKENS, prompts * job.prompt) * good.activation * itemsize
+        "activations": min(PREFILL_TOKENS, prompts * job.prompt_tokens) * good.activation * itemsize
         + batch * 8 * good.vocab_size,
     }
 
@@ -138,10 +150,13 @@ def largest_batch(
     limit: int,
 ) -> int:
     """Return the greatest multiple of n, up to `limit`, whose memory fits; 0 if not even n sequences fit."""
-    for batch in range(limit - limit % job.n or limit, 0, -job.n if limit >= job.n else -1):
-        if sum(parts_of_memory(good, bad, weights, batch, job, itemsize, cache_itemsize).values()) <= machine.memory:
-            return batch
-    return 0
+    sizes = range(job.n, limit + 1, job.n) if limit >= job.n else range(1, limit + 1)
+
+    def fits(batch: int) -> bool:
+        return sum(parts_of_memory(good, bad, weights, batch, job, itemsize, cache_itemsize).values()) <= machine.memory
+
+    count = bisect.bisect(sizes, False, key=lambda batch: not fits(batch))  # memory grows with the batch
+    return sizes[count - 1] if count else 0
 
 
 def parts_of_step(
@@ -163,7 +178,7 @@ def parts_of_step(
     def seconds(size: float, operations: float = 0.0) -> float:
         return max(size / machine.bandwidth, operations / machine.matmul)
 
-    length = job.prompt + job.new / 2
+    length = job.prompt_tokens + job.max_tokens / 2
     parts = {"GOOD's layers": seconds(good.products * itemsize, 2.0 * batch * good.products)}
     if bad:
         parts["BAD's layers"] = seconds(bad.products * itemsize, 2.0 * batch * bad.products)
@@ -218,7 +233,7 @@ class Plan:
         rates = f"{machine.bandwidth / 1e9:.0f} GB/s, {machine.matmul / 1e12:.2f} TFLOP/s"
         yield f"machine: {self.machine_name}, {rates} ({kind})"
         dtypes = f"{dtype_name(self.dtype)}, cache {dtype_name(self.cache_dtype)}"
-        yield f"batch: {self.batch} sequences of {job.prompt} + {job.new} tokens, {dtypes}"
+        yield f"batch: {self.batch} sequences of {job.prompt_tokens} + {job.max_tokens} tokens, {dtypes}"
         yield from (f"memory, {name}: {size / 1e9:.2f} GB" for name, size in self.memory.items())
         yield f"memory, total: {sum(self.memory.values()) / 1e9:.2f} of {machine.memory / 1e9:.1f} GB"
         for name, seconds in self.step.items():
@@ -252,9 +267,11 @@ def plan(
         kv_cache_dtype: dtype of the cache; default: that of the weights.
         trust_remote_code: run Python code that comes with a checkpoint.
     Raises:
-        InputError: a model cannot be read, a dtype is unknown, or the memory does not hold one sequence.
+        InputError: a model cannot be read, a dtype is unknown, a number is out of range, or not one sequence fits into
+            the memory.
     """
     on_cpu = gpu == "cpu"
+    max_num_seqs = integer("max_num_seqs", max_num_seqs, 1, INT32_MAX)
     if dtype is None:
         weights_dtype = default_dtype(
             stored_dtype(good, trust_remote_code=trust_remote_code), "cpu" if on_cpu else "cuda"
@@ -286,7 +303,7 @@ def measured_rate(lm: ContrastiveLM, batch: int, job: Job, steps: int = 8) -> fl
     if lm.static_reason:
         raise InputError(f"{lm.static_reason}; only models on the paged cache can be compared with their plan")
     params = SamplingParams(max_tokens=steps + 2, ignore_eos=True, contrast_strength=1.0 if lm.pair.bad else 0.0)
-    length = job.prompt + job.new // 2
+    length = job.prompt_tokens + job.max_tokens // 2
     generator = torch.Generator().manual_seed(0)
     count = -(-batch // job.n)
     prompts = [torch.randint(lm.pair.vocab_size, (length,), generator=generator).tolist() for _ in range(count)]

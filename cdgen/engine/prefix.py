@@ -18,7 +18,7 @@ def first_ids(encode: Callable[[str], list[int]], text: str, count: int) -> list
         text: the text.
         count: number of token ids, at least 1.
     """
-    size = (len(text) - len(text.lstrip())) + _CHARACTERS * (count + _MARGIN)
+    size = _CHARACTERS * (count + _MARGIN)
     shorter: list[int] = []
     while 2 * size < len(text):
         ids = encode(_cut(text, size))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cdgen.engine.prefix import check_length, first_ids
 from cdgen.engine.text import encode_prompt, prompt_text
-from cdgen.errors import InputError
+from cdgen.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -97,15 +97,19 @@ def _rows(value: Any, name: str) -> list[Any]:
             raise InputError(f"{name}: input_ids holds strings; {_USE}")
         mask = value.get("attention_mask")
         return rows if mask is None else _without_padding(rows, _rows(mask, f"{name}: attention_mask"), name)
-    if hasattr(value, "tolist"):  # numpy arrays, tensors
-        value = value.tolist()
-    if isinstance(value, _NOT_ITEMS) or not isinstance(value, Iterable):
+    if hasattr(value, "tolist") and not isinstance(value, _NOT_ITEMS):  # numpy arrays, tensors
+        try:
+            value = value.tolist()
+        except RuntimeError as error:  # sparse tensors, and those on the device "meta"
+            raise InputError(f"{name}: cannot be read: {first_line(error)}") from error
+    is_table = getattr(value, "ndim", 1) > 1  # iterates over the names of its columns
+    if isinstance(value, _NOT_ITEMS) or not isinstance(value, Iterable) or is_table:
         raise InputError(f"{name}: is of type {type(value).__name__}; {_USE}")
     return list(value)
 
 
 def _without_padding(rows: list[Any], mask: list[Any], name: str) -> list[Any]:
-    """Return token ids, of one prompt or of several, without those that the mask hides."""
+    """Return the token ids of one or several prompts, without those that the mask hides."""
     if len(rows) == len(mask):
         if not any(_is_nested(item) for item in (*rows, *mask)):
             shown = [int(bool(item)) for item in mask]

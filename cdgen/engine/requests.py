@@ -30,8 +30,8 @@ NOISE_KEY = "prompt"  # name of the rule by which :func:`sequence_number` keys t
 def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence: int = 0) -> int:
     """Return the number that keys the noise of a sequence: a hash of the prompt's token ids and two indices.
 
-    Neither the other prompts of a job nor their order matter. Equal arguments give equal noise in any job, and different
-    ones give independent noise.
+    Neither the other prompts of a job nor their order matter. Equal arguments give equal noise in any job; different
+    arguments give independent noise.
 
     Args:
         token_ids: the prompt.

@@ -39,10 +39,7 @@ _REALS = {
 
 
 class _Stored(float):
-    """A number that the caller of the constructor did not choose: a default, or one that `dataclasses.replace` copies.
-
-    `min_p` may replace it.
-    """
+    """A default, or a number that `dataclasses.replace` copied. The caller did not give it, so `min_p` replaces it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class SamplingParams:
             contrast_strength=0)`, unless `contrast_strength` is given too. `alpha` holds the value: there is no field
             `min_p`, but `dataclasses.replace(params, min_p=x)` works.
 
-    Numbers may be Python's, numpy's or torch's. None stands for no `stop`, `stop_token_ids` and `logprobs`, as in vLLM.
+    Numbers may be Python's, numpy's or torch's. `stop`, `stop_token_ids` and `logprobs` may be None, as in vLLM.
 
     Raises:
         InputError (a ValueError): a value is of another type or out of range, a number above 0 would be 0 in float32,
@@ -129,6 +126,8 @@ class SamplingParams:
         stop = _items("stop", (self.stop,) if isinstance(self.stop, str) else self.stop)
         if not all(isinstance(text, str) and text for text in stop):
             raise InputError(f"stop = {shown(stop)}: use strings that are not empty")
+        if any("\ud800" <= character <= "\udfff" for text in stop for character in text):
+            raise InputError(f"stop = {shown(stop)}: has half of a surrogate pair, which no text contains")
         self._set("stop", stop)
         ids = _items("stop_token_ids", self.stop_token_ids)
         self._set("stop_token_ids", tuple(integer("stop_token_ids", token, 0, INT32_MAX) for token in ids))
@@ -148,7 +147,7 @@ class SamplingParams:
             self._set("contrast_strength", _Stored(0.0))
 
     def _replace_none(self) -> None:
-        """Replace None, by which vLLM leaves something out."""
+        """Replace None, which vLLM accepts for these fields."""
         if self.seed is None:
             self._set("seed", secrets.randbits(63))
         for name, nothing in (("stop", ()), ("stop_token_ids", ()), ("logprobs", False)):
@@ -156,10 +155,10 @@ class SamplingParams:
                 self._set(name, nothing)
 
     def check_distinct(self) -> None:
-        """Check that the continuations of a prompt can differ; a BAD with noise of its own makes them differ anyway.
+        """Check that the continuations of a prompt can differ. Not needed if BAD is noisy: then they differ anyway.
 
         Raises:
-            InputError: there are several, but only one token can be drawn at each step.
+            InputError: `n` is more than 1, but only one token can be drawn at each step.
         """
         single = (
             "temperature = 0" if self.temperature == 0 else
@@ -203,6 +202,12 @@ class SamplingParams:
 
 _DECIDING = ("alpha", "contrast_strength", "top_k", "top_p", "outside_head", "min_p")
 FIELDS = tuple(field.name for field in fields(SamplingParams))
+
+
+def check_params(params: Any) -> None:
+    """Raise InputError if something else than SamplingParams is passed, such as a dict."""
+    if not isinstance(params, SamplingParams):
+        raise InputError(f"sampling_params: is of type {type(params).__name__}; use SamplingParams(...)")
 
 
 def _items(name: str, values: Any) -> tuple[Any, ...]:

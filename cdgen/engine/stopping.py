@@ -50,7 +50,7 @@ class StopConditions:
         return None
 
     def fail(self, sequence: RunningSequence, error: str) -> CompletionOutput:
-        """Return the output of a sequence for which no further token can be drawn."""
+        """Return the output of a sequence for which no further token can be drawn; `error` is the reason."""
         output = self._output(sequence, "error", self._decode(sequence, sequence.token_ids))
         output.error = error
         return output

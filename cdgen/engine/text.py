@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Tokens of context to decode along with new ones: some tokenizers decode a token differently at the start of a text.
 _CONTEXT = 6
-_REPLACEMENT = "\ufffd"  # decoded from a character of which only some bytes are there
+_REPLACEMENT = "\ufffd"  # what tokenizers decode an incomplete multi-byte character to
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, name: str, parse_special: bool = False) -> list[int]:
@@ -38,13 +38,13 @@ def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip_specia
 
 
 def prompt_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip_special_tokens: bool) -> str:
-    """Return the text of a prompt's token ids without a last character of which only some bytes are there.
+    """Return the text of a prompt's token ids, without an incomplete character at its end.
 
     A continuation may complete that character, so it belongs to the continuation's text.
     """
     text = decode(tokenizer, ids, skip_special_tokens)
     cut = text.rstrip(_REPLACEMENT)
-    if cut != text:  # a replacement character that the text itself contains is encoded as these tokens again
+    if cut != text:  # the text itself may end in replacement characters: encoding it then gives the same tokens
         again = encode(tokenizer, text, "prompt")
         if list(ids[-len(again) :]) == again:
             return text
@@ -54,7 +54,7 @@ def prompt_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip_s
 def decode_parts(
     tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Sequence[int], skip_special_tokens: bool
 ) -> tuple[str, str]:
-    """Return the text of the token ids `prompt` and the text that `ids` add; joined they are the text of both."""
+    """Return the text of `prompt` and the text that `ids` add to it; joined, they are the text of all these tokens."""
     before = prompt_text(tokenizer, prompt, skip_special_tokens)
     whole = decode(tokenizer, [*prompt, *ids], skip_special_tokens)
     at = _common(before, whole)
@@ -94,7 +94,7 @@ class StopStrings:
             raise InputError("stop: stop strings need a tokenizer; pass tokenizer=, or use stop_token_ids")
         self._tokenizer, self._stop, self._skip = tokenizer, params.stop, params.skip_special_tokens
         self._ids = list(prompt)
-        # Tokens from _start on are decoded at each step. _before is the text of those that were read before.
+        # The tokens from _start on are decoded at each step. _before is the part of their text that was read before.
         self._start = self._context()
         unfinished = len(decode(tokenizer, prompt, self._skip)) - len(prompt_text(tokenizer, prompt, self._skip))
         window = self._window()
@@ -108,7 +108,7 @@ class StopStrings:
         read = window.rstrip(_REPLACEMENT)  # the next token may complete the last character
         common = _common(self._before, read)
         if common < len(self._before) and read != window:
-            return None  # byte fallback decodes the characters before an unfinished one as replacements, too
+            return None  # byte fallback also decodes the characters before an incomplete one to replacements
         unchanged = max(0, len(self.text) - len(self._before) + common)
         self.text, self._before = self.text[:unchanged] + read[common:], read
         if read == window and len(self._ids) - self._start > 2 * _CONTEXT:
@@ -122,7 +122,7 @@ class StopStrings:
         return decode(self._tokenizer, self._ids[self._start :], self._skip)
 
     def _context(self) -> int:
-        """Return the place of a token near the end, from which on the tokens have text and begin with a character."""
+        """Return the index of a token near the end that begins a character and has text after it."""
         size = _CONTEXT
         while size < len(self._ids):
             text = decode(self._tokenizer, self._ids[-size:], self._skip)

@@ -1,4 +1,4 @@
-"""Config files of a model: checked before transformers reads them, since it believes almost anything."""
+"""A model's config files: checked before transformers reads them, since it accepts almost any value."""
 
 import math
 from pathlib import Path
@@ -10,20 +10,25 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cdgen.errors import InputError
-from cdgen.models.boundary import loading
 from cdgen.models.files import locate, read_json
+from cdgen.models.load_errors import loading
+
+MOST_LAYERS = 1000  # transformers takes seconds to build so many
 
 _GREATEST = 2**31 - 1
 _SIZES = {  # greatest values; all of them are whole numbers of at least 1
     **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size", "vocab_size", "head_dim"), _GREATEST),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), _GREATEST),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), _GREATEST),
-    **dict.fromkeys(("num_hidden_layers", "n_layer"), 10_000),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), MOST_LAYERS),
 }
 _POSITIVE = ("rope_theta", "factor")
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
+_ROPE_TYPES = (("rope_scaling", "type"), ("rope_parameters", "type"))  # the names in old configs
+_OTHER_ROPES = ("default", "mrope", "su")  # those of some model types have further names
+_CODE = "_implementation"  # end of the names of values that choose code; some have a value for each part of the model
 _PLAIN = (*_SIZES, *_POSITIVE, *_ACTIVATIONS, *_TOKEN_IDS)  # values that are never objects
 
 
@@ -67,11 +72,11 @@ def check_code(source: str | Path, config: dict[str, Any], trust_remote_code: bo
         raise InputError(f"{source}: needs Python code that comes with it, which runs only with trust_remote_code=True")
 
 
-def _check_values(path: Path, content: dict[str, Any], custom: bool) -> None:
+def _check_values(path: Path, content: dict[str, Any], custom: bool, within: str = "") -> None:
     for name, value in content.items():
-        if isinstance(value, dict) and name not in _PLAIN:
-            _check_values(path, value, custom)
-        elif problem := _problem(name, value, custom):
+        if isinstance(value, dict) and name not in _PLAIN and not name.endswith(_CODE):
+            _check_values(path, value, custom, name)
+        elif problem := _problem("rope_type" if (within, name) in _ROPE_TYPES else name, value, custom):
             raise InputError(f"{path}: {name} = {value!r}: {problem}")
     if "transformers_weights" in content:
         raise InputError(f"{path}: transformers_weights is not supported; weights are read from model.safetensors")
@@ -81,9 +86,9 @@ def _problem(name: str, value: Any, custom: bool) -> str | None:
     """Return what is wrong with a value of config.json.
 
     Args:
-        name: its name.
-        value: its value.
-        custom: the model comes with its own code, which may know other names of functions.
+        name: name of the value.
+        value: the value.
+        custom: the model comes with its own code, which may know other activation functions and rope types.
     """
     if not _is_finite(value) and name != "time_step_limit":  # the limit of Mamba models is infinite
         return "must be finite"
@@ -94,13 +99,13 @@ def _problem(name: str, value: Any, custom: bool) -> str | None:
         return "must be a number above 0"
     if name in _ACTIVATIONS and not custom and value is not None and str(value) not in ACT2FN:
         return "no such activation function"
-    if name == "rope_type" and not custom and value not in ("default", *ROPE_INIT_FUNCTIONS):
-        return f"must be one of {', '.join(sorted({'default', *ROPE_INIT_FUNCTIONS}))}"
+    if name == "rope_type" and not custom and str(value) not in (*_OTHER_ROPES, *ROPE_INIT_FUNCTIONS):
+        return f"must be one of {', '.join(sorted({*_OTHER_ROPES, *ROPE_INIT_FUNCTIONS}))}"
     if name in _TOKEN_IDS and not _is_token_id(value):
         return "must be a token id, or a list of them"
     if name in ("dtype", "torch_dtype") and value is not None and _named_dtype(value) is None:
         return "no such dtype"
-    if name.endswith("_implementation") and "/" in str(value):  # transformers would run code from the hub
+    if name.endswith(_CODE) and "/" in str(value):  # transformers would run code from the hub
         return "kernels from the hub are not used"
     return None
 

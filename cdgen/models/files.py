@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdgen.errors import InputError
-from cdgen.models.boundary import reason
+from cdgen.models.load_errors import reason
 from cdgen.storage.runs import resolve
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_NOT_IN_NAMES = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")  # other surrogates are bytes that are not UTF-8
 _SHARD_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 _HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # configs and tokenizers
 
@@ -35,7 +36,7 @@ def locate(source: str | Path, trust_remote_code: bool = False) -> Located:
         InputError: there is no such model.
     """
     name = str(source)
-    if not name or "\0" in name:
+    if not name or _NOT_IN_NAMES.search(name):
         raise InputError(f"{name!r}: no such folder or file")
     path = Path(resolve(source)).expanduser()
     if path.is_file():
@@ -121,7 +122,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def _fetched(name: str, patterns: Iterable[str]) -> Path:
-    """Return the folder of the cache with a model's files from the hub, which are fetched if they are not there."""
+    """Return the cache's folder of a model on the hub; files that are not in the cache are fetched."""
     from huggingface_hub import constants, snapshot_download
 
     try:

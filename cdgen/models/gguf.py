@@ -1,4 +1,4 @@
-"""What transformers ignores in GGUF files although it changes the arithmetic: it is honoured or refused here."""
+"""GGUF metadata that transformers ignores although it changes the logits: it is applied or refused here."""
 
 import math
 import re
@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import GGUF_CONFIG_MAPPING
 
 from cdgen.errors import InputError
+from cdgen.models.configs import MOST_LAYERS
 
 _REMEDY = "use the model's safetensors"
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -45,7 +46,7 @@ def read_gguf(path: Path) -> Gguf:
     """Read the metadata of a GGUF file.
 
     Raises:
-        InputError: the package gguf is not installed.
+        InputError: the package gguf is not installed, or the file states more layers than any model has.
     """
     try:
         from gguf import GGUFReader
@@ -56,6 +57,8 @@ def read_gguf(path: Path) -> Gguf:
     prefix, wanted = f"{architecture}.", re.compile(rf"{re.escape(architecture)}\.|tokenizer\.ggml\.\w+_token_id$")
     values = {name: _value(field) for name, field in reader.fields.items() if wanted.match(name)}
     parameters = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    if parameters.get("block_count", 0) > MOST_LAYERS:
+        raise InputError(f"{path}: {prefix}block_count = {parameters['block_count']}: must be at most {MOST_LAYERS}")
     stated = {name: values.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "padding")}
     # llama.cpp ends a text at any of the three.
     ends = [stated[name] for name in ("eos", "eot", "eom") if stated[name] is not None]
@@ -98,7 +101,7 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _own_value(name: str, config: PretrainedConfig) -> Any:
-    """Return the value of a GGUF parameter by which a transformers model calculates; None if it is unknown."""
+    """Return the value that a transformers model uses for a GGUF parameter; None if it is unknown."""
     rope = getattr(config, "rope_parameters", None) or {}
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     own = {
@@ -117,7 +120,7 @@ def _own_value(name: str, config: PretrainedConfig) -> Any:
 
 
 def _used(file: Gguf, module: PreTrainedModel) -> set[str]:
-    """Return the names in GGUF files of a model's tensors; those of experts, which are merged, are taken as used."""
+    """Return the names of a model's tensors in GGUF files; tensors of experts, which are merged, count as used."""
     import gguf
 
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)

@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cdgen.errors import InputError, first_line
 from cdgen.hardware import free_memory, free_memory_text
-from cdgen.models.boundary import loading
 from cdgen.models.configs import StatedIds, check_code, keep_stated_ids, read_config, stated_ids, stored_dtype
 from cdgen.models.dtypes import default_dtype, dtype_name, float_dtype
 from cdgen.models.files import Located, locate, weight_files
 from cdgen.models.gguf import check_gguf, read_gguf, scale_rope
 from cdgen.models.language_model import LanguageModel
+from cdgen.models.load_errors import loading
 from cdgen.models.tokenizers import find_tokenizer
-from cdgen.models.weights import check_all_used, check_finite, stored_tensors
+from cdgen.models.weights import check_all_used, check_amount, check_finite, stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("cdgen")
 
 
-def _device(name: str | torch.device | None) -> torch.device:
-    """Return a device that can be used; the default is cuda if available."""
+def usable_device(name: str | torch.device | None) -> torch.device:
+    """Return a device that can be used; the default is cuda if available.
+
+    Raises:
+        InputError: torch does not know the device, or this machine does not have it.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # names that torch does not know, or has no device for
+    except (RuntimeError, AssertionError, TypeError) as error:  # names that torch does not know, or has no device for
         raise InputError(f"device = {str(name)!r}: cannot be used here: {first_line(error)}") from error
     return device
 
@@ -61,7 +65,7 @@ def load(
         name = source.config.name_or_path or type(source).__name__
         check_finite(name, source)
         return LanguageModel(source.eval(), name), None
-    device = _device(device)
+    device = usable_device(device)
     if dtype is not None:
         dtype = float_dtype("dtype", dtype)
     with loading(source):
@@ -92,21 +96,27 @@ def _load_module(
     """Return the model as its files state it, on the CPU, and the files that decide what it computes."""
     folder, gguf = located.folder, None
     files: tuple[Path, ...]
-    options: dict[str, Any]
     if located.gguf:
         gguf, files = read_gguf(folder / located.gguf), (folder / located.gguf,)
-        stored, ids, options = {}, StatedIds(*[gguf.token_ids] * 3), {"gguf_file": located.gguf}
+        stored, ids, shapes = {}, StatedIds(*[gguf.token_ids] * 3), gguf.shapes
     else:
         check_code(source, read_config(folder), trust_remote_code)
         weights = weight_files(source, located)
         code = sorted(folder.glob("*.py")) if trust_remote_code else ()
         files, stored = (folder / "config.json", *weights, *code), stored_tensors(weights)
-        ids, options = stated_ids(folder), {"use_safetensors": True}
+        ids, shapes = stated_ids(folder), {name: tensor.shape for name, tensor in stored.items()}
+    options: dict[str, Any] = {"gguf_file": located.gguf} if located.gguf else {}
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **options)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    check_amount(source, skeleton, shapes)
     # Tensors of another shape are reported in `found`, from which check_all_used names them.
     module, found = AutoModelForCausalLM.from_pretrained(
         str(folder),
+        config=config,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
+        use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         **options,

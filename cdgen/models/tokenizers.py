@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cdgen.errors import InputError
-from cdgen.models.boundary import loading, reason
 from cdgen.models.files import read_json
+from cdgen.models.load_errors import loading, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,8 +24,8 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
         InputError: there is no such folder, or it holds no tokenizer, or one that cannot be loaded.
     """
     path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise InputError(f"{folder}: no such folder; give one with a tokenizer")
+    if not str(folder) or not path.is_dir():
+        raise InputError(f"{str(folder) or repr('')}: no such folder; give one with a tokenizer")
     tokenizer = find_tokenizer(path)
     if tokenizer is None:
         raise InputError(f"{folder}: holds no tokenizer (no {_WHOLE})")

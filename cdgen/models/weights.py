@@ -1,5 +1,6 @@
 """Checks of a model's weights: every tensor is used, has the shape of its parameter, and holds numbers."""
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,8 @@ from cdgen.models.dtypes import dtype_name
 # four. transformers itself knows most of them.
 _OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
 
+_NUMBERS = 100_000_000  # parameters that may be missing or of another shape without harm: 0.4 GB
+
 
 class Stored(NamedTuple):
     """The shape of a stored tensor, and its dtype as safetensors calls it, such as BF16."""
@@ -25,10 +28,10 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, Stored]:
-    """Return the tensors of safetensors files by name, from the headers.
+    """Return shape and dtype of the tensors in safetensors files by name; only the headers are read.
 
     Raises:
-        InputError: a file is damaged, or two files hold a tensor of the same name.
+        InputError: a file is damaged, or two files hold tensors of the same name.
     """
     tensors: dict[str, Stored] = {}
     for path in files:
@@ -42,6 +45,29 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, Stored]:
             raise InputError(f"{path}: holds {twice[0]}, which another of the model's files holds as well")
         tensors |= found
     return tensors
+
+
+def check_amount(source: str | Path, skeleton: PreTrainedModel, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise InputError if the config states a far larger model than is stored, before memory for it is taken.
+
+    transformers fills tensors that are missing or have another shape with random numbers before it reports them.
+
+    Args:
+        source: the model, for the message.
+        skeleton: the model on the device "meta".
+        shapes: the shapes of the stored tensors, by name.
+    """
+    packed = getattr(skeleton.config, "quantization_config", None)  # an integer then holds up to 16 parameters
+    held = sum(map(math.prod, shapes.values()))
+    needed = sum(parameter.numel() for parameter in skeleton.parameters())
+    if needed <= (32 if packed else 2) * held + _NUMBERS:
+        return
+    own, prefix = skeleton.state_dict(), f"{skeleton.base_model_prefix}."
+    for name, shape in sorted(shapes.items()):
+        parameter = own.get(name, own.get(prefix + name))
+        if parameter is not None and tuple(parameter.shape) != shape:
+            raise InputError(f"{source}: {_of_another_shape(name, shape, parameter.shape)}")
+    raise InputError(f"{source}: its weights hold {held:,} numbers, but its config states a model of {needed:,}")
 
 
 def check_all_used(
@@ -61,8 +87,7 @@ def check_all_used(
     own = module.state_dict()
     if mismatched := sorted(found["mismatched_keys"]):
         name, shape, needed = mismatched[0]
-        text = f"{_tensor(name, shape)} has another shape than the config states, {list(needed)}"
-        raise InputError(f"{source}: {text}{_more(mismatched)}")
+        raise InputError(f"{source}: {_of_another_shape(name, shape, needed)}{_more(mismatched)}")
     if missing := sorted(found["missing_keys"]):
         name = _tensor(missing[0], own[missing[0]].shape if missing[0] in own else None)
         raise InputError(f"{source}: its weights lack {name}, which the config states{_more(missing)}")
@@ -81,8 +106,14 @@ def check_all_used(
         prefix = f"{module.base_model_prefix}."
         for name, tensor in stored.items():
             parameter = own.get(name, own.get(prefix + name))
-            if parameter is not None and parameter.is_floating_point() and "F" not in tensor.dtype:
+            # Weights of another name are those of experts, which transformers merges.
+            is_float = name.endswith(".weight") if parameter is None else parameter.is_floating_point()
+            if is_float and "F" not in tensor.dtype:
                 raise InputError(f"{source}: {_tensor(name, tensor.shape)} is stored as {tensor.dtype}, not as floats")
+
+
+def _of_another_shape(name: str, shape: Iterable[int], needed: Iterable[int]) -> str:
+    return f"{_tensor(name, shape)} has another shape than the config states, {list(needed)}"
 
 
 def _tensor(name: str, shape: Iterable[int] | None) -> str:

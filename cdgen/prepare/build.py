@@ -23,7 +23,7 @@ from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder, file_sha256
 from cdgen.storage.manifest import Manifest
 from cdgen.storage.progress import BYTES, Progress, Silent
-from cdgen.values import INT64_MAX, integer
+from cdgen.values import INT64_MAX, integer, switch
 
 log = logging.getLogger("cdgen")
 
@@ -63,6 +63,7 @@ def prepare_corpus(
     """
     test, seeds = check_shares(test, seeds)
     seed = integer("seed", seed, -INT64_MAX, INT64_MAX)
+    overwrite = switch("overwrite", overwrite)
     sources = listed_sources(sources)
     inputs = [Input(number, path) for number, source in enumerate(sources) for path in files(source)]
     with OutputFolder(out) as folder:

@@ -1,4 +1,4 @@
-"""What a prepared corpus is made from, and how two of them differ in that."""
+"""What a prepared corpus is made from, and the first difference between two corpora in that."""
 
 import hashlib
 import json

@@ -168,7 +168,7 @@ def check_shares(test: float, seeds: float) -> tuple[float, float]:
 
 
 def count_words(text: str) -> int:
-    """Return `len(text.split())`, but never hold the words of a huge text in memory at once."""
+    """Return `len(text.split())` without holding all words of a huge text in memory."""
     starts = range(0, len(text), _PIECE)
-    cut = sum(not text[at - 1].isspace() and not text[at].isspace() for at in starts[1:])  # words in two pieces
+    cut = sum(not text[at - 1].isspace() and not text[at].isspace() for at in starts[1:])  # words that two pieces share
     return sum(len(text[at : at + _PIECE].split()) for at in starts) - cut

@@ -60,6 +60,10 @@ class Source:
             raise InputError(f"source {self.name}: by = {self.by!r}: use {', '.join(WAYS)}")
         if self.by == "heading" and self.heading is None:
             object.__setattr__(self, "heading", HEADING)
+        if not isinstance(self.field, str) or not self.field:
+            raise InputError(f"source {self.name}: field = {self.field!r}: give the name of a field")
+        if self.read is not None and not callable(self.read):
+            raise InputError(f"source {self.name}: read = {self.read!r}: is not a function")
         self._check_one_way()
         if self.lines is not None:
             lines = integer(f"source {self.name}: lines", self.lines, 1, INT64_MAX)
@@ -80,17 +84,20 @@ class Source:
             both = " and ".join([*([f"by={self.by}"] if self.by not in (None, "heading") else []), *given])
             raise InputError(f"source {self.name}: {both} are given; a document is one or the other")
         for name in ("heading", "separator"):
+            pattern = getattr(self, name)
+            if pattern is not None and not isinstance(pattern, str):
+                raise InputError(f"source {self.name}: {name} = {pattern!r}: is not a regular expression in a string")
             try:
-                re.compile(getattr(self, name) or "")
-            except (re.error, TypeError, OverflowError, RecursionError) as error:
+                re.compile(pattern or "")
+            except (re.error, OverflowError, RecursionError) as error:
                 raise InputError(f"source {self.name}: {name} is not a regular expression: {error}") from error
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """`paths` as a tuple of strings, also if only one was given.
+        """`paths` as a tuple of strings.
 
         Raises:
-            InputError: there is none, or one is neither a string nor a path.
+            InputError: `paths` is empty, or holds something that is neither a string nor a path.
         """
         given = self.paths if isinstance(self.paths, Sequence) and not isinstance(self.paths, str) else [self.paths]
         wrong = next((type(path).__name__ for path in given if not isinstance(path, str | os.PathLike)), None)
@@ -103,7 +110,7 @@ def listed_sources(given: Source | str | os.PathLike[str] | Iterable[Source | st
     """Return sources as a list, sorted by name; strings and paths are parsed.
 
     Raises:
-        InputError: there is none, one is something else, or two have one name.
+        InputError: there are no sources, one has another type or cannot be parsed, or two have the same name.
     """
     several: Iterable[object] = (
         given if isinstance(given, Iterable) and not isinstance(given, str | os.PathLike) else [given]
@@ -210,7 +217,7 @@ def documents(source: Source, path: str) -> Iterable[tuple[str | int, str]]:
 
 
 def _read_by_function(source: Source, path: str) -> Iterator[tuple[str | int, str]]:
-    """Iterate over what the function `source.read` gives, and check it."""
+    """Iterate over the documents that the function `source.read` yields, and check them."""
     assert source.read is not None
     for found in source.read(path):
         if not isinstance(found, tuple) or len(found) != 2:

@@ -16,7 +16,7 @@ from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder, file_sha256
 from cdgen.storage.manifest import Manifest
 from cdgen.storage.progress import BYTES, Progress, Silent
-from cdgen.values import integer
+from cdgen.values import integer, switch
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ FILES = ("tokenizer.json", "tokenizer_config.json")
 LEAST = 256 + len(SPECIAL_TOKENS)  # smallest vocabulary: every byte is a token
 GREATEST = 1 << 22  # largest vocabulary; the tokenizers library reserves memory for all of it at the start
 
-_LONGEST_RUN = 5000  # characters without a space, or of nothing but space, that are trained on as one word
+_LONGEST_RUN = 5000  # characters of the longest word, or of the longest run of spaces, that is not cut for training
 
 
 def train_tokenizer(
@@ -61,7 +61,9 @@ def train_tokenizer(
 
     from cdgen.corpus.records import format_of
 
-    vocab_size = checked_size(vocab_size)
+    vocab_size, overwrite = checked_size(vocab_size), switch("overwrite", overwrite)
+    if not os.fspath(corpus):
+        raise InputError("corpus = '': is empty; name a folder or file, or . for the current folder")
     path, digest = _train_split(Path(corpus))
     compared = [format_of(path), digest, vocab_size, tokenizers.__version__]
     fingerprint = f"sha256:{hashlib.sha256(json.dumps(compared).encode()).hexdigest()}"
@@ -113,7 +115,7 @@ def _train_split(corpus: Path) -> tuple[Path, str]:
 
 
 def _existing(folder: OutputFolder, fingerprint: str, overwrite: bool) -> Manifest | None:
-    """Return the folder's own manifest, or None; raise if it holds another tokenizer or files of somebody else."""
+    """Return the folder's own manifest, or None; raise if it holds another tokenizer or foreign files."""
     old = manifests.read(folder.path, manifests.TOKENIZER)
     manifests.check_no_other_kind(folder.path, manifests.TOKENIZER)
     manifests.check_free(folder.path, FILES, manifests.listed(old, old["files"] if old else ()))

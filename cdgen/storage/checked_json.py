@@ -2,7 +2,7 @@
 
 A declaration is one of
 
-* a type: `str`, `bool`, `dict`; `int` for a whole number of 0 or more, `float` for any number;
+* a type: `str`, `bool`, `dict`; `int` for a whole number from 0 to 2**63 - 1, `float` for a number;
 * a regular expression, which a text matches as a whole;
 * a tuple of a declaration and None, for a value that may be null;
 * a list of one declaration, for a list of such values;
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cdgen.errors import CorpusError, first_line
+from cdgen.values import INT64_MAX
 
-ANY = re.compile(".*", re.DOTALL)
 _NOUNS = {str: "text", bool: "true or false", int: "a whole number of 0 or more", float: "a number", dict: "an object"}
 
 
@@ -42,7 +42,7 @@ def read(path: Path, remedy: str) -> Any:
 
 
 def fault(value: Any, declared: Any, field: str = "") -> str | None:
-    """Return how a value differs from its declaration, such as "field 'shards[0].rows' is not text", or None."""
+    """Return how a value differs from its declaration, such as "field 'seeds.fingerprint' is not text", or None."""
     if isinstance(declared, tuple):
         return None if value is None else fault(value, declared[0], field)
     if isinstance(declared, list):
@@ -84,6 +84,6 @@ def _is_not(expected: str, field: str) -> str:
 def _fits(value: Any, declared: type) -> bool:
     if isinstance(value, bool):
         return declared is bool
-    if declared is int:
-        return isinstance(value, int) and value >= 0
-    return isinstance(value, (int, float) if declared is float else declared)
+    if isinstance(value, int) and declared in (int, float):
+        return (0 if declared is int else -INT64_MAX) <= value <= INT64_MAX
+    return isinstance(value, declared)

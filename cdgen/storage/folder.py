@@ -85,13 +85,22 @@ class OutputFolder:
 
     def _unmake(self) -> None:
         for path in reversed(self._made):
-            with contextlib.suppress(OSError):  # it has files
+            with contextlib.suppress(OSError):  # it is not empty
                 path.rmdir()
 
-    def temporary(self, name: str) -> Path:
-        """Return a new path in the folder, to prepare a file or folder under it before it gets its name.
+    def check_writable(self) -> None:
+        """Check that files can be created in the folder.
 
-        If this process is killed, the next one that enters the folder deletes what is there.
+        Raises:
+            CorpusError: this user may not write to it, or it is on a file system that nobody may write to.
+        """
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise CorpusError(f"{self.path}: no permission to write to this folder; choose another one")
+
+    def temporary(self, name: str) -> Path:
+        """Return a new path in the folder, for a file or folder that is renamed once it is complete.
+
+        If this process is killed, the next one that enters the folder deletes that path.
         """
         return self.path / f"{RESERVED}{secrets.token_hex(8)}-{name.replace('/', '-')}"
 
@@ -144,20 +153,22 @@ class OutputFolder:
                     os.fsync(file.fileno())
             for name, temporary in zip(names, temporaries, strict=True):
                 os.replace(temporary, self.path / name)
-                _sync((self.path / name).parent)  # before the next one: it may be listed in this one
+                _sync((self.path / name).parent)  # this file may list the next one, so it must be on the disk first
         except OSError as error:
             own = [*temporaries, *((self.path / name).parent for name in names)]
-            if error.filename and Path(error.filename) not in own:  # an input file of the body
+            if error.filename and Path(error.filename) not in own:  # an input file that the caller reads
                 raise
-            where = self.path / names[0] if len(names) == 1 else self.path
-            raise CorpusError(f"{where}: cannot be written: {error.strerror or error}") from error
+            place = error.filename2 or error.filename
+            if place is None or Path(place) in temporaries:
+                place = self.path / names[0] if len(names) == 1 else self.path
+            raise CorpusError(f"{place}: cannot be written: {error.strerror or error}") from error
         finally:
             for temporary in temporaries:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
 
     def remove(self, *names: str) -> None:
-        """Delete files of these exact names, if they are there. A folder is moved aside first, so none remains in part.
+        """Delete the files and folders of these names, if they exist. A folder disappears as a whole, never in part.
 
         Raises:
             CorpusError: a file or folder cannot be deleted.

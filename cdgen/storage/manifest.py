@@ -14,7 +14,6 @@ from typing import Any
 
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import checked_json
-from cdgen.storage.checked_json import ANY
 from cdgen.storage.folder import OutputFolder
 
 GENERATED, PREPARED, TOKENIZER, RUN = "generated", "prepared", "tokenizer", "run"
@@ -28,12 +27,12 @@ _NOUNS = {
     RUN: "a training run",
 }
 _MODEL = {"name": str, "fingerprint": str}
-# Files are deleted if a manifest lists them, so these names cannot be those of any other file.
+# cdgen may delete files that a manifest lists, so a manifest may list only names that cdgen itself gives to files.
 _SHARD_NAME = re.compile(r"data/train-\d{5,}\.(parquet|jsonl\.gz)")
 _DOCUMENTS_NAME = re.compile(r"_documents/\d{5,}\.(parquet|jsonl\.gz)")
 _SPLIT_NAME = re.compile(r"(train|test|seeds)\.parquet")
 _TOKENIZER_NAME = re.compile(r"tokenizer(_config)?\.json")
-_CHECKPOINT_FILE = re.compile(r"[\w.-]+")
+_CHECKPOINT_FILE = re.compile(r"\w[\w.-]*")
 _SHARD = {
     "number": int,
     "name": _SHARD_NAME,
@@ -53,7 +52,7 @@ FIELDS: dict[str, dict[str, Any]] = {  # a declaration of :mod:`cdgen.storage.ch
         "seeds": {"fingerprint": str},
         "environments": [dict],
         "complete": bool,
-        "counts": {ANY: int},
+        "counts": {"shards": int, "documents": int, "tokens": int, "new_tokens": int, "errors": int},
         "shards": [_SHARD],
         "replaces?": [re.compile(f"{_SHARD_NAME.pattern}|{_DOCUMENTS_NAME.pattern}")],
     },
@@ -104,7 +103,7 @@ def read(folder: Path, kind: str, remedy: str = "choose another folder") -> Mani
     """
     path = folder / FILE_NAMES[kind]
     manifest = checked_json.read(path, remedy)
-    if manifest is None and not path.exists():  # it is not a file that holds `null`
+    if manifest is None and not path.exists():  # a file that holds `null` is damaged
         return None
     found = _kind(manifest)
     if found is None:
@@ -114,12 +113,33 @@ def read(folder: Path, kind: str, remedy: str = "choose another folder") -> Mani
     version = manifest.get("format_version")
     if type(version) is not int or version != _VERSIONS[kind]:
         raise CorpusError(
-            f"{path}: has format version {version}, but this version of cdgen reads {_VERSIONS[kind]}; {remedy}"
+            f"{path}: has format version {version!r}, but this version of cdgen reads {_VERSIONS[kind]}; {remedy}"
         )
     if fault := checked_json.fault(manifest, FIELDS[kind]):
         raise CorpusError(f"{path}: is damaged: {fault}; {remedy}")
     checked: Manifest = manifest
     return checked
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a folder has a manifest, and the files that it lists; of a run, the last checkpoint.
+
+    Raises:
+        CorpusError: the manifest is damaged.
+    """
+    for kind, name in FILE_NAMES.items():
+        if _kind(checked_json.read(folder / name, "restore it, or delete the folder")) == kind:
+            manifest = read(folder, kind)
+            assert manifest is not None, "the file was just read"
+            if kind == RUN:
+                names = [f"step_{one['step']:06d}" for one in manifest["checkpoints"][-1:]]
+            elif kind == GENERATED:
+                shards = manifest["shards"]
+                names = [file["name"] for shard in shards for file in (shard, shard.get("documents", shard))]
+            else:
+                names = list(manifest["files"])
+            return all((folder / each).exists() for each in names)
+    return False
 
 
 def is_shard_name(name: str) -> bool:
@@ -138,13 +158,13 @@ def check_no_other_kind(folder: Path, kind: str, remedy: str = "choose another f
         try:
             found = _kind(checked_json.read(folder / name, remedy))
         except CorpusError:
-            continue  # a file of the user's that has this name
+            continue  # a file of the same name that cdgen did not write
         if found in _NOUNS:
             raise _another(folder / name, found, kind, remedy)
 
 
 def _another(path: Path, found: str, kind: str, remedy: str) -> CorpusError:
-    """Return the error of a manifest that describes something else than `kind`."""
+    """Return the error for a manifest that does not describe output of this kind."""
     if FILE_NAMES.get(found, path.name) != path.name:
         return CorpusError(f"{path}: describes {_NOUNS[found]} of an earlier version of cdgen; {remedy}")
     return CorpusError(f"{path}: describes {_NOUNS.get(found, found)}, not {_NOUNS[kind]}; {remedy}")
@@ -164,11 +184,11 @@ def write(folder: OutputFolder, manifest: Manifest) -> None:
 def check_free(
     folder: Path, names: Iterable[str], listed: Collection[str] = (), remedy: str = "choose another folder"
 ) -> None:
-    """Raise CorpusError if a file is in the way: one that cdgen is going to write, but did not write.
+    """Raise CorpusError if a file that cdgen did not write has a name that cdgen is going to use.
 
     Args:
         folder: the output folder.
-        names: names of files or folders that are going to be written.
+        names: names of files or folders to write.
         listed: names that the folder's manifest lists.
         remedy: what the user can do, for the message.
     """
@@ -183,11 +203,11 @@ def listed(manifest: Manifest | None, files: Iterable[str]) -> list[str]:
 
 
 def finish_replacing(folder: OutputFolder, manifest: Manifest, files: Mapping[str, str]) -> None:
-    """Delete the files that a manifest replaces, except for those that are its own by now.
+    """Delete the files that a manifest replaces, except for those that are its own now.
 
-    A manifest that replaces another one is written while the old files are still there, and lists them in `replaces`.
-    If the process is killed before this function, the next one calls it. So no file is deleted that is not listed, and
-    the folder is always described by its manifest.
+    A manifest that replaces another one is written while the old files still exist, and lists them in `replaces`. If
+    the process is killed before it has called this function, a rerun calls it. Only listed files are deleted, and the
+    manifest describes the folder at any time.
 
     Args:
         folder: the folder.
@@ -202,7 +222,7 @@ def finish_replacing(folder: OutputFolder, manifest: Manifest, files: Mapping[st
 
 
 def check_not_replaced(folder: Path, inputs: Iterable[str | os.PathLike[str]], replaced: Iterable[str]) -> None:
-    """Raise InputError if a file that is read would be replaced by the output.
+    """Raise InputError if the output would replace a file that is read.
 
     Args:
         folder: the output folder.

@@ -39,7 +39,7 @@ class Progress(Protocol):
         """Count tokens that were processed, including those of unfinished units."""
 
     def about(self, text: str) -> None:
-        """Show a few words beside the rate, such as the current loss, and report that the work goes on."""
+        """Show a few words beside the rate, such as the current loss. A call also shows that work continues."""
 
     def note(self, text: str) -> None:
         """Report a finished part, such as a shard or a checkpoint."""
@@ -75,7 +75,7 @@ class Silent:
 class Pace:
     """Counts the units and tokens of a phase, and estimates the time left.
 
-    The rate covers the time up to the last count: it is not affected by a pause while it lasts.
+    The rate covers the time up to the last count, so a pause does not lower it before the pause is over.
 
     Args:
         total, done, tokens_per_unit: see :meth:`Progress.begin`.
@@ -109,8 +109,8 @@ class Pace:
             return None
         finished, units = self.done - self._before, self._total - self._before
         if self._per_unit and self.tokens:
-            # Units may be shorter than expected, and the first to finish are the shortest. Their mean therefore counts
-            # little at first, and the more the fewer units are left.
+            # Units may be shorter than expected, and the first to finish are the shortest. Their mean therefore has
+            # little weight at first, and more as fewer units are left.
             prior = (units - finished) * _PRIOR
             per_unit = min(self._per_unit, (self._per_unit * prior + self.tokens) / (prior + finished))
             left, rate = max(units * per_unit - self.tokens, 0), self.per_second(self.tokens)
@@ -217,7 +217,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self._last = 0.0  # the bar is up to date beside a note
+        self._last = 0.0  # so that the bar is updated now
         self._update()
         self._console.print(text, highlight=False, markup=False)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from cdgen.errors import InputError
+from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder
 
@@ -57,6 +57,9 @@ def read(folder: str | os.PathLike[str]) -> Run | None:
     if found is None:
         return None
     run = cast(Run, found)
+    steps = [one["step"] for one in run["checkpoints"]]
+    if steps != sorted({*steps}):
+        raise CorpusError(f"{path / NAME}: is damaged: the steps of its checkpoints do not increase; {_REMEDY}")
     present = {entry.name for entry in path.glob("step_*")}
     run["checkpoints"] = [one for one in run["checkpoints"] if checkpoint_name(one["step"]) in present]
     for one in run["checkpoints"]:
@@ -65,8 +68,8 @@ def read(folder: str | os.PathLike[str]) -> Run | None:
 
 
 def _finite(perplexity: float | None) -> float | None:
-    """Return a perplexity, or None if it is none: NaN or infinite, as that of a run that has diverged."""
-    return perplexity if perplexity is not None and math.isfinite(perplexity) else None
+    """Return a perplexity, or None if it is NaN or infinite, as for a run that has diverged."""
+    return perplexity if perplexity is not None and 0 < perplexity < math.inf else None
 
 
 def write(folder: OutputFolder, run: Run) -> None:
@@ -77,7 +80,7 @@ def write(folder: OutputFolder, run: Run) -> None:
 def begin(folder: Path, config: dict[str, Any], inputs: dict[str, Any]) -> Run:
     """Return the content of run.json to resume from, or a new one without checkpoints, which is not written yet.
 
-    A run that has no checkpoint yet begins anew, with any configuration.
+    A run that has no checkpoint starts from the beginning, with any configuration.
 
     Args:
         folder: the run's folder.
@@ -108,7 +111,7 @@ def begin(folder: Path, config: dict[str, Any], inputs: dict[str, Any]) -> Run:
 
 
 def add_checkpoint(folder: OutputFolder, run: Run, checkpoint: Checkpoint) -> None:
-    """Add a checkpoint to run.json. This precedes the renaming of its folder, so that no other folder is replaced."""
+    """Add a checkpoint to run.json, before its folder gets its name: run.json lists every checkpoint on the disk."""
     run["checkpoints"].append(checkpoint)
     write(folder, run)
 

@@ -69,11 +69,19 @@ def gather(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
-    """Put the moments of a :class:`Snapshot` back into the optimizer; all processes call it together."""
+    """Put the moments of a :class:`Snapshot` back into the optimizer; all processes call it together.
+
+    Raises:
+        CorpusError: they are those of another model.
+    """
     options = StateDictOptions(full_state_dict=True)
     state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
     for name, values in state["state"].items():
-        state["state"][name] = {kind: moments[f"{_parameter_name(name)} {kind}"] for kind in values}
+        keys = {kind: f"{_parameter_name(name)} {kind}" for kind in values}
+        wrong = [key for kind, key in keys.items() if key not in moments or moments[key].shape != values[kind].shape]
+        if wrong:
+            raise CorpusError(f"{STATE}: does not fit the model: {wrong[0]} is missing, or has another shape")
+        state["state"][name] = {kind: moments[key] for kind, key in keys.items()}
     set_optimizer_state_dict(model, optimizer, state, options=options)
 
 
@@ -136,8 +144,8 @@ def load_last(folder: Path, run: runs.Run) -> Last:
     """
     *before, entry = run["checkpoints"]
     path = folder / runs.checkpoint_name(entry["step"])
-    for name, digest in entry["files"].items():
-        if not (path / name).exists() or file_sha256(path / name) != digest:
+    for name, digest in ({STATE: ""} | entry["files"]).items():
+        if not (path / name).is_file() or file_sha256(path / name) != digest:
             resumable = [one["step"] for one in before if (folder / runs.checkpoint_name(one["step"]) / STATE).exists()]
             remedy = f"resume from step {resumable[-1]}" if resumable else "start from the beginning"
             raise CorpusError(f"{path / name}: is missing, truncated or altered; delete {path} and rerun to {remedy}")

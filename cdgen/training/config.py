@@ -3,6 +3,7 @@
 import os
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from cdgen.errors import InputError
@@ -137,6 +138,8 @@ class TrainConfig:
         _, synthetic_rows = split_batch(self.batch_size, ratio)
         if synthetic_rows and not self.synthetic:
             raise InputError(f"ratio = {ratio}: there is no synthetic corpus; give one as synthetic")
+        if self.dtype is not None:
+            self._set("dtype", str(self.dtype).removeprefix("torch."))  # a torch dtype may be given as well
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype = {self.dtype!r}: use {' or '.join(DTYPES)}")
 
@@ -148,6 +151,19 @@ class TrainConfig:
         """Return the fields that affect the weights as a JSON object. A run can only be resumed if they are equal."""
         values = {name: value for name, value in asdict(self).items() if name not in _MAY_CHANGE}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def config_folder(model: str) -> Path:
+    """Return the folder with the config.json that a field `model` names.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(model).expanduser()
+    folder = path.parent if path.name == "config.json" else path
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model = {model!r}: use {', '.join(PRESETS)}, or a folder with a config.json")
+    return folder
 
 
 def split_batch(batch: int, ratio: float) -> tuple[int, int]:

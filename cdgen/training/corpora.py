@@ -47,7 +47,7 @@ def find(name: str | Path, split: str = "train") -> Corpus:
 
     Args:
         name: the folder of a prepared or generated corpus, a folder with `{split}.parquet`, or any other file or
-            folder that :func:`cdgen.corpus.records.records` reads. Of a corpus with a manifest, only the files that it
+            folder that :func:`cdgen.corpus.records.records` reads. If it has a manifest, only files that the manifest
             lists are read.
         split: "train" or "test".
     Raises:
@@ -145,6 +145,9 @@ def token_file(corpus: Corpus, tokenizer: Tokenizer, progress: Progress | None =
         corpus: the corpus.
         tokenizer: the tokenizer.
         progress: receives the characters of text that are tokenised.
+    Raises:
+        InputError: the corpus cannot be read or tokenised.
+        CorpusError: the cache is damaged or cannot be written.
     """
     shown = progress or Silent()
 

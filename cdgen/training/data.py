@@ -62,9 +62,8 @@ def open_data(config: TrainConfig, inputs: Inputs, progress: Progress) -> Traini
 
     Args:
         config: the run's settings.
-        inputs: their inputs.
+        inputs: the corpora and the tokenizer that the settings name.
         progress: receives the characters of text that are tokenised.
-
     Raises:
         InputError: a corpus is too small, or cannot be read as text.
         CorpusError: the cache is damaged or cannot be written.

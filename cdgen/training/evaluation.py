@@ -26,7 +26,7 @@ def evaluate(
         pool: the test text.
         blocks: number of blocks; 0 means one whole pass.
         micro_batch_size: blocks that one process computes at once.
-        after_micro_batch: called with the number of blocks that are finished, and with the number of all blocks.
+        after_micro_batch: called with the number of finished blocks and the number of all blocks.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     count = min(blocks or pool.blocks, pool.blocks)

@@ -1,7 +1,6 @@
 """The model in training: how it is built, its loss without stored logits, its parameter groups, and its cost."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from transformers import (
 
 from cdgen.errors import InputError
 from cdgen.hardware import data_sheet
-from cdgen.models.boundary import loading
 from cdgen.models.configs import load_config
+from cdgen.models.load_errors import loading
 from cdgen.models.vocabulary import vocabulary_size
-from cdgen.training.config import PRESETS, TrainConfig
+from cdgen.training.config import PRESETS, TrainConfig, config_folder
 from cdgen_kernels import linear_cross_entropy
 
 CONTEXT = 2048  # positions of the paper's models
@@ -40,11 +39,7 @@ def build(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         positions = max(CONTEXT, config.block_size)
         shape = PRESETS[config.model] | {"vocab_size": tokens, "max_position_embeddings": positions}
         return LlamaForCausalLM(LlamaConfig(**shape, **ids, tie_word_embeddings=False))
-    path = Path(config.model).expanduser()
-    folder = path.parent if path.name == "config.json" else path
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model = {config.model!r}: use {', '.join(PRESETS)}, or a folder with a config.json")
-    found = load_config(folder)
+    found = load_config(config_folder(config.model))
     _check_sizes(config, found.get_text_config(), tokens)
     for name, token in ids.items():
         setattr(found, name, token)

@@ -40,7 +40,7 @@ class Recorder:
         self.config, self.folder, self.run, self.tokenizer, self.progress = config, folder, run, tokenizer, progress
         self._tokens = config.batch_size * config.block_size
         self._loss = ""
-        self._counted = 0  # tokens of the present step
+        self._counted = 0  # tokens of the current step that the progress has received
         progress.begin(config.steps, step, unit="steps", verb="to train", tokens_per_unit=self._tokens)
         runs.write(folder, run)  # before the log, which belongs to the run that it describes
         self.log = Log(folder, step, config.tensorboard)
@@ -48,7 +48,7 @@ class Recorder:
     def show_micro_batch(self, finished: int, total: int) -> None:
         """Show that `finished` of `total` micro-batches of a step are computed."""
         counted = self._tokens * finished // total
-        if finished < total:  # the display of the last one is that of the step
+        if finished < total:  # record_step shows the end of the step
             self._show(f"micro-batch {finished} of {total}")
         self.progress.tokens(counted - self._counted)
         self._counted = counted % self._tokens
@@ -96,7 +96,8 @@ class Recorder:
             if old["step"] % self.config.save_every:  # it was written because of an interruption
                 runs.drop_checkpoint(self.folder, self.run, old)
         rated = "" if test_loss is None else ", perplexity too large for a number"
-        rated = rated if perplexity is None else f", perplexity {perplexity:.3f}"
+        if perplexity is not None:
+            rated = f", perplexity {perplexity:.3f}"
         self.progress.note(f"{runs.checkpoint_name(state.step)}: loss {loss:.4f}{rated}")
 
     def _check_finite(self, step: int, snapshot: checkpoints.Snapshot, test_loss: float | None) -> None:
@@ -113,7 +114,7 @@ class Recorder:
 
 
 def _perplexity(loss: float) -> float | None:
-    """Return exp(loss), or None if no float is as large."""
+    """Return exp(loss), or None if it is too large for a float."""
     try:
         return math.exp(loss)
     except OverflowError:

@@ -26,7 +26,7 @@ class Signals:
     """Context that catches SIGINT and SIGTERM. It has no effect outside the main thread, which receives all signals.
 
     Args:
-        acknowledge: report the first signal as soon as it arrives. In a group of processes, one of them does so.
+        acknowledge: log a warning as soon as the first signal arrives. Only one of several processes should.
     Attributes:
         number: the signal that arrived, or 0.
     """

@@ -48,7 +48,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, lm: PreTrainedModel, 
     step, last = 0, None
     if run["checkpoints"]:
         step, last = run["checkpoints"][-1]["step"], checkpoints.load_last(Path(config.out), run)
-        weight_files(last.folder, Located(last.folder))  # none of them is outside the checkpoint
+        weight_files(last.folder, Located(last.folder))  # raises if an index names files outside the checkpoint
         with quiet_transformers():
             lm = AutoModelForCausalLM.from_pretrained(
                 last.folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False

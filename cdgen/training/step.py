@@ -57,8 +57,8 @@ def train_step(
     Args:
         peak: peak FLOP/s of one process's device, if it is known.
         signals: catches the signals of this process.
-        after_micro_batch: called with the number of micro-batches that this process has finished in the step, and with
-            their total number in the step.
+        after_micro_batch: called with the number of micro-batches of the step that this process has finished, and with
+            the number of all of them.
     Raises:
         InputError: the loss or the gradient is not finite. The weights are those before the step.
     """

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 from cdgen.environment import versions
+from cdgen.errors import InputError, first_line
 from cdgen.hardware import tf32_products
 from cdgen.rng import private_noise
 from cdgen.storage import manifest as manifests
@@ -54,18 +55,10 @@ def train(config: TrainConfig, progress: Progress | None = None) -> runs.Run:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, even if the last step is finished; the step at which training
             stopped was saved. A second signal stops training at once, and the run resumes from the last checkpoint.
     """
-    # An earlier run in this process left its state. Its process group, if any, is used again.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    cpu = not torch.accelerator.is_available()  # without this, CPU processes of torchrun do not find each other
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"config: is of type {type(config).__name__}; use TrainConfig(...)")
     requested = config.dtype
-    if requested is None:
-        on_cuda = PartialState(cpu=cpu).device.type == "cuda"
-        config = replace(config, dtype="bfloat16" if on_cuda else "float32")
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
-        dynamo_backend="inductor" if config.compile else "no",
-    )
+    config, accelerator = _accelerator(config)
     first, device = accelerator.is_main_process, accelerator.device
     if first and requested is None and config.dtype == "bfloat16":
         log.warning("matrix products in bfloat16, weights in float32; use dtype='float32' for float32 products")
@@ -79,6 +72,32 @@ def train(config: TrainConfig, progress: Progress | None = None) -> runs.Run:
     with private_noise(device), tf32_products(device), output as folder:
         shown = progress if progress is not None and first else Silent()
         return _train(config, accelerator, folder, shown)
+
+
+def _accelerator(config: TrainConfig) -> tuple[TrainConfig, Accelerator]:
+    """Return accelerate's view of the devices and processes, and the config with the dtype that is used there.
+
+    Raises:
+        InputError: the launcher or an environment variable asks for something that is not possible.
+    """
+    # Forget the state of an earlier run in this process, but keep its process group, if there is one.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    cpu = not torch.accelerator.is_available()  # without this, CPU processes of torchrun do not find each other
+    try:
+        if config.dtype is None:
+            on_cuda = PartialState(cpu=cpu).device.type == "cuda"
+            config = replace(config, dtype="bfloat16" if on_cuda else "float32")
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
+            dynamo_backend="inductor" if config.compile else "no",
+        )
+    except Exception as error:  # accelerate has no exception of its own
+        raise InputError(
+            f"accelerate cannot start: {first_line(error)}; check the launcher, and environment variables such as "
+            "RANK, WORLD_SIZE and ACCELERATE_..."
+        ) from error
+    return config, accelerator
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, folder: OutputFolder | None, progress: Progress) -> runs.Run:
@@ -153,7 +172,7 @@ def _loop(
 
 
 def _saved(state: TrainingState) -> str:
-    """Return what an interrupted run has saved, for a message."""
+    """Return which step an interrupted run has saved, for a message."""
     return f"saved as step {state.step}"
 
 

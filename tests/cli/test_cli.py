@@ -272,7 +272,7 @@ def test_errors_go_to_standard_error(tmp_path: Path) -> None:
     done = cdgen(
         "generate", "--good", tmp_path / "none", "--seeds", "s.txt", "--out", tmp_path / "o", "--method", "ancestral"
     )
-    assert_one_line(done.returncode, done.stderr, 2, "no such folder or file")
+    assert_one_line(done.returncode, done.stderr, 2, "s.txt: no such seeds file")
     assert done.stdout == ""
 
 
@@ -342,6 +342,11 @@ def test_ctrl_c(generate: Generate, cdgen_command: Any, folders: dict[str, Path]
 
 
 # ------------------------------------------------------------------------------------------------ demo
+
+
+def test_demo_checks_its_options_before_it_loads_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--show=-1", "--max-tokens=0"):
+        assert_one_line(main(["demo", "--out", str(tmp_path / "d"), option]), capsys.readouterr().err, 2, "must be")
 
 
 def test_demo_without_its_model_names_the_package_to_install(

@@ -78,7 +78,7 @@ VALUES = st.recursive(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path of every value within a JSON value; of a long list, that of the first two entries."""
+    """Return the path of every value within a JSON value; only the first two entries of a long list count."""
     found = [path]
     items = (
         list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []

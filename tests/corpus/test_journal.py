@@ -8,16 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdgen import ContrastiveLM, SamplingParams
+from cdgen.corpus import manifest as manifests
 from cdgen.corpus import writer
-from cdgen.corpus.seeds import Seed
 from cdgen.corpus.writer import write_corpus
 from cdgen.engine.outputs import CompletionOutput
 from cdgen.errors import CorpusError
 from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest
+from tests.helpers.corpora import bytes_of, numbered_seeds
 
 PARAMS = SamplingParams(n=2, max_tokens=6)
-SEEDS = [Seed(f"s{number}", [0, 20 + number]) for number in range(6)]
+SEEDS = numbered_seeds(6)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +37,6 @@ def static(folders: dict[str, Path]) -> ContrastiveLM:
 def write(lm: ContrastiveLM, out: Path, params: SamplingParams = PARAMS, **options: Any) -> tuple[Manifest, int]:
     with OutputFolder(out) as folder:
         return write_corpus(lm, SEEDS, folder, params, **{"shard_size": 10, "split_documents": True} | options)
-
-
-def bytes_of(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 class Crashing(writer.Journal):
@@ -185,3 +182,12 @@ def test_the_journal_holds_one_line_per_document(
     rows = pq.read_table(tmp_path / "data/train-00000.parquet").to_pylist()
     for _, place, output in found:
         assert rows[place]["bad_logprob"] == pytest.approx([bad for *_, bad in output["logprobs"]], abs=1e-6)
+
+
+def test_the_journal_of_a_complete_corpus_is_deleted(lm: ContrastiveLM, tmp_path: Path) -> None:
+    """A process was killed between the last shard and the deletion."""
+    write(lm, tmp_path)
+    before = bytes_of(tmp_path)
+    fingerprint = manifests.fingerprint(json.loads(before["_manifest.json"]))
+    (tmp_path / f".cdgen-journal-{fingerprint[:16]}.jsonl").write_text("x\n")
+    assert write(lm, tmp_path)[1] == 0 and bytes_of(tmp_path) == before

@@ -11,13 +11,10 @@ import pytest
 
 from cdgen.corpus.manifest import NAME
 from tests.conftest import CommandLine
+from tests.helpers.corpora import bytes_of
 
 KILLS = 10
 SHARDS = 40  # with 5 documents each
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def shards(out: Path) -> int:
@@ -38,7 +35,7 @@ def test_killed_generation_resumes_to_the_same_bytes(
     assert cdgen_command(*argv, "--out", tmp_path / "uninterrupted") == (0, "")
     written = sorted(path.stat().st_mtime for path in (tmp_path / "uninterrupted").glob("data/*"))
     interval = (written[-1] - written[0]) / (SHARDS - 1)  # seconds from shard to shard
-    expected = contents(tmp_path / "uninterrupted")
+    expected = bytes_of(tmp_path / "uninterrupted")
     assert len(expected) == 2 * SHARDS + 1
 
     out, dice, moments = tmp_path / "killed", random.Random(kind), []
@@ -55,4 +52,4 @@ def test_killed_generation_resumes_to_the_same_bytes(
         moments.append((shards(out), len(list(out.glob(".cdgen-*"))), json.loads((out / NAME).read_text())["complete"]))
     assert not any(complete for *_, complete in moments) and len({count for count, *_ in moments}) > 3, moments
     assert cdgen_command(*argv, "--out", out) == (0, ""), "rerunning the same command must resume"
-    assert contents(out) == expected
+    assert bytes_of(out) == expected

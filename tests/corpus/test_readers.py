@@ -18,8 +18,9 @@ from cdgen.corpus.writer import write_corpus
 from cdgen.errors import InputError
 from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest
+from tests.helpers.corpora import numbered_seeds
 
-SEEDS = [Seed(f"s{number}", [0, 20 + number]) for number in range(3)]
+SEEDS = numbered_seeds(3)
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +117,48 @@ def test_many_continuations_are_listed_lazily(
 
     monkeypatch.setattr(lm, "continue_sequences", stop)
     with pytest.raises(KeyboardInterrupt):
-        write(lm, tmp_path / "out", SamplingParams(n=10**6, max_tokens=4), [SEEDS[0]] * 1000)
+        write(
+            lm, tmp_path / "out", SamplingParams(n=10**6, max_tokens=4), [Seed(f"s{at}", [0, 20]) for at in range(1000)]
+        )
     assert found == [(0, 0), (0, 1), (0, 2), (0, 3)]
     with (
         OutputFolder(tmp_path / "out") as folder,
         pytest.raises(InputError, match="shard_size = 1000000000: must be 1"),
     ):
         write_corpus(lm, SEEDS, folder, SamplingParams(), shard_size=10**9)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([SEEDS[0], SEEDS[0]], "seed s0: another seed has the same id"),
+        ([Seed(5, [1])], "is not a Seed with a text as its id"),  # type: ignore[arg-type]
+        (["s0"], "'s0' is not a Seed with a text as its id"),
+        ([Seed("s0", [1.5])], r"seed s0: token 0 is 1\.5"),  # type: ignore[list-item]
+        ([Seed("s0", [400])], "seed s0: token id 400 is out of range"),
+    ],
+)
+def test_seeds_made_by_hand_are_checked(lm: ContrastiveLM, tmp_path: Path, seeds: list[Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        write(lm, tmp_path / "out", SamplingParams(max_tokens=4), seeds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_other_types_are_refused(lm: ContrastiveLM, tmp_path: Path) -> None:
+    for options, message in (
+        ({"format": []}, "format = "),
+        ({"resume": 1}, "resume = 1: must be True or False"),
+        ({"split_documents": "yes"}, "split_documents = 'yes': must be True or False"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write(lm, tmp_path / "out", SamplingParams(max_tokens=4), **options)
+    with pytest.raises(InputError, match=r"sampling_params: is of type dict; use SamplingParams\(\.\.\.\)"):
+        write(lm, tmp_path / "out", {"max_tokens": 4})  # type: ignore[arg-type]
+
+
+def test_arrays_and_empty_lists_are_token_ids(lm: ContrastiveLM, tmp_path: Path) -> None:
+    params = SamplingParams(max_tokens=4)
+    arrays = (Seed(f"s{at}", ids) for at, ids in enumerate((torch.tensor([0, 5]), [])))  # type: ignore[arg-type]
+    write(lm, tmp_path / "arrays", params, arrays)  # type: ignore[arg-type]
+    write(lm, tmp_path / "lists", params, [Seed("s0", [0, 5]), Seed("s1", [0])])
+    assert pq.read_table(tmp_path / "arrays") == pq.read_table(tmp_path / "lists")

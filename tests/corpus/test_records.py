@@ -216,7 +216,7 @@ def test_nulls_ids_and_line_ends(tmp_path: Path) -> None:
 
 
 def test_messages_are_short_and_safe_to_print(tmp_path: Path) -> None:
-    """Names of fields come from the file: there may be thousands, long ones, and ones that clear the screen."""
+    """A file may have thousands of fields, and their names may be long or clear the screen."""
     names = ["\x1b[2J", "long" * 1000, *(f"field {number}" for number in range(5000))]
     reason = r"it has \\x1b\[2J, (long){10}\.\.\., field 0, .*field 5 and 4994 more; choose one"
     (tmp_path / "a.jsonl").write_text(json.dumps(dict.fromkeys(names, "x")))

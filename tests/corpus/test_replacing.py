@@ -12,12 +12,12 @@ import pytest
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.corpus.manifest import NAME
-from cdgen.corpus.seeds import Seed
 from cdgen.corpus.writer import write_corpus
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest
 from cdgen.training.corpora import find
+from tests.helpers.corpora import bytes_of, numbered_seeds
 
 OLD = {"params": SamplingParams(max_tokens=2), "split_documents": True}
 NEW = {"params": SamplingParams(max_tokens=3)}
@@ -29,14 +29,13 @@ def lm(folders: dict[str, Path]) -> ContrastiveLM:
 
 
 def write(lm: ContrastiveLM, out: Path, params: SamplingParams, **options: Any) -> tuple[Manifest, int]:
-    seeds = [Seed(f"s{number}", [0, 20 + number]) for number in range(2)]
     with OutputFolder(out) as folder:
-        return write_corpus(lm, seeds, folder, params, **{"shard_size": 1} | options)
+        return write_corpus(lm, numbered_seeds(2), folder, params, **{"shard_size": 1} | options)
 
 
-def bytes_of(out: Path) -> dict[str, bytes]:
-    found = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-    return {name: data for name, data in found.items() if not name.startswith(".cdgen-")}
+def visible(out: Path) -> dict[str, bytes]:
+    """Return the content of every file by path, without cdgen's temporary files and journals."""
+    return {name: data for name, data in bytes_of(out).items() if not name.startswith(".cdgen-")}
 
 
 class Killed(BaseException):
@@ -78,7 +77,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_corpus(
 ) -> None:
     write(lm, tmp_path / "old", **OLD)
     write(lm, tmp_path / "new", **new)
-    old, expected = bytes_of(tmp_path / "old"), bytes_of(tmp_path / "new")
+    old, expected = visible(tmp_path / "old"), visible(tmp_path / "new")
     replaced, killed = 0, True
     for calls in range(1000):
         out = shutil.copytree(tmp_path / "old", tmp_path / f"out{calls}")
@@ -91,7 +90,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_corpus(
                 pass
         if not killed:
             break
-        present = bytes_of(out)
+        present = visible(out)
         if present[NAME] == old[NAME] and not replaced:
             assert present == old, "the old corpus must be whole until the new one takes its place"
             assert write(lm, out, **OLD)[1] == 0
@@ -101,8 +100,8 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_corpus(
             with contextlib.suppress(InputError, CorpusError):  # not finished, or a shard is missing
                 assert find(out).fingerprint == find(tmp_path / "new").fingerprint
             write(lm, out, **new)
-        assert bytes_of(out) == expected
-    assert not killed and replaced > 4 and bytes_of(out) == expected
+        assert visible(out) == expected
+    assert not killed and replaced > 4 and visible(out) == expected
 
 
 def test_a_run_that_fails_before_its_first_shard_changes_nothing(
@@ -110,21 +109,21 @@ def test_a_run_that_fails_before_its_first_shard_changes_nothing(
 ) -> None:
     out = tmp_path / "out"
     write(lm, out, **OLD)
-    before = bytes_of(out)
+    before = visible(out)
     with monkeypatch.context() as patched:
         patched.setattr(lm, "continue_sequences", lambda *_: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
             write(lm, out, **NEW, resume=False)
-    assert bytes_of(out) == before
+    assert visible(out) == before
     with pytest.raises(InputError, match="shard_size = 0"):
         write(lm, out, **NEW, resume=False, shard_size=0)
-    assert bytes_of(out) == before and write(lm, out, **OLD)[1] == 0
+    assert visible(out) == before and write(lm, out, **OLD)[1] == 0
 
 
 def test_a_full_disk_keeps_the_old_corpus(lm: ContrastiveLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     write(lm, out, **OLD)
-    before = bytes_of(out)
+    before = visible(out)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -133,7 +132,7 @@ def test_a_full_disk_keeps_the_old_corpus(lm: ContrastiveLM, tmp_path: Path, mon
         patched.setattr("cdgen.storage.folder.os.fsync", full)
         with pytest.raises(CorpusError, match="cannot be written: No space left on device"):
             write(lm, out, **NEW, resume=False)
-    assert bytes_of(out) == before
+    assert visible(out) == before
 
 
 def test_a_run_without_shards_is_no_obstacle(lm: ContrastiveLM, tmp_path: Path) -> None:
@@ -143,7 +142,7 @@ def test_a_run_without_shards_is_no_obstacle(lm: ContrastiveLM, tmp_path: Path) 
         path.unlink()
     write(lm, out, **NEW)
     write(lm, tmp_path / "new", **NEW)
-    assert bytes_of(out) == bytes_of(tmp_path / "new")
+    assert visible(out) == visible(tmp_path / "new")
 
 
 def test_foreign_files_stay_or_stop_the_run(lm: ContrastiveLM, tmp_path: Path) -> None:
@@ -170,12 +169,12 @@ def test_foreign_files_stay_or_stop_the_run(lm: ContrastiveLM, tmp_path: Path) -
 def test_a_corpus_does_not_replace_its_own_seeds(lm: ContrastiveLM, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write(lm, out, **OLD)
-    before = bytes_of(out)
+    before = visible(out)
     (tmp_path / "link").symlink_to(out / "data/train-00001.parquet")
     for path in (out / "data/train-00001.parquet", out / "_documents/00000.parquet", tmp_path / "link"):
         with pytest.raises(InputError, match="is read, but would also be replaced by the output; write to another"):
             write(lm, out, **NEW, resume=False, seeds_info={"paths": [str(path)]})
-    assert bytes_of(out) == before
+    assert visible(out) == before
     shutil.copy(out / "data/train-00001.parquet", out / "seeds.parquet")
     write(lm, out, **NEW, resume=False, seeds_info={"paths": [str(out / "seeds.parquet")]})
     assert (out / "seeds.parquet").read_bytes() == before["data/train-00001.parquet"]

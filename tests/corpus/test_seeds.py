@@ -175,7 +175,7 @@ def test_one_file_is_read_once(files: Path) -> None:
 
 
 def test_ids_that_are_not_unique_are_replaced_by_places(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Within a file, among files, and if an id looks like the place of another record."""
+    """Ids are repeated within a file or in two files, or look like the place of another record."""
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     one.write_text('{"text": "a", "id": 1}\n{"text": "b", "id": "1"}\n{"text": "c", "id": 3}\n{"text": "d", "id": 4}\n')
     two.write_text('{"text": "e", "id": 3}\n\n{"text": "f", "id": "one.jsonl:1"}\n{"text": "g"}\n')
@@ -257,3 +257,16 @@ def test_half_a_surrogate_pair_is_refused_where_it_is_read(tmp_path: Path, field
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match=rf"s\.jsonl: line 2: character 1 of field '{field}' is half of a surrogate"):
         read(tmp_path / "s.jsonl")
+
+
+@pytest.mark.parametrize("paths", ["", [""], [None], None, 5, b"a.txt", ["a.txt", 5]], ids=repr)
+def test_what_is_no_path_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch, paths: Any) -> None:
+    monkeypatch.chdir(files)
+    with pytest.raises(InputError, match=r"^seeds = .*: is not the name of a file"):
+        read_seeds(paths, letters)
+
+
+@pytest.mark.parametrize("name", ["hub:", "hub::train"])
+def test_a_name_on_the_hub_that_is_empty(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: names no data set; use hub:owner/name"):
+        read_seeds([name], letters)

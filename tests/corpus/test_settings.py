@@ -9,28 +9,19 @@ from typing import Any
 import pytest
 
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.corpus.seeds import Seed
 from cdgen.corpus.settings import tokenizer_fingerprint
 from cdgen.corpus.writer import write_corpus
 from cdgen.errors import InputError
 from cdgen.storage.folder import OutputFolder
+from tests.helpers.checkpoints import editor
+from tests.helpers.corpora import numbered_seeds
 
-SEEDS = [Seed(f"s{number}", [0, 20 + number]) for number in range(2)]
+SEEDS = numbered_seeds(2)
 
 
 def write(lm: ContrastiveLM, out: Path) -> int:
     with OutputFolder(out) as folder:
         return write_corpus(lm, SEEDS, folder, SamplingParams(max_tokens=3), shard_size=1)[1]
-
-
-def edited(file: str, **fields: Any) -> Callable[[Path], None]:
-    """Return a function that changes fields of a JSON file in a model's folder."""
-
-    def edit(folder: Path) -> None:
-        path = folder / file
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return edit
 
 
 def in_tokenizer(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -43,11 +34,11 @@ def in_tokenizer(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], No
 
 
 CHANGES = {
-    "end of text": (edited("generation_config.json", eos_token_id=7), "eos_token_ids"),
-    "several ends": (edited("generation_config.json", eos_token_id=[1, 8]), "eos_token_ids"),
+    "end of text": (editor("generation_config.json", eos_token_id=7), "eos_token_ids"),
+    "several ends": (editor("generation_config.json", eos_token_id=[1, 8]), "eos_token_ids"),
     "decoder": (in_tokenizer(lambda content: content.update(decoder=None)), "tokenizer"),
     "normalizer": (in_tokenizer(lambda content: content.update(normalizer={"type": "Lowercase"})), "tokenizer"),
-    "config": (edited("config.json", rms_norm_eps=1e-3), "good"),
+    "config": (editor("config.json", rms_norm_eps=1e-3), "good"),
 }
 
 

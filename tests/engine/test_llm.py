@@ -95,3 +95,12 @@ def test_one_call_returns_a_limited_number_of_continuations(good: LlamaForCausal
     lm = ContrastiveLM(good)
     with pytest.raises(InputError, match=r"^n = 1000000: 11 prompts have 11,000,000 continuations, but one call"):
         lm.generate([[5]] * 11, free(n=10**6, contrast_strength=0.0))
+
+
+def test_arguments_of_other_types_are_refused(good, tokenizer) -> None:
+    with pytest.raises(InputError, match="tokenizer: is of type int; give a transformers tokenizer or a folder"):
+        ContrastiveLM(good, tokenizer=5)
+    lm = ContrastiveLM(good, tokenizer=tokenizer)
+    for params in ({"n": 2}, {}, "greedy", 0):
+        with pytest.raises(InputError, match=r"sampling_params: is of type .*; use SamplingParams"):
+            lm.generate("a", params)

@@ -56,7 +56,7 @@ def test_any_split_or_subset_writes_the_same_texts(lm: ContrastiveLM) -> None:
     expected = texts(lm, PROMPTS)
     for at in (1, 3, 4):
         assert texts(lm, PROMPTS[:at]) == expected[:at]
-        # An occurrence is counted within a call, so equal prompts in another call write the texts of the first ones.
+        # Occurrences are counted per call, so equal prompts in another call write the texts of the first ones.
         again = texts(lm, PROMPTS[at:])
         assert [one for one, ids in zip(again, PROMPTS[at:], strict=True) if ids != PROMPTS[0]] == [
             one for one, ids in zip(expected[at:], PROMPTS[at:], strict=True) if ids != PROMPTS[0]
@@ -67,7 +67,7 @@ def test_any_split_or_subset_writes_the_same_texts(lm: ContrastiveLM) -> None:
 
 
 def test_a_job_in_any_pieces_writes_the_same_texts(folders: dict[str, Path]) -> None:
-    """As the shards of a corpus are: equal prompts keep their numbers, since the job's prompts are known at once."""
+    """Equal prompts keep their numbers in any call of a job, as in the shards of a corpus."""
     lm = ContrastiveLM(folders["good"], folders["bad"])
     pairs = [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(N)]
     prompts = Prompts(PROMPTS)

@@ -97,6 +97,7 @@ TOO_SMALL, TOO_GREAT = 1e-46, 1e300  # float32 holds 0 and infinity in their pla
      ("contrast_strength", TOO_SMALL), ("contrast_strength", {}), ("contrast_strength", -(10**5000)),
      ("outside_head", "elsewhere"), ("outside_head", float("inf")), ("outside_head", -1e39), ("outside_head", None),
      ("stop", ("",)), ("stop", 5), ("stop", b"x"), ("stop", {"x": 1}), ("stop", [5]), ("stop", (10**5000,)),
+     ("stop", "\ud800"), ("stop", ("x", "a\udcff")),
      ("stop_token_ids", (-1,)), ("stop_token_ids", 5), ("stop_token_ids", "12"), ("stop_token_ids", [1.5]),
      ("stop_token_ids", [True]), ("stop_token_ids", [2**40]), ("stop_token_ids", {1: 2}),
      ("min_tokens", 257), ("min_tokens", 10**30), ("no_repeat_ngram_size", -1), ("no_repeat_ngram_size", 10**30),

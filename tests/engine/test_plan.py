@@ -16,7 +16,7 @@ from cdgen.hardware import GPUS, Machine
 from tests.helpers.families import family
 from tests.helpers.tiny_models import make_llama
 
-JOB = Job(1e6, prompt=20, new=60, n=4)
+JOB = Job(1e6, prompt_tokens=20, max_tokens=60, n=4)
 
 
 def test_shapes_are_the_models(folders, good, bad) -> None:
@@ -124,3 +124,21 @@ def test_a_bad_with_layers_that_good_does_not_have_is_refused(folders) -> None:
     for layers in (0, 2, 9):
         with pytest.raises(InputError, match=f"layers = {layers}: must be 1 to 1; GOOD has 2 layers"):
             shapes(str(folders["good"]), f"layers:{layers}")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--tokens", "nan"), ("--tokens", "-1"), ("--tokens", "inf"), ("--prompt-tokens", "0"), ("--max-tokens", "-1"),
+     ("--n", "0"), ("--n", "1" + 20 * "0"), ("--batch-size", "0"), ("--batch-size", "1" + 12 * "0"),
+     ("--memory-gb", "nan"), ("--memory-gb", "0"), ("--memory-gb", "-1"), ("--memory-gb", "inf")],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(folders, option, value, capsys) -> None:
+    assert main(["plan", "--good", str(folders["good"]), "--gpu", "h100", option, value]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"cdgen: error: {option} ") and error.count("\n") == 1, error
+
+
+def test_the_largest_batch_is_found_at_once(good) -> None:
+    shape = Shape.of(good.config)
+    huge = Job(1e6, prompt_tokens=20, max_tokens=60, n=1)
+    assert largest_batch(Machine(1e30, 1, 1), shape, None, 0, huge, 4, 4, 2**31 - 1) == 2**31 - 1

@@ -91,3 +91,15 @@ def test_generate_refuses_a_huge_prompt_before_all_of_it_is_encoded(
     with pytest.raises(InputError, match="prompt 1: has more tokens than the 250 that the models' positions leave"):
         lm.generate(["short", "the fox " * 200_000], params)
     assert sum(encoded) < 50_000
+
+
+@pytest.mark.parametrize("text", [" " * 2_000_000 + "x", "x" + "\n" * 2_000_000, "x" * 2_000_000])
+def test_a_long_run_of_one_character_is_not_encoded_as_a_whole(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    sizes = []
+
+    def encode(part: str) -> list[int]:
+        sizes.append(len(part))
+        return list(tokenizer(part)["input_ids"])
+
+    assert first_ids(encode, text, 20) == encode(text[:100_000])[:20]
+    assert sum(sizes[:-1]) < 50_000

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -100,12 +101,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "none in ids": ([[1, None]], "prompt 0: token 1 is None"),
     "bytes": ([b"x"], "prompt 0: is of type bytes; give a string or a list of token ids"),
     "single bytes": (b"x", "prompts: is of type bytes"),
+    "memory": (memoryview(b"x"), "prompts: is of type memoryview"),
+    "tensor without data": (torch.empty(2, dtype=torch.long, device="meta"), "prompts: cannot be read: Cannot copy"),
     "bytearray": ([bytearray(b"x")], "prompt 0: is of type bytearray"),
     "dict": ({"prompt": "x"}, "prompts: is a dict without input_ids; "),
     "dicts": ([{"role": "user", "content": "x"}], r"prompt 0: .*apply_chat_template"),
     "set": ({1, 2}, "prompts: is of type set"),
     "none": (None, "prompts: is of type NoneType"),
     "int": (5, "prompts: is of type int"),
+    "table": (pd.DataFrame({"text": ["x"]}), "prompts: is of type DataFrame"),
     "nones": ([None], "prompt 0: token 0 is None"),
     "mixed": ([1, "x"], "prompt 0: is of type int"),
     "nested": ([[[1, 2]]], "prompt 0: token 0 is "),

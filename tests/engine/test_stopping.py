@@ -125,6 +125,34 @@ def test_min_tokens_holds_back_stop_strings_and_stop_tokens(lm) -> None:
     assert ids[3] not in held.outputs[0].token_ids[:12]
 
 
+def test_ignore_eos_leaves_end_of_text_to_be_drawn_before_min_tokens(lm) -> None:
+    """Without min_tokens the same tokens are drawn; only `stop_token_ids` are held back."""
+    draws = {"n": 40, "max_tokens": 20, "ignore_eos": True}
+    plain, held = (
+        lm.generate("Once", SamplingParams.for_method("ancestral", min_tokens=least, **draws))[0].outputs
+        for least in (0, 15)
+    )
+    assert any(1 in output.token_ids[:15] for output in held)
+    assert [output.token_ids for output in held] == [output.token_ids for output in plain]
+    params = SamplingParams.for_method("ancestral", min_tokens=15, stop_token_ids=(1,), **draws)
+    (request,) = lm.generate("Once", params)
+    assert not any(1 in output.token_ids[:15] for output in request.outputs)
+
+
+def test_a_stop_string_counts_if_it_is_completed_by_token_number_min_tokens(lm) -> None:
+    (plain,) = lm.generate("Once", free(max_tokens=12))
+    ids, text = plain.outputs[0].token_ids, plain.outputs[0].text
+    watch = StopStrings(lm.tokenizer, plain.prompt_token_ids, SamplingParams(stop="none"))
+    for token in ids[:6]:
+        watch.append(token)
+    assert watch.text and text.startswith(watch.text)
+    for least, length in ((5, 6), (6, 6), (7, 12)):
+        (held,) = lm.generate("Once", free(max_tokens=12, min_tokens=least, stop=(watch.text,)))
+        output = held.outputs[0]
+        assert output.token_ids == ids[:length]
+        assert (output.finish_reason, output.text) == (("stop", "") if length == 6 else ("length", text))
+
+
 def test_no_ngram_occurs_twice(lm) -> None:
     params = free(n=4, max_tokens=60, alpha=0.3, no_repeat_ngram_size=2)
     for request in lm.generate(PROMPTS, params):

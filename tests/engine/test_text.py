@@ -91,7 +91,7 @@ def test_stop_strings_match_after_a_prompt_that_ends_inside_a_character(tokenize
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_text_and_stop_strings_agree_with_the_whole_text(name: str) -> None:
-    """Prompts are cut anywhere, also inside characters. Special tokens may stand in the middle."""
+    """Prompts end anywhere, even inside a character, and may contain special tokens."""
     tokenizer, rng = TOKENIZERS[name](), random.Random(0)
     special, found = tokenizer.all_special_ids, 0
     for _ in range(200):
@@ -142,7 +142,7 @@ def test_outputs_of_prompts_that_end_inside_a_character(folders: dict[str, Path]
 def test_the_text_column_is_the_text_of_the_tokens(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A seed ends inside a character; continuations complete it, do not, or end inside another one."""
+    """A seed ends inside a character. Continuations complete it or not, and may end inside another one."""
     import pyarrow.parquet as pq
 
     lm = ContrastiveLM(folders["good"], folders["bad"])

@@ -16,7 +16,13 @@ from cdgen.models.loading import load
 def edit(path: Path, **changes: Any) -> None:
     """Change values of a JSON file; None removes one."""
     content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    removed = {name for name, value in changes.items() if value is None}
+    path.write_text(json.dumps({name: value for name, value in content.items() if name not in removed}))
+
+
+def editor(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Return a function that changes values of this JSON file in a folder."""
+    return lambda folder: edit(folder / name, **changes)
 
 
 def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:

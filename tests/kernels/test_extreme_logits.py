@@ -234,6 +234,13 @@ def test_nan_of_bad_is_a_fault_only_if_a_score_needs_it(implementation: str, log
 
 
 @each_implementation
+def test_nan_next_to_an_infinity_leaves_log_probabilities_undefined(implementation: str) -> None:
+    good, bad = torch.tensor([[0.0, -0.5, -90.0, -90.0]]), torch.tensor([[0.3, 0.7, torch.nan, torch.inf]])
+    drawn = run_sample(implementation, good, bad, make_sampling_tensors(1), logprobs=True)
+    assert drawn.token in (0, 1) and drawn.logprob.isfinite() and drawn.bad_logprob.isnan()
+
+
+@each_implementation
 def test_a_normaliser_of_bad_that_is_undefined_is_a_fault_only_with_contrast(implementation: str) -> None:
     good, bad = torch.zeros(3, 4), torch.full((3, 4), -torch.inf)
     sampling = make_sampling_tensors(3)

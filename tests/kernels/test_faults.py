@@ -213,6 +213,20 @@ def test_a_list_made_by_hand_draws_or_is_reported(made, code) -> None:
             sample_candidates(made, bad, make_sampling_tensors(2))
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_scores_do_not_depend_on_an_edited_maximum(implementation) -> None:
+    """Differences to a maximum of 1e17 would round to the same score."""
+    good = torch.randn(300, 30, generator=torch.Generator().manual_seed(0))
+    sampling = make_sampling_tensors(300, alpha=0)
+    found = run_select_candidates(implementation, good, sampling.margin, None, 30, 30)
+    wanted = run_sample_candidates(implementation, found, None, sampling, 30, True)
+    for best in (1e17, -1e17, torch.finfo(torch.float32).max):
+        edited = found._replace(max=torch.full((300,), best))
+        drawn = run_sample_candidates(implementation, edited, None, sampling, 30, True)
+        assert drawn.token.equal(wanted.token)
+        torch.testing.assert_close(drawn.logprob, wanted.logprob)
+
+
 def test_gather_logits_refuses_a_token_that_the_layer_does_not_have() -> None:
     hidden, weight = torch.randn(2, 4), torch.randn(50, 4)
     for token in ([1, 5, 60], [1, 5, -3]):

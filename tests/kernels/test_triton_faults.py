@@ -30,6 +30,13 @@ for made, code in HAND_MADE:
         wanted, got = (m.sample_candidates(*rest).token for m in (reference, candidates))
         assert got.equal(wanted), (made, code, got, wanted)
 
+edited = lists([1, 5, 7], [3.0, 2.0, -math.inf], best=1e17)  # scores do not depend on the maximum
+for seed in range(20):
+    rest = (edited, None, make_sampling_tensors(2, seed=seed), 50, False, True)
+    wanted, got = (m.sample_candidates(*rest) for m in (reference, candidates))
+    assert got.token.equal(wanted.token)
+    torch.testing.assert_close(got.logprob, wanted.logprob)
+
 good = torch.randn(2, 50)
 hidden, weight = torch.randn(2, 16), torch.randn(50, 16)
 for field in SamplingTensors._fields[:6]:

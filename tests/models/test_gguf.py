@@ -1,4 +1,4 @@
-"""GGUF files: what transformers ignores in them is honoured or refused."""
+"""GGUF files: metadata that transformers ignores is applied or refused."""
 
 import json
 from pathlib import Path
@@ -158,6 +158,16 @@ def test_neutral_metadata_is_accepted(tmp_path, tokenizer) -> None:
 def test_metadata_that_would_be_ignored_is_refused(tmp_path, tokenizer, name, value) -> None:
     write_gguf(tmp_path / "m.gguf", make_llama(5), tokenizer, **{name.replace(".", "__"): value})
     with pytest.raises(InputError, match=rf"{tmp_path}.*{name} = .*; use the model's safetensors"):
+        load(tmp_path)
+
+
+def test_a_file_of_more_layers_than_any_model_has_is_refused_at_once(tmp_path, tokenizer) -> None:
+    model = make_llama(5)
+    write_gguf(tmp_path / "m.gguf", model, tokenizer)
+    count = b"llama.block_count" + int(gguf.GGUFValueType.UINT32).to_bytes(4, "little")
+    content = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(content.replace(count + b"\2\0\0\0", count + b"\0\0\0\x20"))
+    with pytest.raises(InputError, match=r"m\.gguf: llama\.block_count = 536870912: must be at most 1000"):
         load(tmp_path)
 
 

@@ -1,8 +1,9 @@
-"""Loading: names of models, which files are read, and that no code and no file from elsewhere is."""
+"""Loading: names of models, and the files that are read, which are neither code nor outside the folder."""
 
 import ast
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,24 +22,24 @@ from cdgen.training.config import TrainConfig
 from cdgen.training.model import build
 from tests.helpers.checkpoints import edit, refusal
 
-
-@pytest.fixture
-def folder(folders, tmp_path) -> Path:
-    """Return a copy of a model's folder that a test may damage."""
-    return Path(shutil.copytree(folders["bad"], tmp_path / "model"))
-
-
 # ------------------------------------------------------------------------------------------------ names and files
 
 
 @pytest.mark.parametrize(
-    "name", ["nosuch", "a/b/c", "./owner/name", "/nosuch", "own er/name", "owner/x.gguf", "", "a\0b"]
+    "name", ["nosuch", "a/b/c", "./owner/name", "/nosuch", "own er/name", "owner/x.gguf", "", "a\0b", "\ud800/x"]
 )
 def test_a_name_that_cannot_be_of_the_hub_is_refused_without_network(name, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
     for use in (load, load_config, stored_dtype):
         with pytest.raises(InputError, match="no such folder or file"):
             use(name)
+
+
+@pytest.mark.parametrize("device", ["nosuch", -1, ["cpu"]])
+def test_a_device_that_cannot_be_used_is_refused(folder, device) -> None:
+    with pytest.raises(InputError, match=f"device = {re.escape(repr(str(device)))}: cannot be used here: ") as caught:
+        load(folder, device=device)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_failure_of_the_hub_is_one_line(monkeypatch) -> None:
@@ -156,6 +157,8 @@ def test_every_call_that_might_run_code_says_whether_it_may() -> None:
 def test_kernels_from_the_hub_are_refused(folder, name) -> None:
     edit(folder / "config.json", **{name: "somebody/kernel"})
     assert f"config.json: {name} = 'somebody/kernel': kernels from the hub are not used" in refusal(folder)
+    edit(folder / "config.json", **{name: {"": "somebody/kernel"}})  # a value for each part of the model
+    assert "kernels from the hub are not used" in refusal(folder)
 
 
 # ------------------------------------------------------------------------------------------------ the index

@@ -35,7 +35,7 @@ def test_loads_a_folder_as_it_was_saved(folders, good) -> None:
 
 def test_on_a_gpu_float32_checkpoints_are_used_in_bfloat16(folders, good, tmp_path, monkeypatch, caplog) -> None:
     """The device is a stand-in, since there is no GPU. Rotary frequencies keep float32."""
-    monkeypatch.setattr("cdgen.models.loading._device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr("cdgen.models.loading.usable_device", lambda name: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, *rest: module)
     monkeypatch.setattr("cdgen.models.loading.free_memory", lambda device: None)
     copy.deepcopy(good).half().save_pretrained(tmp_path / "half")

@@ -22,6 +22,7 @@ from cdgen.training import corpora
 from cdgen.training.config import TrainConfig
 from cdgen.training.model import build
 from cdgen.training.tokens import tokenize
+from tests.helpers.checkpoints import editor
 from tests.helpers.tiny_models import SENTENCES, VOCABULARY, make_llama, make_tokenizer
 
 # ------------------------------------------------------------------------------------------------ damaged files
@@ -31,26 +32,16 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def change(name: str, **fields: Any) -> Callable[[Path], None]:
-    """Return a function that changes fields of a JSON file in a folder."""
-
-    def damage(folder: Path) -> None:
-        path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return damage
-
-
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "half": (lambda folder: cut(folder / "tokenizer.json"), r"tokenizer\.json: cannot be read: "),
     "empty file": (lambda folder: os.truncate(folder / "tokenizer.json", 0), r"tokenizer\.json: cannot be read: "),
     "empty object": (lambda folder: (folder / "tokenizer.json").write_text("{}"), r"tokenizer\.json: .* has no model"),
     "list": (lambda folder: (folder / "tokenizer.json").write_text("[]"), r"tokenizer\.json: is not a JSON object"),
     "not text": (lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe\x00"), r"tokenizer\.json: cannot"),
-    "unknown model": (change("tokenizer.json", model={"type": "Foo"}), r"tokenizer\.json: cannot load the tokenizer: "),
-    "added tokens": (change("tokenizer.json", added_tokens=3), r"tokenizer\.json: cannot load the tokenizer: "),
+    "unknown model": (editor("tokenizer.json", model={"type": "Foo"}), r"tokenizer\.json: cannot load the tokenizer: "),
+    "added tokens": (editor("tokenizer.json", added_tokens=3), r"tokenizer\.json: cannot load the tokenizer: "),
     "no entries": (
-        change("tokenizer.json", model={"type": "BPE", "vocab": {}, "merges": []}, added_tokens=[]),
+        editor("tokenizer.json", model={"type": "BPE", "vocab": {}, "merges": []}, added_tokens=[]),
         r"tokenizer\.json: cannot load the tokenizer: ",
     ),
     "missing": (lambda folder: os.remove(folder / "tokenizer.json"), r"neither tokenizer\.json nor another vocabulary"),
@@ -59,7 +50,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
         r"tokenizer_config\.json: is not a JSON object",
     ),
-    "config value": (change("tokenizer_config.json", bos_token=5), r"tokenizer\.json: cannot load the tokenizer: "),
+    "config value": (editor("tokenizer_config.json", bos_token=5), r"tokenizer\.json: cannot load the tokenizer: "),
     "special tokens": (
         lambda folder: (folder / "special_tokens_map.json").write_text('{"bos_token": '),
         r"special_tokens_map\.json: cannot be read",
@@ -112,8 +103,9 @@ def test_a_folder_without_a_tokenizer_has_none(folders: dict[str, Path], tmp_pat
     assert find_tokenizer(folders["bare"]) is None
     with pytest.raises(InputError, match="holds no tokenizer"):
         load_tokenizer(folders["bare"])
-    with pytest.raises(InputError, match="no such folder"):
-        load_tokenizer(tmp_path / "none")
+    for name in (tmp_path / "none", ""):  # not the current folder
+        with pytest.raises(InputError, match="no such folder"):
+            load_tokenizer(name)
 
 
 # ------------------------------------------------------------------------------------------------ exactly the file's
@@ -131,7 +123,7 @@ def test_ids_are_those_that_the_tokenizers_library_gives(tmp_path: Path, name: s
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
     own.save_pretrained(tmp_path)
     make_llama(0).config.save_pretrained(tmp_path)
-    change("tokenizer_config.json", tokenizer_class=name, add_bos_token=False, add_eos_token=True)(tmp_path)
+    editor("tokenizer_config.json", tokenizer_class=name, add_bos_token=False, add_eos_token=True)(tmp_path)
     loaded, trained = load_tokenizer(tmp_path), corpora.load_tokenizer(tmp_path).module
     reference = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for text in [*SENTENCES, "Don't STOP  now,\n\n né 12345", ""]:
@@ -148,7 +140,7 @@ def test_ids_are_those_that_the_tokenizers_library_gives(tmp_path: Path, name: s
 def test_special_tokens_and_chat_template_come_from_the_files_beside_it(tmp_path: Path) -> None:
     make_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
-    change("tokenizer_config.json", pad_token="</s>", eos_token={"__type": "AddedToken", "content": "</s>"})(tmp_path)
+    editor("tokenizer_config.json", pad_token="</s>", eos_token={"__type": "AddedToken", "content": "</s>"})(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert loaded.pad_token_id == loaded.eos_token_id == 1
     assert loaded.apply_chat_template([{"role": "user", "content": "The"}], tokenize=False) == "The!"
@@ -157,7 +149,7 @@ def test_special_tokens_and_chat_template_come_from_the_files_beside_it(tmp_path
 def test_code_that_comes_with_a_tokenizer_does_not_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "tokenizer_mine.py").write_text("raise SystemExit('this code ran')\n")
-    change("tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenizer_mine.Mine", None]})(tmp_path)
+    editor("tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenizer_mine.Mine", None]})(tmp_path)
     assert load_tokenizer(tmp_path)("The")["input_ids"] == make_tokenizer()("The")["input_ids"]
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("a\n")
@@ -287,5 +279,5 @@ def test_a_byte_fallback_tokenizer_is_loaded_from_its_file(tmp_path: Path) -> No
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path)
-    change("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast", legacy=False)(tmp_path)
+    editor("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast", legacy=False)(tmp_path)
     assert load_tokenizer(tmp_path)("a aé")["input_ids"] == backend.encode("a aé").ids

@@ -1,12 +1,9 @@
 """Weights and configs: only what the files of a folder state counts, and whatever is wrong with them is named."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
 from cdgen.engine.plan import shapes
 from cdgen.errors import InputError
@@ -14,16 +11,10 @@ from cdgen.models.loading import load
 from cdgen.training.config import TrainConfig
 from cdgen.training.model import build
 from tests.helpers.checkpoints import edit, edit_weights, refusal
-from tests.helpers.families import family
+from tests.helpers.families import LLAMA_LIKE, family
 from tests.helpers.tiny_models import make_llama
 
 Q = "model.layers.0.self_attn.q_proj"
-
-
-@pytest.fixture
-def folder(folders, tmp_path) -> Path:
-    """Return a copy of a model's folder that a test may damage."""
-    return Path(shutil.copytree(folders["bad"], tmp_path / "model"))
 
 
 # ------------------------------------------------------------------------------------------------ tensors
@@ -61,6 +52,29 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(folder) -> None:
         config.write_text(before)
         edit(config, **changes)
         assert reason in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vocab_size": 2**30}, "lm_head.weight [300, 32] has another shape than the config states, [1073741824, 32]"),
+        ({"intermediate_size": 2**30}, "mlp.down_proj.weight [32, 64] has another shape than the config states"),
+        ({"model_type": "mixtral", "num_local_experts": 2**20}, "numbers, but its config states a model of 6"),
+    ],
+)
+def test_memory_is_not_taken_for_a_model_larger_than_its_files(folder, monkeypatch, changes, reason) -> None:
+    edit(folder / "config.json", **changes)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # it takes memory for all that the config states
+    assert reason in refusal(folder)
+
+
+def test_weights_of_experts_are_floats(tmp_path) -> None:
+    """Files hold one tensor for each expert, which transformers merges under another name."""
+    config = MixtralConfig(**LLAMA_LIKE, num_local_experts=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    load(tmp_path)
+    edit_weights(tmp_path, lambda x: x.update({name: x[name].int() for name in x if "experts.0.w1" in name}))
+    assert "experts.0.w1.weight" in (message := refusal(tmp_path)) and "is stored as I32, not as floats" in message
 
 
 def test_weights_beyond_the_range_of_the_dtype_are_refused(folder) -> None:
@@ -112,7 +126,7 @@ def test_special_tokens_are_those_that_the_files_state(folder) -> None:
     assert found() == (set(), None)
     generation.unlink()
     assert found() == (set(), None)
-    edit(config, eos_token_id=[7, 300, 10**30, -1])  # those for which there is no logit never end a text
+    edit(config, eos_token_id=[7, 300, 10**30, -1])  # tokens without a logit never end a text
     assert found() == ({7}, None)
     assert load(folder)[0].module.generation_config.eos_token_id == [7, 300, 10**30, -1]
 
@@ -145,6 +159,7 @@ def test_other_architectures_do_not_fill_in_special_tokens(name, tmp_path) -> No
         ("rms_norm_eps", float("nan")),
         ("rms_norm_eps", "small"),
         ("rope_parameters", {"rope_type": "foo", "rope_theta": 1e4}),
+        ("rope_scaling", {"type": "foo", "factor": 2.0}),
         ("rope_parameters", {"rope_type": "default", "rope_theta": 0}),
         ("rope_parameters", []),
         ("dtype", "float99"),

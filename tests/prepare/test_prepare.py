@@ -177,6 +177,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
         (3, {}, "sources: give a Source, a string or a path, or a list of them, not int"),
         ([source, 3], {}, "or a list of them, not int"),
         ([source], {"seed": 1.5}, "seed = 1.5: must be a whole number"),
+        ([source], {"overwrite": "no"}, "overwrite = 'no': must be True or False"),
         ([source], {"test": "0.05"}, "test = '0.05': must be a number"),
         ([source], {"test": float("nan")}, "test = nan: must be 0 to 1"),
         ([source, source], {}, "source a: is given twice; name each one"),

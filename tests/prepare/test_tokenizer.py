@@ -137,6 +137,8 @@ def test_mistakes(corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=reason):
             train_tokenizer(name, tmp_path / "out", vocab_size=size)
         assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="overwrite = 'no': must be True or False"):
+        train_tokenizer(corpus, tmp_path / "out", vocab_size=300, overwrite="no")
     (tmp_path / "other" / "tokenizer.json").write_text("mine")
     with pytest.raises(CorpusError, match=r"other/tokenizer\.json: is in the way, and no manifest lists it"):
         train_tokenizer(corpus, tmp_path / "other", vocab_size=300, overwrite=True)
@@ -167,7 +169,7 @@ def test_the_corpus_is_never_in_memory_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("character", ["ab", " "])
 def test_a_huge_word_is_cut_before_training(tmp_path: Path, character: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training on it whole would take time in proportion to the square of its length."""
+    """The time to train on the whole word would grow with the square of its length."""
     text = "one fish\n\n two  " + character * 12_000 + " three" * 3000
     pieces = list(module._without_long_runs(text))
     assert "".join(pieces) == text and len(pieces) > 2 and pieces[-1].endswith(" three" * 3000)
@@ -178,3 +180,10 @@ def test_a_huge_word_is_cut_before_training(tmp_path: Path, character: str, monk
     monkeypatch.setattr(module, "_LONGEST_RUN", 1)  # no pairs are left to merge
     (tmp_path / "b.txt").write_text("ab" * 100)
     assert train_tokenizer(tmp_path / "b.txt", tmp_path / "other", vocab_size=270) == (259, True)
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"text": ["some text"]}), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match="corpus = '': is empty; name a folder or file, or"):
+        train_tokenizer("", tmp_path / "tokenizer")

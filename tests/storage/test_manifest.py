@@ -39,7 +39,9 @@ def test_a_value_that_fits() -> None:
         ({"rows": True}, "field 'rows' is not a whole number of 0 or more"),
         ({"rows": -1}, "field 'rows' is not a whole number of 0 or more"),
         ({"rows": 1.0}, "field 'rows' is not a whole number of 0 or more"),
+        ({"rows": 2**63}, "field 'rows' is not a whole number of 0 or more"),
         ({"loss": "1"}, "field 'loss' is not a number"),
+        ({"loss": 10**400}, "field 'loss' is not a number"),
         ({"loss": False}, "field 'loss' is not a number"),
         ({"whole": 0}, "field 'whole' is not true or false"),
         ({"about": []}, "field 'about' is not an object"),
@@ -80,3 +82,38 @@ def test_files_in_the_way(tmp_path: Path) -> None:
         manifests.check_free(tmp_path, ["free", name], listed=[name])
     with pytest.raises(InputError, match="folder: is read, but would also be replaced"):
         manifests.check_not_replaced(tmp_path, [tmp_path / "other", tmp_path / "x" / ".." / "folder"], ["folder"])
+
+
+def test_an_output_is_whole_while_the_files_that_its_manifest_lists_are_there(tmp_path: Path) -> None:
+    totals = {"documents": 0, "words": 0, "bytes": 0}
+    counts = {"train": totals, "test": totals, "seeds": totals, "duplicates": 0, "over_budget": 0, "empty": 0}
+    prepared = {"settings": {}, "sources": [], "fingerprint": "", "counts": counts}
+    tokenizer = {"corpus_sha256": "", "fingerprint": "", "entries": 1, "files": {"tokenizer.json": ""}}
+    shard = dict.fromkeys(("number", "rows", "tokens", "new_tokens", "errors", "environment"), 0)
+    shard |= {"name": "data/train-00000.parquet", "sha256": ""}
+    shard |= {"documents": {"name": "_documents/00000.parquet", "rows": 0, "sha256": ""}}
+    settings = {"ignore_eos": True, "split_documents": True, "format": "parquet"}
+    generated = {"settings": settings, "models": {"good": {"name": "", "fingerprint": ""}, "bad": None}}
+    generated |= {"seeds": {"fingerprint": ""}, "environments": [], "complete": True, "shards": [shard]}
+    generated["counts"] = dict.fromkeys(("shards", "documents", "tokens", "new_tokens", "errors"), 1)
+    found = [{"step": step, "loss": 1.0, "perplexity": None, "files": {}} for step in (3, 6)]
+    run = {"config": {}, "inputs": {}, "environments": [], "checkpoints": found}
+    cases = [
+        ("prepared", prepared | {"files": {"seeds.parquet": {"sha256": ""}}}, ["seeds.parquet"]),
+        ("tokenizer", tokenizer, ["tokenizer.json"]),
+        ("generated", generated, ["data/train-00000.parquet", "_documents/00000.parquet"]),
+        ("run", run, ["step_000006"]),
+    ]
+    for kind, fields, names in cases:
+        folder = tmp_path / kind
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        assert not manifests.is_whole(folder), "it has no manifest"
+        (folder / manifests.FILE_NAMES[kind]).write_bytes(manifests.encode(manifests.new(kind) | fields))
+        assert manifests.is_whole(folder), kind
+        for name in names:
+            (folder / name).unlink()
+            assert not manifests.is_whole(folder), name
+            (folder / name).touch()
+    assert not manifests.is_whole(tmp_path / "nowhere")

@@ -48,7 +48,7 @@ def test_the_time_left_never_climbs_between_batches(clock: Clock) -> None:
 
 
 def test_documents_that_end_early_shorten_the_time_left(clock: Clock) -> None:
-    """64 documents at a time, of 100 tokens where 400 were possible: the estimate approaches the truth from above."""
+    """Batches of 64 documents of 100 tokens, where 400 are possible: the estimate approaches the truth from above."""
     pace = Pace(640, 0, 400)
     left = []
     for step in range(1000):

@@ -49,6 +49,7 @@ def test_a_checkpoint_by_name(run: Path, name: str, step: int) -> None:
         ((20.0, math.nan, math.nan, math.nan), 50),
         ((math.nan, math.nan, math.inf, -math.inf), 170),
         ((-math.inf, 30.0, None, math.nan), 100),
+        ((40.0, 30.0, 0.0, -5.0), 100),
     ],
 )
 def test_a_perplexity_that_is_not_finite_is_never_best(
@@ -63,7 +64,7 @@ def test_a_perplexity_that_is_not_finite_is_never_best(
     assert main(["models", "ls", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines if "best" in line] == [str(best)]
-    assert not any("nan" in line or "inf" in line for line in lines)
+    assert not any("nan" in line or "inf" in line or "-5" in line for line in lines)
 
 
 def test_other_names_are_left_alone(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -122,6 +123,11 @@ def test_a_deleted_checkpoint_is_not_offered(run: Path) -> None:
             r"'checkpoints\[0\]\.files\.\.\./x' is not of the form",
         ),
         ({"checkpoints": [CHECKPOINT | {"files": {"x": 0}}]}, r"'checkpoints\[0\]\.files\.x' is not text"),
+        ({"checkpoints": [CHECKPOINT | {"files": {"..": "0"}}]}, r"'checkpoints\[0\]\.files\.\.\.' is not of the form"),
+        ({"checkpoints": [CHECKPOINT | {"loss": 10**400}]}, r"'checkpoints\[0\]\.loss' is not a number"),
+        ({"checkpoints": [CHECKPOINT | {"perplexity": 10**400}]}, r"'checkpoints\[0\]\.perplexity' is not a number"),
+        ({"checkpoints": [CHECKPOINT, CHECKPOINT]}, "the steps of its checkpoints do not increase"),
+        ({"checkpoints": [CHECKPOINT, CHECKPOINT | {"step": 20}]}, "the steps of its checkpoints do not increase"),
         ({"config": []}, "field 'config' is not an object"),
         ({"config": None}, "field 'config' is not an object"),
         ({"inputs": "sha"}, "field 'inputs' is not an object"),
@@ -142,7 +148,7 @@ def test_other_kinds_and_versions_are_refused(run: Path) -> None:
     for version in (1, 7, "2", None, True):
         write_run_json(run, format_version=version)
         with pytest.raises(
-            CorpusError, match=rf"has format version {version}, but this version of cdgen reads 2; rest"
+            CorpusError, match=rf"has format version {version!r}, but this version of cdgen reads 2; rest"
         ):
             runs.read(run)
 

@@ -21,8 +21,8 @@ SHARD = {
 }  # fmt: skip
 GENERATED = manifests.new("generated") | {
     "complete": True, "settings": {"ignore_eos": False, "split_documents": False, "format": "parquet"},
-    "models": {"good": MODEL, "bad": None}, "seeds": {"fingerprint": "0"}, "environments": [], "counts": {},
-    "shards": [SHARD],
+    "models": {"good": MODEL, "bad": None}, "seeds": {"fingerprint": "0"}, "environments": [],
+    "counts": {"shards": 1, "documents": 1, "tokens": 2, "new_tokens": 1, "errors": 0}, "shards": [SHARD],
 }  # fmt: skip
 RUN = manifests.new("run") | {"config": {}, "inputs": {}, "environments": [], "checkpoints": []}
 
@@ -47,7 +47,10 @@ def shards(**fields: Any) -> str:
         (json.dumps(GENERATED | {"shards": [5]}), r"is damaged: field 'shards\[0\]' is not an object"),
         (json.dumps(GENERATED | {"complete": 1}), "is damaged: field 'complete' is not true or false"),
         (json.dumps(GENERATED | {"models": {"good": None}}), r"is damaged: field 'models\.good' is not an object"),
-        (json.dumps(GENERATED | {"counts": {"tokens": "many"}}), r"field 'counts\.tokens' is not a whole number"),
+        (
+            json.dumps(GENERATED | {"counts": GENERATED["counts"] | {"tokens": "many"}}),
+            r"field 'counts\.tokens' is not a whole number",
+        ),
         (shards(number=-1), r"field 'shards\[1\]\.number' is not a whole number of 0 or more"),
         (shards(number=1.5), r"field 'shards\[1\]\.number' is not a whole number of 0 or more"),
         (shards(sha256=None), r"field 'shards\[1\]\.sha256' is not text"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdgen import TrainConfig
+from cdgen import TrainConfig, train
 from cdgen.cli import main
 from cdgen.errors import InputError
 
@@ -29,6 +29,18 @@ def test_floats_of_other_libraries_become_pythons(value: Any) -> None:
     found = config(learning_rate=value, weight_decay=value, ratio=value, synthetic=["a"])
     assert [found.learning_rate, found.weight_decay, found.ratio] == [0.5] * 3
     assert type(found.learning_rate) is type(found.weight_decay) is type(found.ratio) is float
+
+
+def test_a_dtype_of_torch_is_its_name() -> None:
+    assert config(dtype=torch.bfloat16) == config(dtype="bfloat16")
+    with pytest.raises(InputError, match="dtype = 'float16': use float32 or bfloat16"):
+        config(dtype=torch.float16)
+
+
+@pytest.mark.parametrize("value", [{}, None, "corpus"])
+def test_training_needs_a_config(value: Any) -> None:
+    with pytest.raises(InputError, match=r"config: is of type \w+; use TrainConfig"):
+        train(value)
 
 
 @pytest.mark.parametrize("value", [1.5, 5.0, True, np.True_, torch.tensor(True), "5", None, np.array([1, 2]), [5], 5j])

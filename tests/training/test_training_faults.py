@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import PartialState
+from safetensors.torch import load_file, save_file
 
 from cdgen import TrainConfig, train
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import runs
+from cdgen.storage.folder import file_sha256
 from cdgen.storage.progress import Lines
 from cdgen.training import tokens, trainer
 from cdgen.training.model import build
@@ -61,7 +63,7 @@ def test_a_run_that_diverges_keeps_its_checkpoints_and_writes_no_others(settings
 
 
 def test_weights_that_are_not_finite_are_not_saved(settings, tmp_path) -> None:
-    """A run without a test text has no other way to notice. Without a checkpoint, it begins with other settings."""
+    """A run without a test text notices only the weights. Without a checkpoint, it may start with other settings."""
     given = settings(tmp_path / "run", corpus=settings("")["synthetic"][0], steps=1, warmup_steps=0, learning_rate=3e38)
     with pytest.raises(InputError, match=r"step 1: \S+ has a weight that is not finite; lower learning_rate"):
         train(TrainConfig(**given))
@@ -191,6 +193,50 @@ def test_a_config_is_refused_if_the_greatest_token_id_does_not_fit(data) -> None
 
     with pytest.raises(InputError, match=r"has a vocabulary of \d+, but the tokenizer tokenizer has 4001 entries"):
         build(TrainConfig("corpus", "tokenizer", "out", model=str(data / "shape" / "config.json")), Holes())
+
+
+@pytest.mark.parametrize("change", ["cut", "deleted", "other parameters", "other shape"])
+def test_a_state_that_run_json_does_not_vouch_for_is_refused(change, settings, tmp_path) -> None:
+    """run.json was edited: it lists no checksum of the optimizer's state, or that of another model's."""
+    out = tmp_path / "run"
+    given = settings(out, steps=2, save_every=2, warmup_steps=1)
+    train(TrainConfig(**given))
+    state = out / "step_000002" / "state.safetensors"
+    run = json.loads((out / "run.json").read_text())
+    moments = load_file(state)
+    key = min(moments)
+    if change == "cut":
+        state.write_bytes(state.read_bytes()[:-1])
+        del run["checkpoints"][0]["files"][state.name]
+    elif change == "deleted":
+        state.unlink()
+        del run["checkpoints"][0]["files"][state.name]
+    else:
+        moments |= {"another": moments.pop(key)} if change == "other parameters" else {key: torch.zeros(3)}
+        save_file(moments, state)
+        run["checkpoints"][0]["files"][state.name] = file_sha256(state)
+    (out / "run.json").write_text(json.dumps(run))
+    reason = "is missing, truncated or altered; delete" if change in ("cut", "deleted") else f"model: {key} is missing"
+    with pytest.raises(CorpusError, match=rf"state\.safetensors: .*{re.escape(reason)}"):
+        train(TrainConfig(**given))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999999"},
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "x"},
+        {"ACCELERATE_USE_DEEPSPEED": "true"},
+    ],
+)
+def test_an_environment_that_accelerate_cannot_use_is_reported_in_one_line(
+    environment, settings, tmp_path, cdgen_command
+) -> None:
+    argv = command(settings(tmp_path / "run", steps=1))
+    code, printed = cdgen_command(*argv, **environment, OMP_NUM_THREADS="1")  # unset, accelerate warns about it
+    assert code == 2 and printed.count("\n") == 1, printed
+    assert printed.startswith("cdgen: error: accelerate cannot start: ") and "check the launcher" in printed
 
 
 def test_an_unknown_implementation_is_reported_in_one_line(settings, tmp_path) -> None:

@@ -69,9 +69,10 @@ def _candidate_mask(good: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _effective(x: Tensor) -> Tensor:
-    """Return logits in float64, with rows that reach +inf as their limit: 0 at +inf, -inf elsewhere."""
+    """Return logits in float64, with rows that reach +inf as their limit: 0 at +inf, -inf elsewhere; NaN stays NaN."""
     at_infinity = x.isposinf()
-    return torch.where(at_infinity.any(1, keepdim=True), torch.where(at_infinity, 0.0, -torch.inf), x.double())
+    limit = torch.where(at_infinity, 0.0, -torch.inf).masked_fill(x.isnan(), torch.nan)
+    return torch.where(at_infinity.any(1, keepdim=True), limit, x.double())
 
 
 def log_softmax(x: Tensor) -> Tensor:

@@ -124,13 +124,15 @@ def select_candidates(
 
 
 @triton.jit
-def list_is_sound(count, best, candidates, vocab_size, T: tl.constexpr):
-    """Return whether `count` entries could come from `select_candidates`: a list made by hand may hold anything.
+def check_list(count, best, candidates, vocab_size, T: tl.constexpr):
+    """Return (whether `count` entries could come from `select_candidates`, their greatest logit).
 
-    Ids must ascend within the vocabulary, and logits must be -inf, finite or, if `best` is, +inf.
+    A list made by hand may hold anything. Ids must ascend within the vocabulary, and logits must be -inf, finite or, if
+    the list's `max`, `best`, is, +inf. Otherwise nothing depends on `best`: candidates may have been excluded.
     """
     i = tl.arange(0, T)
     wrong = tl.zeros([T], tl.int32)
+    greatest = tl.full([T], float("-inf"), tl.float32)
     for start in range(0, count, T):
         inside = start + i < count
         token = tl.load(candidates.token_ptr + start + i, mask=inside, other=0)
@@ -139,7 +141,8 @@ def list_is_sound(count, best, candidates, vocab_size, T: tl.constexpr):
         fits = (z == float("-inf")) | tl.where(best == float("inf"), z == float("inf"), z < float("inf"))
         fits = fits & (token > before) & (token < vocab_size)
         wrong |= tl.where(inside & (fits == 0), 1, 0)
-    return (tl.max(wrong, 0) == 0) & (best > float("-inf")) & (count > 0)
+        greatest = tl.maximum(greatest, z)
+    return (tl.max(wrong, 0) == 0) & (best > float("-inf")) & (count > 0), tl.max(greatest, 0)
 
 
 @triton.jit(do_not_specialize=["vocab_size", "capacity"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS)
@@ -164,8 +167,7 @@ def sample_candidates_kernel(
     n = tl.minimum(tl.maximum(size, 0), capacity)
     temperature = tl.load(temperature_ptr + number)
     candidates = CandidateList(token_ptr + number * capacity, logit_ptr + number * capacity)
-    best = tl.load(max_ptr + number)
-    sound = list_is_sound(n, best, candidates, vocab_size, T)
+    sound, best = check_list(n, tl.load(max_ptr + number), candidates, vocab_size, T)
     n = tl.where(sound, n, 0)  # nothing is read at ids that may not exist
     entries = Entries(True, n, candidates)
     no_bans = Bans(token_ptr, 0)

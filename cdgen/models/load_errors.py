@@ -1,4 +1,4 @@
-"""The boundary around everything that reads a model's files: any exception becomes one line that names the model."""
+"""Any exception of reading a model's files becomes one line that names the model."""
 
 import contextlib
 from collections.abc import Iterator
