@@ -1,7 +1,6 @@
 """The command `cdgen`: the parser with all commands, and the exit codes of errors."""
 
 import argparse
-import contextlib
 import io
 import logging
 import os
@@ -9,9 +8,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cdgen import __version__
 from cdgen.cli import demo, generate, info, models, plan, prepare, run, tokenizer, train
@@ -71,17 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _set_up_output()
     args: argparse.Namespace | None = None
+    signals = _Signals()
     try:
-        with _terminable():
+        with signals:
             args = build_parser().parse_args(argv)
             return _flushed(int(args.handler(args)))
     except BrokenPipeError:
         _discard_output()
         return 0 if args is not None and args.command in _REPORTS else 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
-        print("cdgen: interrupted; finished work is kept, rerun the same command to resume", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
+        return _interrupted(error.number if isinstance(error, Interrupted) else signal.SIGINT)
     except Exception as error:
+        if signals.number:
+            return _interrupted(signals.number)
         if os.environ.get("CDGEN_DEBUG") or getattr(args, "debug", False):
             traceback.print_exc()
         message, code = _message_and_code(error)
@@ -89,22 +90,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command like Ctrl-C, so that it cleans up, unless the caller handles or ignores the signal."""
-    in_main = threading.current_thread() is threading.main_thread()  # only this thread may set handlers
-    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+class _Signals:
+    """Context in which SIGINT and SIGTERM raise Interrupted, unless the caller handles or ignores them.
+
+    Attributes:
+        number: the last signal that arrived, or 0. The code that it interrupts may raise another error instead.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._replaced: dict[signal.Signals, Any] = {}  # handlers to restore
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():  # only that thread may set handlers
+            return
+        for one, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(one) == default:
+                self._replaced[one] = signal.signal(one, self._interrupt)
+
+    def __exit__(self, *error: object) -> None:
+        for one, handler in self._replaced.items():
+            signal.signal(one, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.number = number
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(_interrupted(number))  # torch aborts if an exception is raised while it is imported
+            frame = frame.f_back
+        raise Interrupted(number, "finished checkpoints are kept")
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number, "finished checkpoints are kept")
+def _interrupted(number: int) -> int:
+    """Report that a signal ended the command; return the exit code."""
+    print("cdgen: interrupted; finished work is kept, rerun the same command to resume", file=sys.stderr)
+    return 128 + number
 
 
 def _message_and_code(error: Exception) -> tuple[str, int]:

@@ -126,6 +126,26 @@ def test_a_reader_that_has_gone(argv: tuple[str, ...], code: int, unbuffered: st
     assert process.wait() == (code if unbuffered else 0), "a buffer is flushed when the work is done"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_becomes_another_error(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For example, transformers raises ModuleNotFoundError if a lazy import fails for any reason."""
+
+    def run(args: object) -> int:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as error:
+            raise ModuleNotFoundError("Could not import module") from error
+        return 0
+
+    monkeypatch.setattr("cdgen.cli.info.run", run)
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["info"]) == 128 + number
+    assert capsys.readouterr().err.startswith("cdgen: interrupted;")
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["info", "train", "generate"])
 def test_ctrl_c_during_the_imports(command: str, tmp_path: Path) -> None:
@@ -135,7 +155,7 @@ def test_ctrl_c_during_the_imports(command: str, tmp_path: Path) -> None:
         "generate": ("--good", "g", "--method", "ancestral", "--seeds", "s"),
     }[command]
     out = ("--out", tmp_path / "out") if argv else ()
-    for seconds in (0.15, 0.4, 0.8, 1.3, 2.0):
+    for seconds in (0.15, 0.4, 0.7, 1.0, 1.5, 2.0):
         process = cdgen_process(command, *argv, *out)
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)

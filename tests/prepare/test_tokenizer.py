@@ -175,6 +175,9 @@ def test_a_huge_word_is_cut_before_training(tmp_path: Path, character: str, monk
     assert "".join(pieces) == text and len(pieces) > 2 and pieces[-1].endswith(" three" * 3000)
     assert max(len(run) for piece in pieces for run in re.findall(r"\S+|\s+", piece)) == 5000
     assert list(module._without_long_runs("fish " * 5000)) == ["fish " * 5000]
+    for offset in range(0, 5003, 17):  # wherever the windows of the quick check lie
+        shifted = " x" * offset + character * 5001 + " end"
+        assert len(list(module._without_long_runs(shifted))) > 1, offset
     (tmp_path / "a.txt").write_text(text)
     assert train_tokenizer(str(tmp_path / "a.txt"), tmp_path / "out", vocab_size=270) == (270, True)
     monkeypatch.setattr(module, "_LONGEST_RUN", 1)  # no pairs are left to merge
