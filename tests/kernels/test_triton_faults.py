@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from tools.ptx_sim.versions import needs_interpreter
 
 
+@pytest.mark.slow
 @needs_interpreter
 def test_the_triton_kernels_return_the_codes_of_the_reference() -> None:
     """Run in another process, since Triton's mode is fixed when a kernel is decorated."""
