@@ -170,6 +170,9 @@ def test_info(cdgen_command: Any) -> None:
         assert part in output
     done = cdgen("info", env=os.environ | {"CDGEN_IMPL": "reference"})
     assert "ops for cpu: reference (CDGEN_IMPL is set)" in done.stdout
+    if importlib.util.find_spec("triton"):
+        done = cdgen("info", env=os.environ | {"CDGEN_IMPL": "triton"})
+        assert "CDGEN_IMPL=triton does not apply to the CPU" in done.stdout
     done = cdgen("info", env=os.environ | {"CDGEN_IMPL": "magic"})
     assert_one_line(done.returncode, done.stderr, 2, "CDGEN_IMPL=magic")
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cdgen
 from cdgen.cli import main
 from cdgen.cli.app import build_parser
+from cdgen.cli.parser import load_ops
 from cdgen.errors import CorpusError, InputError, printable
 
 
@@ -217,3 +219,25 @@ def test_summaries_cannot_control_the_terminal(
     assert main([command, *map(str, argv[command]), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "b\\x1b[2J" in printed
+
+
+def test_threads_and_a_warning_about_the_slow_path(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    threads = torch.get_num_threads()
+    try:
+        load_ops(3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.delenv("CDGEN_IMPL", raising=False)
+    for name, warnings in (("cpp", 0), ("reference", 1)):
+        caplog.clear()
+        monkeypatch.setattr("cdgen_kernels.implementation", lambda device, name=name: (name, "a reason"))
+        load_ops(device="cpu")
+        assert len(caplog.messages) == warnings
+    assert caplog.messages == ["the slow reference implementation is used, because a reason"]
+    monkeypatch.setenv("CDGEN_IMPL", "reference")  # it was asked for
+    caplog.clear()
+    load_ops(device="cpu")
+    assert not caplog.messages
