@@ -2,7 +2,7 @@
 
 import argparse
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from cdgen.cli.parser import (
     Commands,
@@ -120,11 +120,20 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     add_quiet(output)
 
 
-def requested_sampling(args: argparse.Namespace) -> SamplingParams:
-    """Return the SamplingParams of parsed options.
+class Request(NamedTuple):
+    """What the options ask for, checked."""
+
+    params: SamplingParams
+    bad: dict[str, Any]  # arguments of ContrastiveLM that choose BAD
+    reading: dict[str, Any]  # how the seeds are read, as the manifest records it
+    cache_bytes: int | None
+
+
+def check_request(args: argparse.Namespace) -> Request:
+    """Check all options and return what they ask for. Models and seeds are not read.
 
     Raises:
-        InputError: a value is out of range, contradicts the method, or needs a BAD that is not given.
+        InputError: a value cannot be used, options contradict each other, or the method needs a BAD.
     """
     params = sampling_params(args)
     if params.contrast_strength and not args.bad:
@@ -132,50 +141,35 @@ def requested_sampling(args: argparse.Namespace) -> SamplingParams:
             f"--bad is required for the method {params.method}; "
             "give one, or choose a method without contrast, such as --method ancestral"
         )
-    return params
-
-
-def check_request(args: argparse.Namespace) -> None:
-    """Check all options. Models and seeds are not read.
-
-    Raises:
-        InputError: a value cannot be used.
-    """
-    requested_sampling(args)
-    reading_options(args)
-    bytes_of("--kv-cache-gb", args.kv_cache_gb)
+    reading, cache_bytes = _reading(args), bytes_of("--kv-cache-gb", args.kv_cache_gb)
     import_ops()
     from cdgen.corpus.writer import check_options
     from cdgen.models.bad import parse_bad
     from cdgen.models.dtypes import float_dtype
     from cdgen.models.loading import usable_device
 
-    if args.bad:
-        parse_bad(args.bad)
+    bad = parse_bad(args.bad) if args.bad else {}
     check_options(args.shard_size, args.format)
     integer("max_num_seqs", args.batch_size, 1, INT32_MAX)
     usable_device(args.device)
     for name in ("dtype", "kv_cache_dtype"):
         if getattr(args, name) is not None:
             float_dtype(name, getattr(args, name))
+    return Request(params, bad, reading, cache_bytes)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load models and seeds, write the corpus, and print a summary; return the exit code."""
-    check_request(args)
-    params = requested_sampling(args)
-    reading, cache_bytes = reading_options(args), bytes_of("--kv-cache-gb", args.kv_cache_gb)
+    params, bad, reading, cache_bytes = check_request(args)
     load_ops(args.threads, args.device)
     from cdgen.corpus.manifest import check_folder
     from cdgen.corpus.seeds import encode_texts, read_texts
     from cdgen.corpus.writer import write_corpus
     from cdgen.engine.llm import ContrastiveLM
-    from cdgen.models.bad import parse_bad
     from cdgen.storage.folder import OutputFolder
     from cdgen.storage.progress import choose
 
     # Models are loaded last, since that takes longest and everything else can be checked without them.
-    bad = parse_bad(args.bad) if args.bad else {}
     texts, dropped = read_texts(args.seeds, field=reading["field"], chunk_words=reading["chunk_words"])
     with OutputFolder(args.out) as folder:
         check_folder(folder)
@@ -213,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+def _reading(args: argparse.Namespace) -> dict[str, Any]:
     """Return how the seeds are read, as the manifest records it."""
     prefix = args.prefix_tokens
     if prefix is None and args.chunk_words is not None:

@@ -2,15 +2,15 @@
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdgen.cli.generate import reading_options, requested_sampling
+from cdgen.cli.generate import Request, check_request
 from cdgen.cli.train import train_config
 from cdgen.engine.sampling_params import METHODS
 from cdgen.errors import InputError
-from cdgen.training.config import PRESETS, TrainConfig, config_folder
+from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_shape
 
 if TYPE_CHECKING:
     from cdgen.cli.recipe import Recipe, Stage, Table
@@ -129,8 +129,8 @@ def check_stages(
         if isinstance(checked, TrainConfig):
             configs[stage.name] = checked
             _check_model(f"{name}: stage {stage.name}", checked)
-        if stage.argv[0] == "generate":
-            _check_positions(f"{name}: stage {stage.name}", args, configs["good"])
+        if isinstance(checked, Request):
+            _check_positions(f"{name}: stage {stage.name}", checked, configs["good"])
         if stage.argv[0] == "prepare" and not args.seeds:
             raise InputError(f"{name}: [prepare] seeds = {args.seeds:g}: leaves no seeds to continue; use more than 0")
     _check_checkpoint(f"{name}: [good] checkpoint", recipe.get("good", {}).get("checkpoint"), configs["good"])
@@ -165,19 +165,18 @@ def _check_model(where: str, config: TrainConfig) -> None:
         raise InputError(f"{where}: test = {config.test}: no such file or folder")
 
 
-def _check_positions(where: str, args: argparse.Namespace, config: TrainConfig) -> None:
+def _check_positions(where: str, request: Request, config: TrainConfig) -> None:
     """Raise InputError if a continuation would be longer than GOOD allows."""
     limit = _model_value(config, "max_position_embeddings", where)
-    new = requested_sampling(args).max_tokens
-    if limit is not None and new and (reading_options(args)["prefix_tokens"] or 1) + new > limit:
+    new = request.params.max_tokens
+    if limit is not None and new and (request.reading["prefix_tokens"] or 1) + new > limit:
         raise InputError(f"{where}: max_tokens = {new} exceeds the {limit} positions of GOOD")
 
 
 def _model_value(config: TrainConfig, key: str, where: str) -> int | None:
     """Return a number of a model's architecture, or None if its config does not state it."""
     if config.model in PRESETS:
-        shape: Mapping[str, Any] = PRESETS[config.model] | {"max_position_embeddings": max(2048, config.block_size)}
-        return int(shape[key])
+        return preset_shape(config)[key]
     from cdgen.models.configs import load_config
 
     try:
@@ -212,8 +211,9 @@ def check_texts(planned: Sequence["Stage"], name: str, parse: Callable[[Sequence
                 f"{entries} entries; raise vocab_size in its config.json, or lower [tokenizer] vocab_size"
             )
     args = next(args for args in parsed.values() if args.command == "generate")  # all methods continue the same seeds
-    limit, new = _model_value(configs["good"], "max_position_embeddings", "good"), requested_sampling(args).max_tokens
-    reading = reading_options(args)
+    request = check_request(args)
+    limit, new = _model_value(configs["good"], "max_position_embeddings", "good"), request.params.max_tokens
+    reading = request.reading
     try:
         texts, _ = read_texts(args.seeds, field=reading["field"], chunk_words=reading["chunk_words"])
         encode_texts(

@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from cdgen.errors import InputError, first_line
 
 _BLOCK = 1 << 20  # bytes per read
-_ENCODINGS = (  # by byte-order mark; UTF-32 comes before UTF-16, since its mark starts with UTF-16's
+_ENCODINGS = (  # byte-order marks; UTF-32 precedes UTF-16, whose mark its own begins with
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),

@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "tiny": (4, 128, 4, 512),
     }.items()
 }
+_POSITIONS = 2048  # context of the paper's models
 DTYPES = ("float32", "bfloat16")
 _INTEGERS = {  # lowest and highest value of each field
     "batch_size": (1, 2**20),
@@ -195,3 +196,8 @@ def _path(name: str, value: Any) -> str:
 
 
 FIELDS = tuple(fields(TrainConfig))
+
+
+def preset_shape(config: TrainConfig) -> dict[str, int]:
+    """Return the arguments of LlamaConfig, except for the vocabulary, for a model in :data:`PRESETS`."""
+    return PRESETS[config.model] | {"max_position_embeddings": max(_POSITIONS, config.block_size)}

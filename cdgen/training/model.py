@@ -19,10 +19,8 @@ from cdgen.hardware import data_sheet
 from cdgen.models.configs import load_config
 from cdgen.models.load_errors import loading
 from cdgen.models.vocabulary import vocabulary_size
-from cdgen.training.config import PRESETS, TrainConfig, config_folder
+from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_shape
 from cdgen_kernels import linear_cross_entropy
-
-CONTEXT = 2048  # positions of the paper's models
 
 
 def build(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -36,8 +34,7 @@ def build(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     tokens = vocabulary_size(tokenizer)
     torch.manual_seed(config.seed)
     if config.model in PRESETS:
-        positions = max(CONTEXT, config.block_size)
-        shape = PRESETS[config.model] | {"vocab_size": tokens, "max_position_embeddings": positions}
+        shape = preset_shape(config) | {"vocab_size": tokens}
         return LlamaForCausalLM(LlamaConfig(**shape, **ids, tie_word_embeddings=False))
     found = load_config(config_folder(config.model))
     _check_sizes(config, found.get_text_config(), tokens)

@@ -52,7 +52,7 @@ class Crashing(writer.Journal):
 
 
 def crash(lm: ContrastiveLM, out: Path, monkeypatch: pytest.MonkeyPatch, after: int, **options: Any) -> Path:
-    """Write a corpus up to a crash after so many documents; return its journal."""
+    """Start a corpus, crash when some documents are finished, and return the journal."""
     with monkeypatch.context() as patched:
         patched.setattr(Crashing, "left", after)
         patched.setattr("cdgen.corpus.writer.Journal", Crashing)

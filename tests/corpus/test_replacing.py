@@ -97,7 +97,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_corpus(
             write(lm, out, **new, resume=False)
         else:
             replaced += 1
-            with contextlib.suppress(InputError, CorpusError):  # not finished, or a shard is missing
+            with contextlib.suppress(InputError, CorpusError):  # the corpus is unfinished, or lacks a shard
                 assert find(out).fingerprint == find(tmp_path / "new").fingerprint
             write(lm, out, **new)
         assert visible(out) == expected

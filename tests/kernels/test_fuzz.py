@@ -167,7 +167,7 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "None": lambda x: None,
     "a number": lambda x: 1.5,
 }
-NUMBERS = [0, 1, -1, 7, VOCAB + 1, 2**62, -(2**63), 2**63, 0.5, torch.nan, None, "1"]  # in place of a number
+NUMBERS = [0, 1, -1, 7, VOCAB + 1, 2**62, -(2**63), 2**63, 0.5, torch.nan, None, "1"]  # replacements for a number
 
 
 def with_number(x: Tensor, place: str, value: float) -> Tensor:

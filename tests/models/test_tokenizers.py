@@ -103,7 +103,7 @@ def test_a_folder_without_a_tokenizer_has_none(folders: dict[str, Path], tmp_pat
     assert find_tokenizer(folders["bare"]) is None
     with pytest.raises(InputError, match="holds no tokenizer"):
         load_tokenizer(folders["bare"])
-    for name in (tmp_path / "none", ""):  # not the current folder
+    for name in (tmp_path / "none", ""):  # "" does not mean the current folder
         with pytest.raises(InputError, match="no such folder"):
             load_tokenizer(name)
 

@@ -94,7 +94,7 @@ def test_overwriting_keeps_the_old_corpus_until_the_new_one_is_complete(
         prepare_corpus(path, out, seed=7, overwrite=True)
     assert contents(out) == before
     jsonl(path, fish(200))
-    monkeypatch.setattr(build, "_distribute", lambda *args: 1 / 0)  # in the second one
+    monkeypatch.setattr(build, "_distribute", lambda *args: 1 / 0)  # fails in the second pass
     with pytest.raises(ZeroDivisionError):
         prepare_corpus(path, out, seed=7, overwrite=True)
     assert contents(out) == before

@@ -28,9 +28,9 @@ class Entries(NamedTuple):
 class Logits(NamedTuple):
     """Both models' logits of one row."""
 
-    good_ptr: tl.tensor  # GOOD's [V]; not read if entries are listed
+    good_ptr: tl.tensor  # GOOD's [V]; unused if entries are listed
     bad_ptr: tl.tensor  # BAD's, [V] if BAD_DENSE, one per entry if BAD_GATHERED
-    bans: Bans  # not read if entries are listed
+    bans: Bans  # unused if entries are listed
     threshold: tl.tensor  # float32, the lowest logit that GOOD may give a candidate
     best: tl.tensor  # float32, GOOD's greatest logit
 
