@@ -21,6 +21,7 @@ from cdgen.errors import InputError
 from cdgen.models.llama import LlamaRunner
 from cdgen_kernels import Samples, codes, make_sampling_tensors, reference
 from tests.helpers.families import FAMILIES, family
+from tests.helpers.sampling import free
 from tests.helpers.tiny_models import SENTENCES, VOCABULARY, make_llama, make_tokenizer
 
 PROMPTS = ["The quick brown", "Once", "How do you make bread? You take flour,", [5, 6, 7]]
@@ -39,10 +40,6 @@ def static(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drawn(requests: list[RequestOutput]) -> list[list[list[int]]]:
     return [[output.token_ids for output in request.outputs] for request in requests]
-
-
-def free(**changes: Any) -> SamplingParams:
-    return SamplingParams(**{"max_tokens": 12, "ignore_eos": True} | changes)
 
 
 # ------------------------------------------------------------------------------------------------ the numbers

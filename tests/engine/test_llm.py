@@ -8,14 +8,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from cdgen import ContrastiveLM, SamplingParams
+from cdgen import ContrastiveLM
 from cdgen.errors import InputError
 from tests.helpers.families import family
+from tests.helpers.sampling import free
 from tests.helpers.tiny_models import make_llama
-
-
-def free(**changes: Any) -> SamplingParams:
-    return SamplingParams(**{"max_tokens": 12, "ignore_eos": True} | changes)
 
 
 @pytest.mark.parametrize(

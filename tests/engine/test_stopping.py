@@ -14,6 +14,7 @@ from cdgen.engine.bans import repeated_ngram_bans
 from cdgen.engine.requests import Prompts
 from cdgen.engine.text import StopStrings, decode_after
 from cdgen.errors import InputError
+from tests.helpers.sampling import free
 from tests.helpers.tiny_models import make_llama
 
 PROMPTS = ["The quick brown", "Once", "How do you make bread? You take flour,", [5, 6, 7]]
@@ -22,10 +23,6 @@ PROMPTS = ["The quick brown", "Once", "How do you make bread? You take flour,", 
 @pytest.fixture(scope="module")
 def lm(folders: dict[str, Path]) -> ContrastiveLM:
     return ContrastiveLM(folders["good"], folders["bad"])
-
-
-def free(**changes: Any) -> SamplingParams:
-    return SamplingParams(**{"max_tokens": 12, "ignore_eos": True} | changes)
 
 
 def test_end_of_text(tokenizer) -> None:
