@@ -1,11 +1,12 @@
 """The command `python -m benchmarks.gpu`; docs/gpu.md describes it. This process imports neither torch nor Triton."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.gpu import records
@@ -80,14 +81,23 @@ def run_jobs(runner: Runner, parts: dict[str, tuple[Job, ...]], options: argpars
             runner.run([job for job in chosen if not (dry and job.skipped_in_dry_run)], concurrent_jobs(part, dry))
 
 
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Exit cleanly on SIGTERM, and on SIGHUP after a lost connection, so that jobs end with this process."""
+    replaced = {number: signal.signal(number, lambda *_: sys.exit(1)) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
 def main(arguments: Sequence[str] | None = None, parts: dict[str, tuple[Job, ...]] = PARTS) -> int:
     """Run the command and return its exit status, which is 1 if anything was wrong or failed."""
     started = time.monotonic()
     options = parse(arguments, parts)
     out, start = options.out, options.out.stat().st_size
-    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP follows a lost connection; jobs end with this process
-        signal.signal(number, lambda *_: sys.exit(1))
-    with environment() as (variables, folder):
+    with exit_on_signals(), environment() as (variables, folder):
         about = machine(variables)
         dry = options.dry_run or not (about["torch"] or {}).get("available")
         records.append(out, about | {"dry": dry})
