@@ -28,6 +28,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, Trainer, TrainerC
 
 from benchmarks.cpu.harness import compare
 from cdgen import TrainConfig, train
+from cdgen.corpus.find import find
 from cdgen.storage.progress import Silent
 from cdgen.training import corpora
 from cdgen.training.mixture import Mixture
@@ -99,7 +100,7 @@ def run_trainer(folder: Path, steps: int, after_step: Callable[[], None]) -> Tra
     """Run transformers' Trainer on the same blocks in the same order, and call `after_step` after every step."""
     config = config_of(folder, steps)
     tokenizer = corpora.load_tokenizer(config.tokenizer)
-    pool = Pool([corpora.token_file(corpora.find(config.corpus), tokenizer)], BLOCK, config.seed, "text")
+    pool = Pool([corpora.token_file(find(config.corpus), tokenizer)], BLOCK, config.seed, "text")
     mixture = Mixture(pool, None, BATCH, 0, config.seed)
     rows = [{"input_ids": row, "labels": row} for step in range(steps) for row in mixture.blocks(step)]
 

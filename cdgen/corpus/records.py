@@ -37,8 +37,8 @@ class NumberedRecord(NamedTuple):
     text: str
 
 
-class _Fields(NamedTuple):
-    """A record with all its fields, and where it is in its file, for messages."""
+class Fields(NamedTuple):
+    """A record with its fields, and where it is in its file, for messages."""
 
     place: str
     number: int
@@ -75,20 +75,37 @@ def numbered_records(
     Raises:
         InputError: something cannot be read; the message names the file and the place.
     """
+    if not str(path).startswith(HUB):
+        check_path(Path(path), noun)
+        if format_of(Path(path)) == "txt":
+            return _from_text(Path(path), whole)
+    return _texts_of(path, _fields(path, noun, field, remedy), field, remedy)
+
+
+def all_fields(path: str | Path, noun: str = "item") -> Iterator[Fields]:
+    """Iterate over the records of JSON lines, Parquet or datasets, with all their fields as Python objects.
+
+    Args:
+        path: a file, a folder, or a name on the hub; see :func:`records`.
+        noun: what is read, for messages.
+    Raises:
+        InputError: something cannot be read; the message names the file and the place.
+    """
+    if not str(path).startswith(HUB):
+        check_path(Path(path), noun)
+    return _fields(path, noun)
+
+
+def _fields(path: str | Path, noun: str, field: str | None = None, remedy: str = "") -> Iterator[Fields]:
+    """Iterate over records: with their `field` and their `id` at least, or with all fields if `field` is None."""
     if str(path).startswith(HUB):
-        return _texts_of(str(path), _from_hub(str(path)), field, remedy)
+        return _from_hub(str(path))
     path = Path(path)
-    check_path(path, noun)
+    readers = {"jsonl": _from_jsonl, "parquet": _from_parquet, "datasets": _from_datasets}
     kind = format_of(path)
-    if kind == "txt":
-        return _from_text(path, whole)
-    if kind == "jsonl":
-        return _texts_of(path, _from_jsonl(path, field), field, remedy)
-    if kind == "parquet":
-        return _texts_of(path, _from_parquet(path, field, remedy), field, remedy)
-    if kind == "datasets":
-        return _texts_of(path, _from_datasets(path, field, remedy), field, remedy)
-    raise InputError(f"{path}: cannot read {noun} from a file of this format; use {FORMATS}")
+    if kind not in readers:
+        raise InputError(f"{path}: cannot read {noun} from a file of this format; use {FORMATS}")
+    return readers[kind](path, field, remedy)
 
 
 def format_of(path: Path) -> str | None:
@@ -136,7 +153,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _from_jsonl(path: Path, field: str) -> Iterator[_Fields]:
+def _from_jsonl(path: Path, field: str | None, remedy: str) -> Iterator[Fields]:
     for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
@@ -145,8 +162,9 @@ def _from_jsonl(path: Path, field: str) -> Iterator[_Fields]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: line {number} is not JSON: {getattr(error, 'msg', error)}") from error
         if not isinstance(record, dict):
-            raise InputError(f"{path}: line {number} is not an object with a field {field!r}")
-        yield _Fields(f"line {number}", number, record)
+            wanted = "" if field is None else f" with a field {field!r}"
+            raise InputError(f"{path}: line {number} is not an object{wanted}")
+        yield Fields(f"line {number}", number, record)
 
 
 @contextlib.contextmanager
@@ -161,7 +179,7 @@ def _reported(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {reason}") from error
 
 
-def _from_parquet(path: Path, field: str, remedy: str) -> Iterator[_Fields]:
+def _from_parquet(path: Path, field: str | None, remedy: str) -> Iterator[Fields]:
     import pyarrow.parquet
 
     with _reported(f"{path}: cannot be read"), open(path, "rb"):
@@ -175,7 +193,7 @@ def _from_parquet(path: Path, field: str, remedy: str) -> Iterator[_Fields]:
         yield from _rows(path, file.iter_batches(batch_size=_ROWS, columns=columns))
 
 
-def _from_datasets(path: Path, field: str, remedy: str) -> Iterator[_Fields]:
+def _from_datasets(path: Path, field: str | None, remedy: str) -> Iterator[Fields]:
     datasets = _import_datasets(path)
     with _reported(f"{path}: not a folder of datasets; use {FORMATS}"):
         found = datasets.load_from_disk(str(path))
@@ -187,10 +205,11 @@ def _from_datasets(path: Path, field: str, remedy: str) -> Iterator[_Fields]:
         yield from _rows(path, found.iter(batch_size=_ROWS))
 
 
-def _columns(path: Path, names: list[str], field: str, remedy: str) -> list[str]:
-    if field not in names:
+def _columns(path: Path, names: list[str], field: str | None, remedy: str) -> list[str]:
+    """Return the names of the columns to read: `field` and `id`, or all."""
+    if field is not None and field not in names:
         raise InputError(f"{path}: no field {field!r}; it has {_listed(names)}; {remedy}")
-    columns = [name for name in dict.fromkeys((field, "id")) if name in names]
+    columns = [name for name in dict.fromkeys(names if field is None else (field, "id")) if name in names]
     for name in columns:
         if names.count(name) > 1:
             raise InputError(f"{path}: has {names.count(name)} columns named {name!r}; rename or drop all but one")
@@ -205,7 +224,7 @@ def _listed(names: Iterable[object]) -> str:
     return ", ".join(short[:_SHOWN_NAMES]) + more
 
 
-def _rows(path: Path, batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]") -> Iterator[_Fields]:
+def _rows(path: Path, batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]") -> Iterator[Fields]:
     """Iterate over the rows of Arrow tables."""
     number = 0
     for batch in batches:
@@ -215,10 +234,10 @@ def _rows(path: Path, batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]") 
             place = f"rows {number + 1} to {number + batch.num_rows}"
             raise InputError(f"{path}: a text in {place} is not UTF-8 from byte {error.start} on") from error
         for number, row in enumerate(rows, number + 1):  # noqa: B020
-            yield _Fields(f"row {number}", number, row)
+            yield Fields(f"row {number}", number, row)
 
 
-def _from_hub(name: str) -> Iterator[_Fields]:
+def _from_hub(name: str) -> Iterator[Fields]:
     datasets = _import_datasets(name)
     repository, _, split = name.removeprefix(HUB).partition(":")
     if not repository:
@@ -227,7 +246,7 @@ def _from_hub(name: str) -> Iterator[_Fields]:
         # trust_remote_code: datasets 3 asks on the terminal whether to run a data set's own code unless it is False
         found = datasets.load_dataset(repository, split=split or "train", streaming=True, trust_remote_code=False)
         for number, record in enumerate(found, 1):
-            yield _Fields(f"row {number}", number, record)
+            yield Fields(f"row {number}", number, record)
 
 
 def _import_datasets(path: str | Path) -> ModuleType:
@@ -238,7 +257,7 @@ def _import_datasets(path: str | Path) -> ModuleType:
     return cast(ModuleType, datasets)
 
 
-def _texts_of(path: str | Path, found: Iterable[_Fields], field: str, remedy: str) -> Iterator[NumberedRecord]:
+def _texts_of(path: str | Path, found: Iterable[Fields], field: str, remedy: str) -> Iterator[NumberedRecord]:
     """Iterate over the texts in a field of the records, and check them."""
     for place, number, record in found:
         if field not in record:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cdgen.corpus.find import Corpus, find
 from cdgen.storage.folder import file_sha256
 from cdgen.storage.progress import Progress
 from cdgen.training import corpora
@@ -26,7 +27,7 @@ class Inputs:
             preset's fingerprint is its name.
     """
 
-    found: dict[str, list[corpora.Corpus]]
+    found: dict[str, list[Corpus]]
     tokenizer: corpora.Tokenizer
     fingerprints: dict[str, Any]
 
@@ -46,12 +47,12 @@ def find_inputs(config: TrainConfig, tokenizer: corpora.Tokenizer) -> Inputs:
         CorpusError: a corpus is damaged.
     """
     found = {
-        "corpus": [corpora.find(config.corpus)] if config.ratio != 1 else [],
-        "synthetic": [corpora.find(name) for name in config.synthetic] if config.ratio else [],
+        "corpus": [find(config.corpus)] if config.ratio != 1 else [],
+        "synthetic": [find(name) for name in config.synthetic] if config.ratio else [],
     }
     beside = Path(config.corpus).expanduser() / "test.parquet"
     test = config.test or (str(beside) if beside.exists() else None)
-    found |= {"test": [corpora.find(test, "test")] if test else []}
+    found |= {"test": [find(test, "test")] if test else []}
     fingerprints = {field: [corpus.fingerprint for corpus in group] for field, group in found.items()}
     inputs = {"tokenizer": tokenizer.fingerprint, "model": _model_fingerprint(config.model)}
     return Inputs(found, tokenizer, fingerprints | inputs)

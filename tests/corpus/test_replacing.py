@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from cdgen import ContrastiveLM, SamplingParams
+from cdgen.corpus.find import find
 from cdgen.corpus.manifest import NAME
 from cdgen.corpus.writer import write_corpus
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest
-from cdgen.training.corpora import find
 from tests.helpers.corpora import bytes_of, numbered_seeds
 
 OLD = {"params": SamplingParams(max_tokens=2), "split_documents": True}

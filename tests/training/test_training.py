@@ -26,6 +26,7 @@ from transformers import (
 
 from cdgen import ContrastiveLM, SamplingParams, TrainConfig, train
 from cdgen.cli import main
+from cdgen.corpus.find import find
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import runs
 from cdgen.training import corpora
@@ -59,7 +60,7 @@ def test_the_loss_curve_equals_that_of_transformers_trainer(settings, tmp_path) 
 
     tokenizer = corpora.load_tokenizer(config.tokenizer)
     pools = [
-        Pool([corpora.token_file(corpora.find(name), tokenizer)], BLOCK, config.seed, "", stream)
+        Pool([corpora.token_file(find(name), tokenizer)], BLOCK, config.seed, "", stream)
         for stream, name in enumerate((config.corpus, config.synthetic[0]))
     ]
     mixture = Mixture(*pools, BATCH, 0.3, config.seed)
@@ -91,7 +92,7 @@ def test_perplexity_is_that_of_the_saved_model(uninterrupted, data) -> None:
     """transformers loads the checkpoints and computes it over all blocks of the test text."""
     run = json.loads((uninterrupted / "run.json").read_text())
     tokenizer = corpora.load_tokenizer(data / "tokenizer")
-    pool = Pool([corpora.token_file(corpora.find(data / "real", "test"), tokenizer)], BLOCK, 0, "")
+    pool = Pool([corpora.token_file(find(data / "real", "test"), tokenizer)], BLOCK, 0, "")
     blocks = torch.from_numpy(np.stack([pool.block(number) for number in range(pool.blocks)]))
     for entry in (run["checkpoints"][0], run["checkpoints"][-1]):
         model = AutoModelForCausalLM.from_pretrained(uninterrupted / f"step_{entry['step']:06d}").eval()
@@ -198,7 +199,7 @@ def test_the_documents_of_a_generated_corpus_are_read(folders, tmp_path, seeds_f
             "--ignore-eos", "--quiet"]  # fmt: skip
     for split in ([], ["--split-documents"]):
         assert main(list(map(str, [*argv, "--out", tmp_path / f"corpus{len(split)}", *split]))) == 0
-    whole, cut = (corpora.find(tmp_path / f"corpus{number}") for number in (0, 1))
+    whole, cut = (find(tmp_path / f"corpus{number}") for number in (0, 1))
     assert "corpus0: its texts continue after end-of-text tokens" in caplog.text and "corpus1" not in caplog.text
     for corpus, name in ((whole, "data/train-00000.parquet"), (cut, "_documents/00000.parquet")):
         rows = pq.read_table(tmp_path / corpus.name / name)["text"].to_pylist()
@@ -206,11 +207,11 @@ def test_the_documents_of_a_generated_corpus_are_read(folders, tmp_path, seeds_f
     manifest = json.loads((tmp_path / "corpus1" / "_manifest.json").read_text())
     (tmp_path / "corpus1" / "_manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     with pytest.raises(InputError, match="corpus1: is not finished"):
-        corpora.find(tmp_path / "corpus1")
+        find(tmp_path / "corpus1")
     shard = tmp_path / "corpus0" / "data/train-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(CorpusError, match=r"train-00000\.parquet: is missing, truncated or altered"):
-        corpora.find(tmp_path / "corpus0")
+        find(tmp_path / "corpus0")
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from cdgen.corpus.find import find
 from cdgen.errors import CorpusError, InputError
 from cdgen.prepare.build import prepare_corpus
 from cdgen.prepare.sources import Source
 from cdgen.storage import manifest as manifests
-from cdgen.training.corpora import find
 from tests.helpers.prepared import fish, jsonl
 
 MODEL = {"name": "G", "fingerprint": "sha256:0"}
