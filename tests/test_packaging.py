@@ -100,7 +100,13 @@ def test_a_source_distribution_builds_a_wheel_that_installs(tmp_path: Path) -> N
     wheel = next(tmp_path.glob("*.whl"))
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"cdgen", "cdgen_kernels"}
-    assert {"cdgen/cli/app.py", "cdgen/cli/demo_prompts.txt", "cdgen/recipes/tiny.toml", "cdgen/py.typed"} <= names
+    assert {
+        "cdgen/cli/app.py",
+        "cdgen/cli/demo_prompts.txt",
+        "cdgen/recipes/tiny.toml",
+        "cdgen/evaluation/task_files/blimp.toml",
+        "cdgen/py.typed",
+    } <= names
     assert {"cdgen_kernels/triton/sample.py", "cdgen_kernels/py.typed"} <= names
 
     target = tmp_path / "target"

@@ -13,13 +13,27 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from cdgen import __version__
-from cdgen.cli import demo, generate, info, models, plan, prepare, run, tokenizer, train
+from cdgen.cli import (
+    compare,
+    corpus_stats,
+    demo,
+    evaluate,
+    generate,
+    info,
+    models,
+    plan,
+    prepare,
+    run,
+    tokenizer,
+    train,
+)
 from cdgen.cli.parser import Parser, add_debug
 from cdgen.errors import CorpusError, InputError, first_line, printable
 from cdgen.training.signals import Interrupted
 
-COMMANDS = (generate, prepare, tokenizer, train, models, run, plan, demo, info)
-_REPORTS = ("info", "models", "plan")  # commands that only print: it is no error if the reader of a pipe stops early
+COMMANDS = (generate, prepare, tokenizer, train, models, evaluate, compare, corpus_stats, run, plan, demo, info)
+# Commands that only print, or print last: it is no error if the reader of a pipe stops early.
+_REPORTS = ("info", "models", "plan", "compare", "corpus-stats")
 DESCRIPTION = """\
 Fast contrastive decoding with two language models, and a pipeline that turns it
 into synthetic training corpora."""
@@ -33,8 +47,11 @@ OPTIONS = {
     "prefix_tokens": "--prefix-tokens",
     "stop_token_ids": "--stop-token-ids",
     "shard_size": "--shard-size",
+    "batch_tokens": "--batch-tokens",
+    "baseline=LABEL": "--baseline LABEL",
     "chunk_words": "--chunk-words",
     "dtype='float32'": "--dtype float32",
+    "convention='babylm'": "--convention babylm",
     "kv_cache_memory_bytes": "--kv-cache-gb",
     "max_num_seqs": "--batch-size",
     "trust_remote_code=True": "--trust-remote-code",

@@ -79,12 +79,17 @@ def add_command(
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options that choose GOOD, BAD and their dtypes; return their group."""
+def add_model_options(parser: argparse.ArgumentParser, *, decodes: bool = True) -> argparse._ArgumentGroup:
+    """Add the options that choose GOOD, BAD and their dtypes; return their group.
+
+    Args:
+        parser: the parser of a command.
+        decodes: whether the command decodes; if so, it requires GOOD and has an option for the KV cache.
+    """
     models = parser.add_argument_group("models")
     models.add_argument(
         "--good",
-        required=True,
+        required=decodes,
         metavar="MODEL",
         help="a safetensors folder, a GGUF file, a hub name, or a checkpoint of a training run, such as run@best",
     )
@@ -100,7 +105,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         help="float32, bfloat16 or float16 (default: float32 on CPUs; on GPUs the checkpoint's 16-bit dtype, "
         "otherwise bfloat16)",
     )
-    models.add_argument("--kv-cache-dtype", metavar="DTYPE", help="dtype of the KV cache (default: same as --dtype)")
+    if decodes:
+        models.add_argument(
+            "--kv-cache-dtype", metavar="DTYPE", help="dtype of the KV cache (default: same as --dtype)"
+        )
     models.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
     return models
 

@@ -5,16 +5,17 @@ from functools import cache
 from pathlib import Path
 
 from cdgen.cli.parser import Commands, Parser, add_command
-from cdgen.cli.recipe import PRESETS, read_recipe, run_stages, stages
-from cdgen.cli.recipe_checks import check_stages, check_texts
+from cdgen.cli.recipe import PRESETS, read_recipe, stages
+from cdgen.cli.stage_checks import check_results, check_stages, check_texts
+from cdgen.cli.stages import run_stages
 from cdgen.errors import escaped
 from cdgen.storage.folder import OutputFolder
 
 DESCRIPTION = """\
 Run the stages of a recipe one after another: corpus, tokenizer, GOOD, BAD, one
-synthetic corpus per method, and the models to compare. Each stage is a command
-of cdgen. At the end, print the best checkpoint and the perplexity of each model.
-Rerun the same command to resume; finished stages are skipped."""
+synthetic corpus per method, the models to compare, their evaluation, and the
+comparison, which says how much each method helped. Each stage is a command of
+cdgen. Rerun the same command to resume; finished stages are skipped."""
 
 EPILOG = """\
 examples:
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     def execute(argv: list[str]) -> int:
         if argv[0] == "train":
             check_once()
+        if argv[0] == "compare":
+            check_results(planned, parser.parse_args)
         parsed = parser.parse_args(argv)
         return int(parsed.handler(parsed))
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 FORMATS = ".txt, .jsonl (both also .gz or .zst), .parquet, or a folder written by datasets' save_to_disk"
+_FIELD_FORMATS = ".jsonl (also .gz or .zst), .parquet, or a folder written by datasets' save_to_disk"
 HUB = "hub:"
 
 _BUFFER = 1 << 20  # bytes of a Parquet column that are read at once
@@ -104,7 +105,8 @@ def _fields(path: str | Path, noun: str, field: str | None = None, remedy: str =
     readers = {"jsonl": _from_jsonl, "parquet": _from_parquet, "datasets": _from_datasets}
     kind = format_of(path)
     if kind not in readers:
-        raise InputError(f"{path}: cannot read {noun} from a file of this format; use {FORMATS}")
+        formats = FORMATS if field is not None else _FIELD_FORMATS
+        raise InputError(f"{path}: cannot read {noun} from a file of this format; use {formats}")
     return readers[kind](path, field, remedy)
 
 

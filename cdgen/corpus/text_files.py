@@ -43,26 +43,30 @@ def check_path(path: Path, noun: str = "text") -> None:
 
 def whole_text(path: Path) -> str:
     """Return the text of a file, with lines that end in "\\n"."""
-    return "".join(_decoded(path)).replace("\r\n", "\n")
+    return "".join(pieces(path)).replace("\r\n", "\n")
 
 
 def lines(path: str | Path) -> Iterator[str]:
     """Iterate over the lines of a text file, without their ends ("\\n" or "\\r\\n")."""
-    pieces: list[str] = []  # parts of a line that is longer than a block
-    for text in _decoded(Path(path)):
+    parts: list[str] = []  # the beginning of a line that is longer than a block
+    for text in pieces(Path(path)):
         *finished, rest = text.split("\n")
         if finished:
-            yield "".join([*pieces, finished[0]]).removesuffix("\r")
+            yield "".join([*parts, finished[0]]).removesuffix("\r")
             for line in finished[1:]:
                 yield line.removesuffix("\r")
-            pieces = []
-        pieces.append(rest)
-    if last := "".join(pieces):
+            parts = []
+        parts.append(rest)
+    if last := "".join(parts):
         yield last.removesuffix("\r")
 
 
-def _decoded(path: Path) -> Iterator[str]:
-    """Iterate over a file's text in pieces. Errors name the byte in the decompressed file."""
+def pieces(path: Path) -> Iterator[str]:
+    """Iterate over a file's text in pieces of about a megabyte, with the ends of lines as they are.
+
+    Raises:
+        InputError: the file cannot be read; the message names the byte in the decompressed file.
+    """
     with _opened(path) as file:
         block = file.read(_BLOCK)
         mark, encoding = next((pair for pair in _ENCODINGS if block.startswith(pair[0])), (b"", "utf-8"))

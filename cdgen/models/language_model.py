@@ -98,6 +98,11 @@ class LanguageModel:
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         return f"sha256:{digest.hexdigest()}"
 
+    @property
+    def cache_argument(self) -> str:
+        """The name of the cache's argument in the module's forward; newer versions of transformers have renamed it."""
+        return "cache" if "cache" in self._accepts else "past_key_values"
+
     def new_cache(self, max_len: int) -> InPlaceCache:
         """Return an empty cache for up to `max_len` positions."""
         return InPlaceCache(self.num_layers, max_len)
@@ -113,7 +118,7 @@ class LanguageModel:
             position_ids: int64 [B, T].
             cache: extended by T positions.
         """
-        inputs = {"input_ids": ids, "attention_mask": attention_mask, "past_key_values": cache, "use_cache": True}
+        inputs = {"input_ids": ids, "attention_mask": attention_mask, self.cache_argument: cache, "use_cache": True}
         if "position_ids" in self._accepts:  # not for ALiBi, which counts positions from the mask
             inputs["position_ids"] = position_ids
         if "logits_to_keep" in self._accepts:

@@ -1,5 +1,6 @@
 """Tokenizers: loaded exactly as their files describe them, and used by one rule for special tokens."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,35 @@ def encode(
         return tokenizer(text, **options)["input_ids"]
     except Exception as error:  # errors of the tokenizers library have no type of their own
         raise InputError(f"{name}: cannot be encoded: {_why(text, error)}") from error
+
+
+def encode_with_offsets(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], name: str
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Return the token ids of texts, and the characters that each token stands for.
+
+    Special tokens are treated as in :func:`encode`, with those that the tokenizer adds.
+
+    Args:
+        tokenizer: encodes the texts.
+        texts: any number of texts.
+        name: what a text is, for error messages.
+    Returns:
+        For each text, its ids, and the start and end of each token in it; (0, 0) for an added special token.
+    Raises:
+        InputError: the tokenizer cannot encode a text, or is a slow (Python) one, which gives no offsets.
+    """
+    if not tokenizer.is_fast:
+        kind = type(tokenizer).__name__
+        raise InputError(f"the tokenizer ({kind}) gives no character offsets; provide a tokenizer.json")
+    options: dict[str, Any] = {"add_special_tokens": True, "split_special_tokens": True, "verbose": False}
+    if not texts:
+        return []
+    try:
+        found = tokenizer(list(texts), return_offsets_mapping=True, **options)
+    except Exception as error:
+        raise InputError(f"{name}: cannot be encoded: {_why(list(texts), error)}") from error
+    return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
 
 
 def _why(text: str | list[str], error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 Every manifest has a `kind` and a `format_version`. Prepared corpora and tokenizers have a `manifest.json`; a generated
 corpus has a `_manifest.json`, whose name makes readers of Parquet folders skip it; a training run has a `run.json` (see
-:mod:`cdgen.storage.runs`).
+:mod:`cdgen.storage.runs`), an evaluation a `results.json`, and a comparison a `comparison.json`.
 """
 
 import json
@@ -17,14 +17,24 @@ from cdgen.storage import checked_json
 from cdgen.storage.folder import OutputFolder
 
 GENERATED, PREPARED, TOKENIZER, RUN = "generated", "prepared", "tokenizer", "run"
+RESULTS, COMPARISON = "results", "comparison"
 NAME = "manifest.json"
-FILE_NAMES = {GENERATED: "_manifest.json", PREPARED: NAME, TOKENIZER: NAME, RUN: "run.json"}
-_VERSIONS = {GENERATED: 3, PREPARED: 2, TOKENIZER: 2, RUN: 2}
+FILE_NAMES = {
+    GENERATED: "_manifest.json",
+    PREPARED: NAME,
+    TOKENIZER: NAME,
+    RUN: "run.json",
+    RESULTS: "results.json",
+    COMPARISON: "comparison.json",
+}
+_VERSIONS = {GENERATED: 3, PREPARED: 2, TOKENIZER: 2, RUN: 2, RESULTS: 1, COMPARISON: 1}
 _NOUNS = {
     GENERATED: "a generated corpus",
     PREPARED: "a prepared corpus",
     TOKENIZER: "a tokenizer",
     RUN: "a training run",
+    RESULTS: "results of an evaluation",
+    COMPARISON: "a comparison",
 }
 _MODEL = {"name": str, "fingerprint": str}
 # cdgen may delete files that a manifest lists, so a manifest may list only names that cdgen itself gives to files.
@@ -32,6 +42,8 @@ _SHARD_NAME = re.compile(r"data/train-\d{5,}\.(parquet|jsonl\.gz)")
 _DOCUMENTS_NAME = re.compile(r"_documents/\d{5,}\.(parquet|jsonl\.gz)")
 _SPLIT_NAME = re.compile(r"(train|test|seeds)\.parquet")
 _TOKENIZER_NAME = re.compile(r"tokenizer(_config)?\.json")
+_SCORES_NAME = re.compile(r"scores/\w[\w.-]*/\w[\w.-]*\.parquet")
+_COMPARISON_NAME = re.compile(r"comparison\.(md|tex)")
 _CHECKPOINT_FILE = re.compile(r"\w[\w.-]*")
 _SHARD = {
     "number": int,
@@ -79,6 +91,22 @@ FIELDS: dict[str, dict[str, Any]] = {  # a declaration of :mod:`cdgen.storage.ch
         "environments": [dict],
         "checkpoints": [{"step": int, "loss": float, "perplexity": (float, None), "files": {_CHECKPOINT_FILE: str}}],
     },
+    RESULTS: {
+        "environments": [dict],
+        "results": [
+            {
+                "model": {"label": str, "seed": (int, None), "step": (int, None), "name": str, "fingerprint": str},
+                "task": {
+                    "name": str, "form": str, "convention": str, "items": int, "fingerprint": str, "metrics": [dict]
+                },
+                "values": dict,
+                "name": _SCORES_NAME,
+                "sha256": str,
+                "environment": int,
+            }
+        ],
+    },
+    COMPARISON: {"baseline": str, "files": {_COMPARISON_NAME: str}},
 }  # fmt: skip
 
 Manifest = dict[str, Any]
@@ -133,6 +161,8 @@ def is_whole(folder: Path) -> bool:
             assert manifest is not None, "the file was just read"
             if kind == RUN:
                 names = [f"step_{one['step']:06d}" for one in manifest["checkpoints"][-1:]]
+            elif kind == RESULTS:
+                names = [each["name"] for each in manifest["results"]]
             elif kind == GENERATED:
                 shards = manifest["shards"]
                 names = [file["name"] for shard in shards for file in (shard, shard.get("documents", shard))]

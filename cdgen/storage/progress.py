@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
 BYTES = "bytes"  # unit of a phase that is shown in megabytes
+ITEMS = "items"  # unit of a phase whose rate is shown in units, not in tokens
 
 _REFRESH = 0.1  # minimum seconds between two updates of a bar, since an update takes longer than reading a document
 _PRIOR = 0.05  # weight of the expected number of tokens per unit, as a share of the units that are left
@@ -26,8 +27,8 @@ class Progress(Protocol):
         Args:
             total: number of units in the whole phase, or None if it is not known.
             done: number of units that were finished by an earlier command.
-            unit: "documents", "steps" or :data:`BYTES`.
-            verb: "to write" or "to train"; for bytes "read", "written" or "tokenised".
+            unit: "documents", "steps", :data:`ITEMS` or :data:`BYTES`.
+            verb: "to write", "to train" or "to score"; for bytes "read", "written" or "tokenised".
             tokens_per_unit: number of tokens in a unit, or the greatest number if units differ. With it, the time left
                 is estimated from tokens, which are counted more often than units.
         """
@@ -103,6 +104,10 @@ class Pace:
         """Return a count divided by the seconds since the phase began."""
         return count / max(self._last - self._start, 1e-9)
 
+    def rate(self, unit: str) -> float:
+        """Return the items per second of a phase of :data:`ITEMS`, the tokens per second of any other."""
+        return self.per_second(self.done - self._before if unit == ITEMS else self.tokens)
+
     def seconds_left(self) -> float | None:
         """Return the estimated time left, or None if it is not known."""
         if self._total is None or self.done >= self._total:
@@ -171,8 +176,8 @@ class Lines:
             rate = pace.per_second(pace.done - self._before) / 1e6
             state = f"{pace.done / 1e6:.0f} MB {self._verb}, {rate:.0f} MB/s{self._about}"
         else:
-            rate = pace.per_second(pace.tokens)
-            state = f"{pace.done} of {self._total} {self._unit}, {rate:.0f} tokens/s{self._about}"
+            rate = pace.rate(self._unit)
+            state = f"{pace.done} of {self._total} {self._unit}, {rate:.0f} {_rated(self._unit)}/s{self._about}"
         left = pace.seconds_left()
         return state if left is None else f"{state}, {_duration(left)} left"
 
@@ -196,6 +201,7 @@ class Bar:
 
         self.close()
         self._pace, self._about, self._last = Pace(total, done, tokens_per_unit), "", 0.0
+        self._unit = unit
         self._bar = RichProgress(*_columns(unit, verb), console=self._console, transient=True)
         self._task = self._bar.add_task("", total=total, completed=done, rate=0.0, about="", left="-:--:--")
         self._bar.start()
@@ -234,7 +240,7 @@ class Bar:
             self._bar.update(
                 self._task,
                 completed=self._pace.done,
-                rate=self._pace.per_second(self._pace.tokens),
+                rate=self._pace.rate(self._unit),
                 about=self._about,
                 left="-:--:--" if left is None else _duration(left),
             )
@@ -257,8 +263,13 @@ def _columns(unit: str, verb: str) -> list["ProgressColumn"]:
     left = TextColumn("{task.fields[left]}", style="progress.remaining", markup=False)
     if unit == BYTES:
         return [TextColumn(f"text {verb}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), left]
-    rate = TextColumn("{task.fields[rate]:.0f} tokens/s{task.fields[about]}", markup=False)
+    rate = TextColumn(f"{{task.fields[rate]:.0f}} {_rated(unit)}/s{{task.fields[about]}}", markup=False)
     return [TextColumn(unit), BarColumn(), MofNCompleteColumn(), rate, left]
+
+
+def _rated(unit: str) -> str:
+    """Return what the rate of a phase counts."""
+    return unit if unit == ITEMS else "tokens"
 
 
 def _duration(seconds: float) -> str:

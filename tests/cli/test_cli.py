@@ -26,7 +26,7 @@ from cdgen.training.config import FIELDS as TRAIN_FIELDS
 Outcome = tuple[int, str]  # exit code, and what was printed
 HELP = [("--help",), *((*command, "--help") for command in (
     ("generate",), ("prepare",), ("tokenizer",), ("train",), ("models",), ("models", "ls"), ("run",), ("plan",),
-    ("demo",), ("info",),
+    ("demo",), ("info",), ("evaluate",), ("compare",), ("corpus-stats",),
 ))]  # fmt: skip
 
 

@@ -12,46 +12,12 @@ import pytest
 
 from cdgen.cli import main
 from cdgen.cli.app import build_parser
-from cdgen.cli.recipe import PRESETS, SWITCHES, Stage, read_recipe, results, run_stages, stages
+from cdgen.cli.recipe import PRESETS, SWITCHES, read_recipe, stages
+from cdgen.cli.stages import Stage, perplexities, run_stages
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
-from tests.helpers.tiny_models import SENTENCES
 
-RECIPE = """
-[prepare]
-sources = ["TEXT,by=blank"]
-test = 0.2
-seeds = 0.2
-[tokenizer]
-vocab_size = 300
-[train]
-model = "CONFIG"
-block_size = 32
-batch_size = 8
-steps = 6
-warmup_steps = 1
-save_every = 3
-[bad]
-step = 3
-[generate]
-n = 2
-max_tokens = 8
-prefix_tokens = 5
-ignore_eos = true
-"""
-
-
-REPLACED = ("sources", "max_tokens", "seeds", "prefix_tokens")  # keys of RECIPE that a mistake replaces
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, bad: Any) -> Path:
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"{number}. {SENTENCES[number % 3]}" for number in range(80)))
-    bad.config.save_pretrained(tmp_path / "model")
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE.replace("TEXT", str(text)).replace("CONFIG", str(tmp_path / "model")))
-    return path
+REPLACED = ("sources", "max_tokens", "seeds", "prefix_tokens")  # keys of the recipe that a mistake replaces
 
 
 def names(found: Sequence[Stage]) -> list[str]:
@@ -64,7 +30,8 @@ def test_every_stage_of_a_preset_parses(name: str) -> None:
     for stage in found:
         parsed = build_parser().parse_args(list(stage.argv))
         assert str(parsed.out) == f"out/{stage.name}"
-    assert names(found)[:3] == ["corpus", "tokenizer", "good"] and "model-contrastive" in names(found)
+    assert names(found)[:3] == ["corpus", "tokenizer", "good"] and "model-contrastive-seed42" in names(found)
+    assert names(found)[-2:] == ["evaluation", "comparison"]
     assert all(set(stage.inputs) <= set(names(found[:at])) for at, stage in enumerate(found))
 
 
@@ -113,7 +80,7 @@ def test_stages_are_skipped_while_nothing_they_depend_on_changes(tmp_path: Path)
     assert run() == (130, ["corpus", "tokenizer"])
     failing.clear()
     assert run() == (0, ["corpus", "good", "corpus-contrastive", "model-contrastive"])
-    assert ["model-contrastive", "4", "12.500", "+0.0%"] in [line.split() for line in lines]
+    assert ["model-contrastive", "4", "12.500"] in [line.split() for line in lines]
     assert "tokenizer: already complete, skipped" in lines
     assert run() == (0, ["corpus"]), "the first stage checks its inputs itself"
     recipe["tokenizer"] = {"vocab_size": 5000}
@@ -304,22 +271,23 @@ def test_what_depends_on_the_corpus_is_checked_before_a_model_is_trained(
     assert not (tmp_path / "out" / "good").exists()
 
 
-def test_the_table_says_which_model_is_the_baseline_and_how_much_the_others_differ(tmp_path: Path) -> None:
-    for name, perplexity in (("good", 20.0), ("model-a", 19.0), ("model-b", 22.0), ("model-c", None)):
-        checkpoint = {"step": 4, "loss": 2.5, "perplexity": perplexity, "files": {}}
-        run = {"config": {}, "inputs": {}, "environments": [], "checkpoints": [checkpoint]}
-        (tmp_path / name / "step_000004").mkdir(parents=True)
+def test_the_table_has_the_best_checkpoint_of_each_model(tmp_path: Path) -> None:
+    for name, perplexity in (("good", 20.0), ("model-a", 19.0), ("model-b-seed42", None)):
+        rated = [{"step": 4, "perplexity": perplexity}, {"step": 6, "perplexity": perplexity and 30.0}]
+        run = {"config": {}, "inputs": {}, "environments": []}
+        run["checkpoints"] = [{"loss": 2.5, "files": {}} | each for each in rated]
+        for each in rated:
+            (tmp_path / name / f"step_{each['step']:06d}").mkdir(parents=True)
         (tmp_path / name / "run.json").write_text(json.dumps(manifests.new("run") | run))
-    lines = list(results(tmp_path, ["good", "model-a", "model-b", "model-c"]))
-    rows = [line.split() for line in lines[1:6]]
-    assert rows[1:] == [
-        ["good", "4", "20.000", "baseline"],
-        ["model-a", "4", "19.000", "-5.0%"],
-        ["model-b", "4", "22.000", "+10.0%"],
-        ["model-c", "4", "-", "-"],
+    lines = list(perplexities(tmp_path, ["good", "model-a", "model-b-seed42"]))
+    assert [line.split() for line in lines[2:5]] == [
+        ["good", "4", "20.000"],
+        ["model-a", "4", "19.000"],
+        ["model-b-seed42", "6", "-"],
     ]
-    assert "lower is better" in lines[7] and "random seed" in lines[8]
-    assert [line.split()[-1] for line in list(results(tmp_path, ["model-a", "good"]))[2:4]] == ["-5.0%", "baseline"]
+    assert "lower is better" in lines[-2]
+    with pytest.raises(CorpusError, match="none: has no checkpoint; delete this folder"):
+        list(perplexities(tmp_path, ["none"]))
 
 
 @pytest.mark.parametrize("option", [(), ("--dry-run",)])
@@ -339,21 +307,47 @@ def test_dry_run_prints_every_command(recipe: Path, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out.splitlines() == expected and not (tmp_path / "out").exists()
 
 
+EVALUATED = """
+[mixed]
+seeds = [42, 43]
+[evaluate]
+tasks = ["entity_tracking", "perplexity"]
+limit = 12
+"""
+
+
+def ending(printed: str) -> list[str]:
+    """Return what `cdgen run` prints after its last stage has begun."""
+    lines = printed.splitlines()
+    return lines[max(at for at, line in enumerate(lines) if line.startswith("comparison: ")) + 1 :]
+
+
 @pytest.mark.slow
 def test_a_whole_experiment(cdgen_command: Any, recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    argv = ("run", recipe, "--out", tmp_path / "out")
+    recipe.write_text(recipe.read_text() + EVALUATED)
+    argv, out = ("run", recipe, "--out", tmp_path / "out"), tmp_path / "out"
     environment = {"CDGEN_CACHE": str(tmp_path / "cache")}
     code, printed = cdgen_command(*argv, **environment)
     assert code == 0, printed
-    rows = [line.split() for line in printed.splitlines()[-7:-4]]
-    assert [row[0] for row in rows] == ["good", "model-ancestral", "model-contrastive"]
+    trained = ["good", "model-real-seed43"]
+    trained += [f"model-{method}-seed{seed}" for method in ("ancestral", "contrastive") for seed in (42, 43)]
+    rows = [row for line in printed.splitlines() if len(row := line.split()) == 3 and row[0] in trained]
+    assert [row[0] for row in rows] == trained
     assert all(row[1] in ("3", "6") and 1 < float(row[2]) < 900 for row in rows), rows
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    said = [line.partition(":")[0] for line in ending(printed) if "real" in line and ":" in line]
+    assert {"ancestral", "contrastive"} <= {*said}, printed
+    assert {path.name for path in (out / "comparison").iterdir()} >= {"comparison.md", "comparison.tex"}
+    entries = json.loads((out / "evaluation" / "results.json").read_text())["results"]
+    runs = {(each["model"]["label"], each["model"]["seed"]) for each in entries}
+    assert runs == {(label, seed) for label in ("real", "ancestral", "contrastive") for seed in (42, 43)}
+    assert len(entries) == 12 and {each["task"]["items"] for each in entries} == {12}
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     code, again = cdgen_command(*argv, **environment)
-    assert code == 0 and again.splitlines()[-9:] == printed.splitlines()[-9:]
-    assert again.count("already complete, skipped") == 6 and "corpus: already complete, nothing to do" in again
-    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert code == 0 and ending(again) == ending(printed)
+    assert again.count("already complete, skipped") == 10 and "corpus: already complete, nothing to do" in again
+    rewritten = {path.parent.name for path, time in files.items() if path.stat().st_mtime_ns != time}
+    assert rewritten <= {"comparison"}
 
 
 @pytest.mark.slow
@@ -361,9 +355,11 @@ def test_an_experiment_resumes_after_it_was_killed_in_any_stage(
     cdgen_command: Any, recipe: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("accelerate")
+    recipe.write_text(recipe.read_text() + EVALUATED.replace("[42, 43]", "42"))
     environment = {"CDGEN_CACHE": str(tmp_path / "cache")}
     tables, weights = [], []
-    for name, kills in (("unbroken", ()), ("killed", ("tokenizer", "good", "corpus-contrastive", "model-ancestral"))):
+    stopped = ("tokenizer", "good", "corpus-contrastive", "model-ancestral", "evaluation")
+    for name, kills in (("unbroken", ()), ("killed", stopped)):
         argv = ("run", recipe, "--out", tmp_path / name)
         for stage in kills:
             child = cdgen_command.start(*argv, **environment)
@@ -374,6 +370,6 @@ def test_an_experiment_resumes_after_it_was_killed_in_any_stage(
             assert cdgen_command.wait()[0] == -signal.SIGKILL
         code, printed = cdgen_command(*argv, **environment)
         assert code == 0, printed
-        tables.append(printed.splitlines()[-9:])
+        tables.append(ending(printed))
         weights.append((tmp_path / name / "model-contrastive" / "step_000006" / "model.safetensors").read_bytes())
-    assert tables[0] == tables[1] and weights[0] == weights[1]
+    assert tables[0] == tables[1] and len(tables[0]) > 4 and weights[0] == weights[1]

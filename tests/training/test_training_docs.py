@@ -9,7 +9,10 @@ from cdgen.cli import main
 from tests.helpers.tiny_models import SENTENCES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
-FEWER = {"steps = 150": "steps = 6", "save_every = 50": "save_every = 2", "step = 50": "step = 2", "n = 8": "n = 2"}
+FEWER = {
+    "steps = 150": "steps = 6", "save_every = 50": "save_every = 2", "step = 50": "step = 2", "n = 8": "n = 2",
+    "limit = 200": "limit = 10",
+}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -1,0 +1,141 @@
+"""The command `cdgen corpus-stats`. Imports torch only if models are given."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdgen.cli.corpus_table import lines
+from cdgen.cli.parser import Commands, add_command, add_model_options, add_quiet, add_threads, load_ops
+from cdgen.errors import InputError
+
+if TYPE_CHECKING:
+    from cdgen.engine.llm import ContrastiveLM
+
+DESCRIPTION = """\
+Measure corpora side by side: their size, diversity and repetition, how much of
+the training text they copy, and how GOOD and BAD score them. Corpora may be
+larger than memory. docs/corpora.md defines every figure."""
+
+EPILOG = """\
+examples:
+  cdgen corpus-stats corpus early dropout top_p --against corpus
+  cdgen corpus-stats corpus early --good run@best --bad run@500 --sample 100 --json stats.json"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "corpus-stats",
+        run,
+        summary="measure and compare corpora",
+        usage="%(prog)s CORPUS ... [--against CORPUS] [--good MODEL [--bad MODEL]] [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    corpora = parser.add_argument_group("corpora")
+    corpora.add_argument(
+        "corpora",
+        nargs="+",
+        metavar="CORPUS",
+        help="folder of a prepared corpus (its train split) or of a generated one, or a .txt, .jsonl or .parquet file",
+    )
+    corpora.add_argument(
+        "--against", metavar="CORPUS", help="training text: measure how many 8-grams and 13-grams are copied from it"
+    )
+    corpora.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
+    models = add_model_options(parser, decodes=False)
+    models.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"
+    )
+    add_threads(models)
+    models.add_argument(
+        "--sample", type=int, default=200, metavar="N", help="documents of each corpus that are scored (default: 200)"
+    )
+    models.add_argument(
+        "--alpha",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="candidates are tokens with at least X times the probability of the most probable one (default: 0.1)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="also write the figures to a JSON file, which is replaced")
+    add_quiet(output)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure the corpora and print a table; return the exit code."""
+    from cdgen.evaluation.corpus_stats.contrast import check_alpha
+    from cdgen.evaluation.corpus_stats.corpus_stats import corpus_stats, find_text
+    from cdgen.storage.progress import choose
+    from cdgen.values import INT32_MAX, INT64_MAX, integer
+
+    options: dict[str, Any] = {
+        "sample": integer("--sample", args.sample, 1, INT32_MAX),
+        "alpha": check_alpha(args.alpha),
+        "seed": integer("--seed", args.seed, 0, INT64_MAX),
+    }
+    if args.json is not None:
+        _check_writable(args.json, [*args.corpora, *filter(None, [args.against])])
+    corpora = [find_text(name) for name in args.corpora]
+    against = None if args.against is None else find_text(args.against)
+    models = _models(args)  # last, since that takes longest
+    progress = choose(args.quiet)
+    try:
+        found = corpus_stats(corpora, against=against, models=models, progress=progress, **options)
+    finally:
+        progress.close()
+    if args.json is not None:
+        about = {"against": args.against, "good": args.good, "bad": args.bad} | options
+        _write(args.json, about | {"corpora": [each.as_json() for each in found]})
+    for line in lines(found, args.against):
+        print(line)
+    return 0
+
+
+def _models(args: argparse.Namespace) -> "ContrastiveLM | None":
+    """Return GOOD and BAD, or None if they are not given."""
+    if args.good is None:
+        if args.bad is not None:
+            raise InputError("--bad: needs --good too")
+        return None
+    load_ops(args.threads, args.device)
+    from cdgen.engine.llm import ContrastiveLM
+    from cdgen.evaluation.corpus_stats.contrast import check_models
+    from cdgen.models.bad import parse_bad
+
+    bad = parse_bad(args.bad) if args.bad else {}
+    options = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
+    return check_models(ContrastiveLM(args.good, **bad, **options))
+
+
+def _check_writable(name: str, inputs: list[str]) -> None:
+    """Raise an error if a file of this name cannot be written, or is one of the inputs."""
+    from cdgen.storage.folder import OutputFolder
+    from cdgen.storage.manifest import check_not_replaced
+
+    if not name or Path(name).is_dir():
+        raise InputError(f"--json {name or repr(name)}: is not the name of a file")
+    check_not_replaced(Path(name).parent, inputs, [Path(name).name])
+    with OutputFolder(Path(name).parent) as folder:
+        folder.check_writable()
+
+
+def _write(name: str, content: dict[str, Any]) -> None:
+    """Write a JSON file, completely or not at all."""
+    from cdgen.storage.folder import OutputFolder
+
+    with OutputFolder(Path(name).parent) as folder:
+        folder.write(Path(name).name, (json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    """Return a value for JSON, which has no infinite numbers: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,201 @@
+"""Checks of the stages of a recipe before they run, so that no mistake surfaces after hours of training."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdgen.cli.generate import Request, check_request
+from cdgen.cli.train import train_config
+from cdgen.errors import InputError
+from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_shape
+
+if TYPE_CHECKING:
+    from cdgen.cli.recipe import Recipe
+    from cdgen.cli.stages import Stage
+    from cdgen.evaluation.tasks import Task
+
+
+def check_stages(
+    planned: Sequence["Stage"], recipe: "Recipe", name: str, parse: Callable[[Sequence[str]], argparse.Namespace]
+) -> None:
+    """Check the options of every stage, the tasks, and whether later stages will find the checkpoints that they need.
+
+    Args:
+        planned: all stages.
+        recipe: the tables that they were planned from.
+        name: the recipe's name for messages.
+        parse: parses a command line of `cdgen`.
+    Raises:
+        InputError: the message names the stage or the key.
+    """
+    configs: dict[str, TrainConfig] = {}
+    if "evaluate" in recipe:
+        _check_package(name)
+    for stage in planned:
+        try:
+            args = parse(stage.argv)
+            checked: Any = args.check(args) if args.check else None
+        except InputError as error:
+            raise InputError(f"{name}: stage {stage.name}: {error}") from error
+        if isinstance(checked, TrainConfig):
+            configs[stage.name] = checked
+            _check_model(f"{name}: stage {stage.name}", checked)
+        if isinstance(checked, Request):
+            _check_positions(f"{name}: stage {stage.name}", checked, configs["good"])
+        if stage.argv[0] == "prepare" and not args.seeds:
+            raise InputError(f"{name}: [prepare] seeds = {args.seeds:g}: leaves no seeds to continue; use more than 0")
+        if stage.argv[0] == "evaluate":
+            _check_tasks(name, checked, parse(planned[0].argv))
+            labels = dict.fromkeys(model.partition("=")[0] for model in args.models)
+        if stage.argv[0] == "compare" and args.baseline not in labels:
+            raise InputError(f"{name}: [compare] baseline = {args.baseline!r}: use one of {', '.join(labels)}")
+    _check_checkpoint(f"{name}: [good] checkpoint", recipe.get("good", {}).get("checkpoint"), configs["good"])
+    _check_checkpoint(f"{name}: [bad] step", recipe["bad"].get("step"), configs["good"])
+    if "step" in recipe["bad"] and recipe["bad"]["step"] == recipe.get("good", {}).get("checkpoint"):
+        raise InputError(f"{name}: [bad] step = {recipe['bad']['step']}: is GOOD itself; choose an earlier checkpoint")
+    if not recipe.get("mixed", {}).get("ratio", 0.3):
+        raise InputError(f"{name}: [mixed] ratio = 0: no model would be trained on a synthetic corpus")
+    layers = recipe["bad"].get("layers")
+    available = _model_value(configs["good"], "num_hidden_layers", f"{name}: stage good")
+    if layers is not None and available is not None and layers >= available:
+        raise InputError(f"{name}: [bad] layers = {layers}: must be less than the {available} layers of GOOD")
+
+
+def _check_package(name: str) -> None:
+    """Raise InputError if the package of the extra `eval` is missing."""
+    if find_spec("jinja2") is None:
+        raise InputError(f'{name}: [evaluate] needs jinja2; in a clone of cdgen: pip install ".[eval]"')
+
+
+def _check_tasks(name: str, tasks: Sequence["Task"], prepare: argparse.Namespace) -> None:
+    """Check the items of tasks, or that there will be test text for those that read the recipe's corpus."""
+    for task in tasks:
+        if task.path != prepare.out:
+            _check_items(name, task)
+        elif not prepare.test:
+            raise InputError(
+                f"{name}: [prepare] test = 0: leaves no text for the task {task.name}; use more than 0, or name a text "
+                f"with {task.name}=PATH"
+            )
+
+
+def check_results(planned: Sequence["Stage"], parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
+    """Check that the results hold no scores that the recipe does not ask for: they would be compared, too.
+
+    Args:
+        planned, parse: see :func:`check_stages`.
+    Raises:
+        InputError: it does, for example because a seed or a task was removed from the recipe.
+    """
+    from cdgen.evaluation import results
+    from cdgen.evaluation.evaluate import parse_models
+
+    args = next(parse(stage.argv) for stage in planned if stage.argv[0] == "evaluate")
+    tasks, models = args.check(args), parse_models(args.models)
+    expected = {results.scores_name(model.entry(""), task.name) for model in models for task in tasks}
+    for entry in results.read(args.out):
+        if entry.name not in expected:
+            raise InputError(
+                f"{args.out}: holds {entry.name}, which the recipe does not ask for; delete this folder and rerun"
+            )
+
+
+def _check_items(name: str, task: "Task") -> None:
+    """Raise InputError if the items of a task cannot be read or made."""
+    from cdgen.evaluation.forms import form
+
+    try:
+        form(task.form).items(task)
+    except InputError as error:
+        raise InputError(f"{name}: [evaluate] tasks: {error}") from error
+
+
+def _check_checkpoint(where: str, step: Any, config: TrainConfig) -> None:
+    """Raise InputError if `step` is a number but training does not save a checkpoint there."""
+    if not isinstance(step, int | float):
+        return
+    if type(step) is not int or not 0 < step <= config.steps or (step % config.save_every and step != config.steps):
+        raise InputError(
+            f"{where} = {step}: GOOD saves no such checkpoint; it saves one every {config.save_every} steps "
+            f"(save_every) up to step {config.steps}"
+        )
+
+
+def _check_model(where: str, config: TrainConfig) -> None:
+    """Raise InputError if there is no such model or test text, or if the model has fewer positions than a block."""
+    positions = _model_value(config, "max_position_embeddings", where)
+    if positions is not None and positions < config.block_size:
+        raise InputError(f"{where}: block_size = {config.block_size}: the model has {positions} positions")
+    if config.test is not None and not Path(config.test).expanduser().exists():
+        raise InputError(f"{where}: test = {config.test}: no such file or folder")
+
+
+def _check_positions(where: str, request: Request, config: TrainConfig) -> None:
+    """Raise InputError if a continuation would be longer than GOOD allows."""
+    limit = _model_value(config, "max_position_embeddings", where)
+    new = request.params.max_tokens
+    if limit is not None and new and (request.reading["prefix_tokens"] or 1) + new > limit:
+        raise InputError(f"{where}: max_tokens = {new} exceeds the {limit} positions of GOOD")
+
+
+def _model_value(config: TrainConfig, key: str, where: str) -> int | None:
+    """Return a number of a model's architecture, or None if its config does not state it."""
+    if config.model in PRESETS:
+        return preset_shape(config)[key]
+    from cdgen.models.configs import load_config
+
+    try:
+        stated = getattr(load_config(config_folder(config.model)).get_text_config(), key, None)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return stated if type(stated) is int else None
+
+
+def check_texts(planned: Sequence["Stage"], name: str, parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
+    """Check what depends on the corpus and the tokenizer, once they exist and before a model is trained.
+
+    Args:
+        planned, name, parse: see :func:`check_stages`.
+    Raises:
+        InputError: a task gives no items, no seed is left, a seed is too long for GOOD, or a model's vocabulary is too
+            small.
+    """
+    from cdgen.corpus.seeds import encode_texts, read_texts
+    from cdgen.engine.prompts import prompt_ids
+    from cdgen.models.tokenizers import load_tokenizer
+    from cdgen.models.vocabulary import vocabulary_size
+
+    parsed = {stage.name: parse(stage.argv) for stage in planned}
+    configs = {each: train_config(args) for each, args in parsed.items() if args.command == "train"}
+    tokenizer = load_tokenizer(configs["good"].tokenizer)
+    entries = vocabulary_size(tokenizer)
+    for each, config in configs.items():
+        size = None if config.model in PRESETS else _model_value(config, "vocab_size", each)
+        if size is not None and size < entries:
+            raise InputError(
+                f"{name}: stage {each}: the model {config.model} has a vocabulary of {size}, but the tokenizer has "
+                f"{entries} entries; raise vocab_size in its config.json, or lower [tokenizer] vocab_size"
+            )
+    for args in parsed.values():
+        if args.command == "evaluate":
+            for task in args.check(args):
+                if task.path == parsed["corpus"].out:
+                    _check_items(name, task)
+    args = next(args for args in parsed.values() if args.command == "generate")  # all methods continue the same seeds
+    request = check_request(args)
+    limit, new = _model_value(configs["good"], "max_position_embeddings", "good"), request.params.max_tokens
+    reading = request.reading
+    try:
+        texts, _ = read_texts(args.seeds, field=reading["field"], chunk_words=reading["chunk_words"])
+        encode_texts(
+            texts,
+            lambda text, seed: prompt_ids(
+                tokenizer, tokenizer.bos_token_id, text, seed, parse_special=reading["parse_special"]
+            ),
+            prefix_tokens=reading["prefix_tokens"],
+            longest=None if limit is None else limit - (new or 1),
+        )
+    except InputError as error:
+        raise InputError(f"{name}: [generate]: {error}") from error

