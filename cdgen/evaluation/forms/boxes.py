@@ -5,8 +5,8 @@ box, operations that put, remove and move objects, and the beginning of a senten
 that may complete it name equally many objects, in alphabetical order, so that neither length nor order gives the right
 one away. All stories of a task have equally many operations; the number of those that concern the box in question is
 the difficulty, as in the paper. The wrong options are made from what the box held at first, from what it held before
-the last operation that concerns it, from the objects that are named last, and from the contents of other boxes: a model
-that ignores operations, or that prefers recent words, chooses one of them.
+the last operation that concerns it, from the objects that are named last, and from the contents of other boxes. They
+tempt a model that ignores operations, or that prefers recent words; docs/lab-notes.md says how far that gets.
 """
 
 import random
