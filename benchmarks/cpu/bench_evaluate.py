@@ -25,7 +25,7 @@ from cdgen.models.loading import load
 from cdgen.models.smollm2 import smollm2_folder
 
 DATA = Path(os.environ.get("CDGEN_DATA", "data"))
-BATCH_SIZES = (8, 16, 32)  # of HFLM
+BATCH_SIZES = (8, 16, 32)  # HFLM is timed with each, since its best one depends on the data
 PER_FILE = {"blimp": 6, "xcopa": 20}  # items of each file
 
 
