@@ -20,6 +20,7 @@ from cdgen.evaluation.scoring.conventions import CONVENTIONS, ConventionName
 from cdgen.evaluation.scoring.evaluator import Evaluator
 from cdgen.evaluation.tasks import Task
 from cdgen.models.dtypes import dtype_name, float_dtype
+from cdgen.models.files import locate
 from cdgen.models.loading import load, usable_device
 from cdgen.storage import manifest as manifests
 from cdgen.storage import runs
@@ -162,6 +163,8 @@ def evaluate(
     _check_names(models, tasks)
     shown = progress or Silent()
     prepared = [_prepare(task, convention) for task in tasks]
+    for model in models:  # a missing one is reported before the others are scored
+        locate(model.source, trust_remote_code)
     with OutputFolder(out) as folder:
         manifests.check_no_other_kind(folder.path, manifests.RESULTS)
         manifest = results.read_manifest(folder.path)

@@ -194,6 +194,14 @@ def test_a_model_without_a_tokenizer(folders: dict[str, Path], task: Task, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_missing_model_is_reported_before_others_are_scored(
+    folders: dict[str, Path], task: Task, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="none: no such folder or file"):
+        evaluate(parse_models([str(folders["good"]), "none"]), [task], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_task(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match=r"task minimal_pairs: has no items: .*empty.jsonl is empty"):
