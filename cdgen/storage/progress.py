@@ -104,9 +104,12 @@ class Pace:
         """Return a count divided by the seconds since the phase began."""
         return count / max(self._last - self._start, 1e-9)
 
-    def rate(self, unit: str) -> float:
+    def rate(self, unit: str) -> str:
         """Return the items per second of a phase of :data:`ITEMS`, the tokens per second of any other."""
-        return self.per_second(self.done - self._before if unit == ITEMS else self.tokens)
+        if unit != ITEMS:
+            return f"{self.per_second(self.tokens):.0f} tokens/s"
+        items = self.per_second(self.done - self._before)
+        return f"{items:.1f} items/s" if items < 10 else f"{items:.0f} items/s"
 
     def seconds_left(self) -> float | None:
         """Return the estimated time left, or None if it is not known."""
@@ -176,8 +179,7 @@ class Lines:
             rate = pace.per_second(pace.done - self._before) / 1e6
             state = f"{pace.done / 1e6:.0f} MB {self._verb}, {rate:.0f} MB/s{self._about}"
         else:
-            rate = pace.rate(self._unit)
-            state = f"{pace.done} of {self._total} {self._unit}, {rate:.0f} {_rated(self._unit)}/s{self._about}"
+            state = f"{pace.done} of {self._total} {self._unit}, {pace.rate(self._unit)}{self._about}"
         left = pace.seconds_left()
         return state if left is None else f"{state}, {_duration(left)} left"
 
@@ -203,7 +205,7 @@ class Bar:
         self._pace, self._about, self._last = Pace(total, done, tokens_per_unit), "", 0.0
         self._unit = unit
         self._bar = RichProgress(*_columns(unit, verb), console=self._console, transient=True)
-        self._task = self._bar.add_task("", total=total, completed=done, rate=0.0, about="", left="-:--:--")
+        self._task = self._bar.add_task("", total=total, completed=done, rate="", about="", left="-:--:--")
         self._bar.start()
 
     def advance(self, units: int) -> None:
@@ -263,13 +265,8 @@ def _columns(unit: str, verb: str) -> list["ProgressColumn"]:
     left = TextColumn("{task.fields[left]}", style="progress.remaining", markup=False)
     if unit == BYTES:
         return [TextColumn(f"text {verb}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), left]
-    rate = TextColumn(f"{{task.fields[rate]:.0f}} {_rated(unit)}/s{{task.fields[about]}}", markup=False)
+    rate = TextColumn("{task.fields[rate]}{task.fields[about]}", markup=False)
     return [TextColumn(unit), BarColumn(), MofNCompleteColumn(), rate, left]
-
-
-def _rated(unit: str) -> str:
-    """Return what the rate of a phase counts."""
-    return unit if unit == ITEMS else "tokens"
 
 
 def _duration(seconds: float) -> str:

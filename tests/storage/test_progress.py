@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cdgen.cli.app import _Handler
 from cdgen.storage import progress
-from cdgen.storage.progress import Bar, Lines, Pace
+from cdgen.storage.progress import ITEMS, Bar, Lines, Pace
 
 
 class Clock:
@@ -124,3 +124,12 @@ def test_a_warning_appears_above_the_bar() -> None:
     handler.emit(logging.makeLogRecord({"msg": "stopping after this step"}))
     bar.close()
     assert "stopping after this step" in stream.getvalue()
+
+
+def test_the_rate_of_items(clock: Clock) -> None:
+    pace = Pace(100, 20, None)
+    clock.now += 4
+    pace.advance(10)
+    assert pace.rate(ITEMS) == "2.5 items/s" and pace.rate("steps") == "0 tokens/s"
+    pace.advance(50)
+    assert pace.rate(ITEMS) == "15 items/s"
