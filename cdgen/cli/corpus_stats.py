@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdgen.cli.corpus_table import lines
-from cdgen.cli.parser import Commands, add_command, add_model_options, add_quiet, add_threads, load_ops
+from cdgen.cli.parser import Commands, add_command, add_device, add_model_options, add_quiet, add_threads, load_ops
 from cdgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def add(commands: Commands) -> None:
     )
     corpora.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
     models = add_model_options(parser, decodes=False)
-    models.add_argument(
-        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"
-    )
+    add_device(models)
     add_threads(models)
     models.add_argument(
         "--sample", type=int, default=200, metavar="N", help="documents of each corpus that are scored (default: 200)"

@@ -4,7 +4,17 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING
 
-from cdgen.cli.parser import Commands, add_command, add_quiet, add_threads, import_ops, load_ops
+from cdgen.cli.parser import (
+    Commands,
+    add_command,
+    add_device,
+    add_dtype,
+    add_quiet,
+    add_threads,
+    add_trust_remote_code,
+    import_ops,
+    load_ops,
+)
 from cdgen.errors import escaped
 
 if TYPE_CHECKING:
@@ -47,16 +57,9 @@ def add(commands: Commands) -> None:
         "run@all for all its checkpoints; LABEL=MODEL sets the label by which models are compared (default: the name "
         "of the folder)",
     )
-    models.add_argument(
-        "--dtype",
-        metavar="DTYPE",
-        help="float32, bfloat16 or float16 (default: float32 on CPUs; on GPUs the checkpoint's 16-bit dtype, "
-        "otherwise bfloat16)",
-    )
-    models.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
-    models.add_argument(
-        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"
-    )
+    add_dtype(models)
+    add_trust_remote_code(models)
+    add_device(models)
     models.add_argument(
         "--batch-tokens",
         type=int,

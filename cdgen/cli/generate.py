@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from cdgen.cli.parser import (
     Commands,
     add_command,
+    add_device,
     add_model_options,
     add_quiet,
     add_switch,
@@ -46,9 +47,7 @@ def add(commands: Commands) -> None:
         epilog=EPILOG,
     )
     models = add_model_options(parser)
-    models.add_argument(
-        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"
-    )
+    add_device(models)
     models.add_argument(
         "--kv-cache-gb",
         type=float,

@@ -99,18 +99,35 @@ def add_model_options(parser: argparse.ArgumentParser, *, decodes: bool = True) 
         help="like --good; or dropout:X for GOOD with attention dropout X, or layers:N for GOOD's first N layers; "
         "omit it for methods without contrast",
     )
-    models.add_argument(
+    add_dtype(models)
+    if decodes:
+        models.add_argument(
+            "--kv-cache-dtype", metavar="DTYPE", help="dtype of the KV cache (default: same as --dtype)"
+        )
+    add_trust_remote_code(models)
+    return models
+
+
+def add_dtype(group: argparse._ActionsContainer) -> None:
+    """Add `--dtype`, the dtype of the weights."""
+    group.add_argument(
         "--dtype",
         metavar="DTYPE",
         help="float32, bfloat16 or float16 (default: float32 on CPUs; on GPUs the checkpoint's 16-bit dtype, "
         "otherwise bfloat16)",
     )
-    if decodes:
-        models.add_argument(
-            "--kv-cache-dtype", metavar="DTYPE", help="dtype of the KV cache (default: same as --dtype)"
-        )
-    models.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
-    return models
+
+
+def add_trust_remote_code(group: argparse._ActionsContainer) -> None:
+    """Add `--trust-remote-code`."""
+    group.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
+
+
+def add_device(group: argparse._ActionsContainer) -> None:
+    """Add `--device`."""
+    group.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"
+    )
 
 
 def add_switch(group: argparse._ActionsContainer, flag: str, *, help: str, default: bool | str = True) -> None:

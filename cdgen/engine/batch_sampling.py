@@ -7,21 +7,26 @@ from cdgen.engine.sampling_params import SamplingParams
 from cdgen_kernels import SamplingTensors, make_sampling_tensors
 
 
+def sampling_tensors(params: SamplingParams, batch: int, device: torch.device) -> SamplingTensors:
+    """Return sampling parameters as tensors [batch], the same in each row."""
+    return make_sampling_tensors(
+        batch,
+        alpha=params.alpha,
+        good_weight=params.good_weight,
+        contrast_strength=params.contrast_strength,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        seed=params.seed,
+        device=device,
+    )
+
+
 class BatchSampling:
     """Repeats the sampling parameters of a call, which are the same for all sequences, for every row of a batch."""
 
     def __init__(self, params: SamplingParams, device: torch.device) -> None:
-        self._one_row = make_sampling_tensors(
-            1,
-            alpha=params.alpha,
-            good_weight=params.good_weight,
-            contrast_strength=params.contrast_strength,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            seed=params.seed,
-            device=device,
-        )
+        self._one_row = sampling_tensors(params, 1, device)
         self._rows = self._one_row  # grows to the size of the largest batch
 
     def tensors(self, batch: RunningBatch) -> SamplingTensors:

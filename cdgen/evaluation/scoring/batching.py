@@ -5,9 +5,15 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 _Item = TypeVar("_Item")
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Return the number of tokens, padding included, that one forward pass reads by default."""
+    return 1024 if device.type == "cpu" else 16384
 
 
 @dataclass

@@ -15,18 +15,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cdgen.engine.batch_sampling import sampling_tensors
 from cdgen.engine.requests import ModelPair
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
-from cdgen.evaluation.scoring.batching import cut
+from cdgen.evaluation.scoring.batching import cut, default_batch_tokens
 from cdgen.evaluation.scoring.conventions import Tokens
 from cdgen.evaluation.scoring.scorer import TokenScores
 from cdgen.rng import private_noise, seed_noise
-from cdgen_kernels import make_sampling_tensors
 from cdgen_kernels.checks import outside_mode
 from cdgen_kernels.reference import contrastive_scores, keep_top
 
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 _PADDING = 256  # maximum number of padding tokens in a batch
 _LOGITS = 2**26  # logits of each model in memory at once
 _SCORES = 2**21  # scores in memory at once, in float64 and with several intermediate results
@@ -43,16 +42,7 @@ def contrastive_logprobs(good: Tensor, bad: Tensor, params: SamplingParams) -> T
     Returns:
         Log-probabilities float64 [N, V] (natural logarithm); -inf for tokens that cannot be drawn.
     """
-    sampling = make_sampling_tensors(
-        len(good),
-        alpha=params.alpha,
-        good_weight=params.good_weight,
-        contrast_strength=params.contrast_strength,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        device=good.device,
-    )
+    sampling = sampling_tensors(params, len(good), good.device)
     scores = contrastive_scores(good.float(), bad.float(), sampling, *outside_mode(params.outside_head))
     if params.top_k or params.top_p < 1:
         scores = keep_top(scores, sampling.top_k, sampling.top_p)
@@ -79,10 +69,9 @@ class ContrastiveScorer:
         if params.temperature == 0:
             raise InputError("temperature = 0: gives one token all probability; use a temperature above 0")
         self._models, self._params, self._vocab_size = (pair.good, pair.bad), params, pair.vocab_size
-        device = pair.good.device
-        budget = batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cuda"])
+        self._device = pair.good.device
+        budget = batch_tokens or default_batch_tokens(self._device)
         self._budget = max(1, min(budget, _LOGITS // max(model.width for model in self._models)))
-        self._device = device
 
     def score(self, sequences: Sequence[Tokens], report: Callable[[int], None]) -> list[TokenScores]:
         """Return the scores of sequences.
@@ -102,9 +91,8 @@ class ContrastiveScorer:
         found: list[TokenScores | None] = [None] * len(sequences)
         with torch.inference_mode(), private_noise(self._device):
             done = 0
-            for number, chosen in enumerate(
-                cut(order, lambda index: len(sequences[index].ids), self._budget, _PADDING)
-            ):
+            batches = cut(order, lambda index: len(sequences[index].ids), self._budget, _PADDING)
+            for number, chosen in enumerate(batches):
                 seed_noise(self._device, number)
                 scored = self._score_batch([sequences[index] for index in chosen])
                 for index, scores in zip(chosen, scored, strict=True):

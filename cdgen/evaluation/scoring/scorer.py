@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 import cdgen_kernels  # noqa: F401  (registers the ops)
 from cdgen.errors import InputError
-from cdgen.evaluation.scoring.batching import Row, cut, pack
+from cdgen.evaluation.scoring.batching import Row, cut, default_batch_tokens, pack
 from cdgen.evaluation.scoring.conventions import Tokens
 from cdgen.models.language_model import LanguageModel
 
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 _ROW_TOKENS = 96  # number of tokens in a row of short sequences
 _PADDING = 16  # at most one token in 16 is padding
 _LOGITS = 2**24  # logits in memory at once
@@ -46,7 +45,7 @@ class Scorer:
 
     def __init__(self, model: LanguageModel, batch_tokens: int | None = None) -> None:
         self._model = model
-        self._budget = batch_tokens or _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS["cuda"])
+        self._budget = batch_tokens or default_batch_tokens(model.device)
         self._is_product = _logits_are_a_product(model)
         if not self._is_product:
             self._budget = max(1, min(self._budget, _ALL_LOGITS // model.width))
