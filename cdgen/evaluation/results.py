@@ -268,9 +268,9 @@ def arrays(table: Mapping[str, Sequence[Any]], items: Sequence[Item], where: str
 def lines(entries: Sequence[Entry]) -> Iterator[str]:
     """Iterate over the lines of a table of results: a line per model and task, with the task's metrics."""
     names = [scores_name(entry.model, "").split("/")[1] for entry in entries]
-    wide = max([5, *map(len, names)])
-    tall = max([4, *(len(entry.task["name"]) for entry in entries)])
-    yield f"{'model':<{wide}}  {'task':<{tall}}  {'items':>6}  result"
+    model_width = max([5, *map(len, names)])
+    task_width = max([4, *(len(entry.task["name"]) for entry in entries)])
+    yield f"{'model':<{model_width}}  {'task':<{task_width}}  {'items':>6}  result"
     for name, entry in zip(names, entries, strict=True):
         values = ", ".join(f"{metric} {value:.4g}" for metric, value in entry.values.items())
-        yield f"{name:<{wide}}  {entry.task['name']:<{tall}}  {entry.task['items']:>6}  {values}"
+        yield f"{name:<{model_width}}  {entry.task['name']:<{task_width}}  {entry.task['items']:>6}  {values}"
