@@ -4,6 +4,7 @@ An op is called as on a GPU, its launches are recorded, and each is compiled. Th
 """
 
 import ast
+import contextlib
 import linecache
 import math
 import re
@@ -11,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,8 +194,16 @@ def run_ptxas(ptx: str, arch: int) -> str:
     raise RuntimeError(f"ptxas for {name}: {done.stderr}")
 
 
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+    """Ignore Triton's cache: assembly in it names lines of source files that may have moved, or are gone."""
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.always_compile = True
+        yield
+
+
 def resources(launch: Launch, target: str) -> Resources:
-    """Compile the kernel of a launch for one of TARGETS and return its :class:`Resources`."""
+    """Compile the kernel of a launch for one of TARGETS, in :func:`compiled_anew`; return its :class:`Resources`."""
     options = {"fp_fusion" if name == "enable_fp_fusion" else name: value for name, value in launch.options}
     types, constants = dict(launch.types), dict(launch.constants)
     where = TARGETS[target]
@@ -243,7 +252,7 @@ def compile_all(wanted: Iterable[Case], targets: Sequence[str] = tuple(TARGETS))
                     if TARGETS[target].backend == backend:
                         jobs.setdefault((kernel, target), (case, recording))
     # The compilers run outside Python's lock.
-    with mock.patch.object(ast, "parse", _parse_alone), ThreadPoolExecutor(2) as pool:
+    with compiled_anew(), mock.patch.object(ast, "parse", _parse_alone), ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda job: resources(*job), jobs))
     return [
         Row(kernel.function.__name__, str(case), case.op.streams, target, len(made.launches), made.torch_ops, found)
