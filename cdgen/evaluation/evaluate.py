@@ -167,21 +167,21 @@ def evaluate(
         locate(model.source, trust_remote_code)
     with OutputFolder(out) as folder:
         manifests.check_no_other_kind(folder.path, manifests.RESULTS)
-        manifest = results.read_manifest(folder.path)
-        if manifest is None:
-            manifest = manifests.new(manifests.RESULTS) | {"environments": [], "results": []}
+        new = manifests.new(manifests.RESULTS) | {"environments": [], "results": []}
+        manifest = results.read_manifest(folder.path) or new
         names = []
         for model in models:
             loaded, tokenizer = load(model.source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             if tokenizer is None:
                 raise InputError(f"{model.source}: has no tokenizer; put its files beside the weights")
+            evaluator: Evaluator | None = None
             for each in prepared:
                 names.append(results.scores_name(model.entry(""), each.task.name))
                 dtype_now = dtype_name(loaded.module.dtype)
                 if not results.is_done(folder.path, manifest, model.entry(loaded.fingerprint), each.entry, dtype_now):
-                    report = _begin(shown, names[-1], len(each.items))
                     try:
-                        evaluator = Evaluator(loaded, tokenizer, convention, batch_tokens, report)
+                        evaluator = evaluator or Evaluator(loaded, tokenizer, convention, batch_tokens)
+                        evaluator.report = _begin(shown, names[-1], len(each.items))
                         table = each.form.score(each.items, evaluator)
                     except InputError as error:
                         raise InputError(f"{model.source}, task {each.task.name}: {error}") from error

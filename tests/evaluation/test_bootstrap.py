@@ -67,7 +67,7 @@ def truth(metric: Metric, effect: float, spread: float) -> float:
 
 
 def experiments(metric: Metric, seeds: tuple[int, int], effect: float, spread: float) -> Iterator[Experiment]:
-    """Iterate over simulated experiments with so many runs of the baseline and of the method."""
+    """Iterate over simulated experiments with the given numbers of runs of the baseline and the method."""
     rng = np.random.default_rng(5)
     runs = np.repeat([0, 1], seeds)
     expected = truth(metric, effect, spread)

@@ -34,9 +34,9 @@ def test_a_story_done_by_hand() -> None:
 @pytest.mark.parametrize(
     "operation",
     [
-        Operation("remove", "key", 0, None),  # in no box
-        Operation("move", "map", 0, 1),  # in another box
-        Operation("put", "map", None, 0),  # in a box already
+        Operation("remove", "key", 0, None),  # the key is in no box
+        Operation("move", "map", 0, 1),  # the map is in another box
+        Operation("put", "map", None, 0),  # the map is in a box already
         Operation("move all", "", 1, 0),  # from an empty box
     ],
 )

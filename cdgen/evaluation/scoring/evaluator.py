@@ -79,7 +79,7 @@ class Evaluator:
         self.model, self.tokenizer, self.convention = model, tokenizer, convention
         self._convention = Convention(convention, tokenizer)
         self._scorer = Scorer(model, batch_tokens)
-        self._report = report
+        self.report = report
 
     @property
     def positions(self) -> int:
@@ -158,7 +158,7 @@ class Evaluator:
 
     def _score(self, sequences: Sequence[Tokens], total: int) -> list[TokenScores]:
         """Score the sequences that `total` queries or texts consist of."""
-        return self._scorer.score(sequences, lambda done: self._report(done * total // len(sequences), total))
+        return self._scorer.score(sequences, lambda done: self.report(done * total // len(sequences), total))
 
     def _check(self, score: TokenScores, text: str) -> None:
         if np.isnan(score.logprobs).any():
