@@ -15,6 +15,7 @@ from typing import Any
 
 from setuptools import find_packages, setup
 
+SOURCES = ["attention", "cross_entropy", "layers", "mass", "ops", "passes", "products", "race"]
 MODE = os.environ.get("CDGEN_EXT", "auto")
 if MODE not in ("auto", "0", "require"):
     sys.exit(f"CDGEN_EXT={MODE}: use auto, 0 or require")
@@ -53,7 +54,7 @@ def extension() -> dict[str, Any]:
 
     flags = ["-O3", "-funroll-loops", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden"]
     stable_abi = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10
-    sources = ["csrc/attention.cpp", "csrc/cross_entropy.cpp", "csrc/layers.cpp", "csrc/passes.cpp", "csrc/ops.cpp"]
+    sources = [f"csrc/{name}.cpp" for name in SOURCES]
     return {
         "ext_modules": [
             CppExtension("cdgen_kernels._C", sources, extra_compile_args=flags + stable_abi, py_limited_api=True)

@@ -9,13 +9,14 @@ import threading
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, LogitsProcessor, PreTrainedModel, StaticCache
 
 from benchmarks.noise_cache import NOISE, fill
 from benchmarks.rivals import literal_chain
-from cdgen import SamplingParams
+from cdgen import CompletionOutput, SamplingParams
 from cdgen.engine.engine import Engine
 from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.requests import ModelPair, Prompts, make_requests
@@ -269,8 +270,10 @@ class EngineLoop:
         requests = make_requests(Prompts(prompts), [(prompt, 0) for prompt in range(len(prompts))])
         length = (len(prompts[0]) + self.params.max_tokens,) if issubclass(backend, PagedBackend) else ()
         running = backend(self.pair, self.params, batch or len(prompts), *length)
-        self.engine = Engine(self.pair, running, requests, self.params)
+        self.finished: dict[int, CompletionOutput] = {}
+        self.engine = Engine(self.pair, running, requests, self.params, self.finished.__setitem__)
         self.engine.refill()
+        self.engine.read()
         return self._newest()
 
     @torch.inference_mode()
@@ -280,9 +283,10 @@ class EngineLoop:
         return self._newest()
 
     def new_tokens(self) -> list[list[int]]:
-        """Return all new tokens of each sequence."""
-        batch = self.engine.batch
-        return [] if batch is None else [list(sequence.token_ids) for sequence in batch.sequences]
+        """Return all new tokens of each running sequence that have been read, in the order of the prompts."""
+        running = self.engine.running
+        rows = np.flatnonzero(running.limit)
+        return [running.tokens(int(row)) for row in rows[np.argsort(running.place[rows])]]
 
     def _newest(self) -> list[int]:
         return [tokens[-1] for tokens in self.new_tokens()]

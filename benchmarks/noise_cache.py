@@ -1,9 +1,11 @@
 """Caches filled with noise instead of computed prompts, for both backends of the engine and for transformers."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import Cache, PreTrainedModel
 
-from cdgen.engine.backend import Start, Started
+from cdgen.engine.backend import Round, Start
 from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.requests import Request
 from cdgen.engine.static_backend import StaticBackend
@@ -13,18 +15,19 @@ from cdgen.models.language_model import LanguageModel
 class NoisePagedBackend(PagedBackend):
     """PagedBackend that fills the pages of prompts with noise."""
 
-    def _prefill(self, requests: list[Request]) -> None:
-        for store in (*self.cache.keys, *self.cache.values):
-            store.normal_()
+    def _prefill(self, requests: Sequence[Request]) -> None:
+        for store in self.cache.stores:
+            store.keys.normal_()
+            store.values.normal_()
         for request in requests:
-            weights = (runner.output_weight for runner in self._runners)
+            weights = (runner.output_weight for runner in self._runner.runners)
             self._prompts[request].outputs = [torch.randn(x.shape[1], device=x.device, dtype=x.dtype) for x in weights]
 
 
 class NoiseStaticBackend(StaticBackend):
     """StaticBackend that fills its caches with noise."""
 
-    def start(self, starts: list[Start]) -> Started:
+    def start(self, starts: list[Start]) -> Round:
         """See :class:`cdgen.engine.backend.Backend`."""
         models, self._models = self._models, [_NoiseModel(model) for model in self._models]
         try:

@@ -1,4 +1,4 @@
-"""Data sheets of GPUs, and the free memory and matrix precision of a device."""
+"""Data sheets of GPUs, the free memory and matrix precision of a device, and copies to it."""
 
 import contextlib
 import threading
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -51,6 +53,12 @@ def free_memory(device: torch.device) -> int | None:
 def free_memory_text(device: torch.device, free: int | None) -> str:
     """Describe what :func:`free_memory` returned, for an error message."""
     return f"{device} has not enough memory" if free is None else f"{device} has {free / 1e9:.2f} GB free"
+
+
+def to_device(numbers: npt.ArrayLike, device: torch.device) -> torch.Tensor:
+    """Return numbers as a tensor on a device. `torch.tensor(numbers, device=device)` would wait for the device."""
+    # Safe without blocking: the driver copies unpinned memory before it returns.
+    return torch.as_tensor(np.asarray(numbers)).to(device, non_blocking=True)
 
 
 @contextlib.contextmanager

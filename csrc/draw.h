@@ -121,8 +121,9 @@ inline void keep_best_rank(Candidates& c) {
     if (c.rank[i] != best) c.score[i] = -kInf;
 }
 
-// Top-k, then top-p: excludes all but the top_k best scores, then all but the nucleus of mass top_p among those.
-inline void keep_top(Candidates& c, const RowParameters& p) {
+// Top-k, then top-p: excludes all but the top_k best scores, then all but the nucleus of mass top_p among those. If the
+// list holds only the best of the candidates, `mass` is the sum of exp(score - best score) over all of them, else 0.
+inline void keep_top(Candidates& c, const RowParameters& p, double mass) {
   const int64_t n = static_cast<int64_t>(c.token.size());
   const bool by_count = p.top_k > 0 && p.top_k < n;
   if (!by_count && p.top_p >= 1) return;
@@ -136,17 +137,26 @@ inline void keep_top(Candidates& c, const RowParameters& p) {
     order.resize(p.top_k);
   }
   if (p.top_p >= 1) return;
-  const auto worse = [&](int64_t a, int64_t b) { return better(b, a); };  // puts the best at the top of the heap
-  std::make_heap(order.begin(), order.end(), worse);
-  const double best = c.score[order.front()];
-  double total = 0, before = 0;
-  for (int64_t i : order) total += std::exp(c.score[i] - best);
-  auto end = order.end();
-  while (end != order.begin() && before < p.top_p * total) {
-    before += std::exp(c.score[order.front()] - best);
-    std::pop_heap(order.begin(), end--, worse);
+  double best = -kInf, total = mass, above = 0;
+  for (int64_t i : order) best = std::max(best, c.score[i]);
+  const auto sum = [&](auto first, auto last) {
+    double result = 0;
+    for (auto i = first; i != last; ++i) result += std::exp(c.score[*i] - best);
+    return result;
+  };
+  if (mass == 0) total = sum(order.begin(), order.end());
+  // Bisection: the nucleus ends between `first` and `last`, and `above` is the mass of the scores before `first`.
+  auto first = order.begin(), last = order.end();
+  while (last - first > 1) {
+    const auto middle = first + (last - first) / 2;
+    std::nth_element(first, middle, last, better);
+    const double half = sum(first, middle);
+    if (above + half < p.top_p * total)
+      above += half, first = middle;
+    else
+      last = middle;
   }
-  for (auto i = order.begin(); i != end; i++) c.score[*i] = -kInf;
+  for (auto i = last; i != order.end(); ++i) c.score[*i] = -kInf;
 }
 
 // Returns the index of argmax(score - top + Gumbel noise), where `top` is the greatest score; ties go to the lower id.
@@ -167,11 +177,11 @@ inline int64_t argmax_noisy(const Candidates& c, double top, const RowParameters
 }
 
 // Returns the index of the drawn candidate. If `logprob` is not null, it receives the log-probability under the
-// distribution drawn from. At least one score must be above -inf.
-inline int64_t draw(Candidates& c, const RowParameters& p, float* logprob) {
+// distribution drawn from. At least one score must be above -inf. `mass` is that of keep_top.
+inline int64_t draw(Candidates& c, const RowParameters& p, float* logprob, double mass = 0) {
   keep_best_rank(c);
   const double top = greatest(c.score);
-  keep_top(c, p);
+  keep_top(c, p, mass);
   const int64_t winner =
       p.temperature > 0 ? argmax_noisy(c, top, p) : std::max_element(c.score.begin(), c.score.end()) - c.score.begin();
   if (logprob != nullptr) {

@@ -47,6 +47,13 @@ struct Array {
 using Input = Array<const char>;
 using Output = Array<char>;
 
+// Numbers per thread, which take about 50 microseconds. Waking a thread for fewer does not pay: it takes several
+// microseconds, and much longer on a busy machine.
+constexpr int64_t kGrain = 1 << 17;
+
+// Returns how many rows of `width` numbers a thread gets at least.
+int64_t grain_rows(int64_t width) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width)); }
+
 void check_cache(const Tensor& keys, const Tensor& values, int64_t dim) {
   CDGEN_CHECK(keys.dim() == 4 && keys.size(1) > 0 && keys.size(2) > 0 && dim > 0 && keys.size(3) == dim,
               "the cache must be [pages, K, page_size, d], and none of K, page_size and d may be 0");
@@ -89,13 +96,45 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const std::optional<Ten
   std::vector<float> buffer(dim);
   const float* weights = as_floats(scale.dtype, scale.data, dim, buffer.data());
   const int64_t row_bytes = dim * in.item_bytes;
-  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, (1 << 14) / dim), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, rows, grain_rows(dim), [&](int64_t begin, int64_t end) {
     std::vector<float> a(dim), b(dim);
     for (int64_t r = begin; r < end; r++)
       norm_row(in.dtype, dim, in.data + r * row_bytes, added ? added + r * row_bytes : nullptr, weights, eps, a.data(),
                b.data(), out.data + r * row_bytes, sums ? sums + r * row_bytes : nullptr);
   });
   return {normed, total};
+}
+
+// out[i] = silu(gate[i]) * up[i], rounded to the dtype; `a` and `b` have room for n floats
+CDGEN_CLONES void gate_row(ScalarType dtype, int64_t n, const void* gate, const void* up, float* a, float* b,
+                           void* out) {
+  const float *g = as_floats(dtype, gate, n, a), *u = as_floats(dtype, up, n, b);
+  float* into = dtype == ScalarType::Float ? static_cast<float*>(out) : a;
+  for (int64_t i = 0; i < n; i++) {
+    const float e = exp_of_negative(-std::fabs(g[i]));  // of a number that is not positive, so it cannot overflow
+    into[i] = g[i] * ((g[i] < 0 ? e : 1.0f) / (1.0f + e)) * u[i];
+  }
+  from_floats(dtype, into, n, out);
+}
+
+Tensor silu_mul(const Tensor& gate_up) {
+  CDGEN_CHECK(gate_up.dim() == 2 && gate_up.size(1) % 2 == 0 && gate_up.is_contiguous(),
+              "gate_up must be a contiguous [N, 2 F]");
+  const int64_t rows = gate_up.size(0), width = gate_up.size(1) / 2;
+  const Input in(gate_up);
+  auto gated = torch::stable::new_empty(gate_up, {rows, width});
+  const Output out(gated);
+  // A unit of work is a row, cut into pieces that stay in the first-level cache.
+  const int64_t piece = 2048, cuts = (width + piece - 1) / piece;
+  torch::stable::parallel_for(0, rows * cuts, grain_rows(std::min(piece, width)), [&](int64_t begin, int64_t end) {
+    std::vector<float> a(piece), b(piece);
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t row = item / cuts, first = item % cuts * piece, n = std::min(piece, width - first);
+      gate_row(in.dtype, n, in.at(2 * row * width + first), in.at((2 * row + 1) * width + first), a.data(), b.data(),
+               out.at(row * width + first));
+    }
+  });
+  return gated;
 }
 
 CDGEN_CLONES void rotate(const float* x, const float* cos, const float* sin, int64_t half, float* out) {
@@ -133,7 +172,7 @@ Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const T
     CDGEN_CHECK(cache_positions[n] < cache_size, "slot_mapping: entry ", n, " is ", cache_positions[n],
                 ", which is out of range: the cache has ", cache_size, " slots");
   }
-  torch::stable::parallel_for(0, tokens, 8, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, tokens, grain_rows((heads + 2 * kv_heads) * dim), [&](int64_t begin, int64_t end) {
     std::vector<float> a(dim), b(dim);
     for (int64_t n = begin; n < end; n++) {
       const float *c = cosines + positions[n] * half, *s = sines + positions[n] * half;
@@ -159,7 +198,7 @@ Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const T
 
 Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& page_table,
                        const Tensor& cache_row, const Tensor& position, double scale, int64_t window, double dropout,
-                       const Tensor& seed, const Tensor& sequence, int64_t layer) {
+                       const Tensor& seed, const Tensor& sequence, int64_t layer, bool /* prefill */) {
   CDGEN_CHECK(q.dim() == 3 && page_table.dim() == 2, "q must be [N, H, d] and page_table [S, M]");
   CDGEN_CHECK(0 <= dropout && dropout < 1 && window >= 0 && 0 <= layer && layer < int64_t{1} << 31,
               "dropout, window or layer is out of range");
@@ -199,10 +238,12 @@ Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values
     const int64_t seen = cache_rows[n] < 0 ? 0 : window > 0 ? std::min(window, positions[n] + 1) : positions[n] + 1;
     for (int64_t cut = 0; cut < cuts; cut++) work[n * cuts + cut + 1] = work[n * cuts + cut] + seen + 1;
   }
+  const int64_t numbers = work.back() * heads / cuts * dim;  // a key and its value take as long as two of kGrain
+  const int64_t parts = std::clamp<int64_t>(2 * numbers / kGrain, 1, threads);
   const auto item_at = [&](int64_t part) {
-    return std::lower_bound(work.begin(), work.end() - 1, work.back() * part / threads) - work.begin();
+    return std::lower_bound(work.begin(), work.end() - 1, work.back() * part / parts) - work.begin();
   };
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t part, int64_t last_part) {
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t part, int64_t last_part) {
     AttentionScratch scratch;
     std::vector<float> query(heads * dim), mixed(heads * dim);
     for (int64_t item = item_at(part); item < item_at(last_part); item++) {
@@ -263,6 +304,7 @@ Tensor gather_logits(const Tensor& hidden, const Tensor& weight, const Tensor& t
 
 STABLE_TORCH_LIBRARY_IMPL(cdgen, CPU, m) {
   m.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
+  m.impl("silu_mul", TORCH_BOX(&silu_mul));
   m.impl("rope_and_store", TORCH_BOX(&rope_and_store));
   m.impl("paged_attention", TORCH_BOX(&paged_attention));
   m.impl("gather_logits", TORCH_BOX(&gather_logits));

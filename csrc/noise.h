@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "vector.h"
+
 namespace cdgen {
 
 class Noise {
@@ -17,10 +19,50 @@ class Noise {
   uint32_t word(int64_t token) {
     if (token >> 2 != block_) {
       block_ = token >> 2;
-      words_ = philox(static_cast<uint32_t>(block_));
+      philox<1>(static_cast<uint32_t>(block_), words_.data());
     }
     return words_[token & 3];
   }
+
+  // Writes the words of the 4 kCount tokens of consecutive Philox blocks, in the order of the tokens. Compilers turn
+  // the loops over blocks into vectors.
+  template <int kCount>
+  CDGEN_INLINE void philox(uint32_t first, uint32_t* words) const {
+    uint32_t c0[kCount], c1[kCount], c2[kCount], c3[kCount];
+    for (int i = 0; i < kCount; i++) {
+      c0[i] = first + static_cast<uint32_t>(i);
+      c1[i] = position_;
+      c2[i] = static_cast<uint32_t>(sequence_);
+      c3[i] = static_cast<uint32_t>(sequence_ >> 32);
+    }
+    uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
+    for (int round = 0; round < 10; round++) {
+      for (int i = 0; i < kCount; i++) {
+        const uint64_t p0 = uint64_t{0xD2511F53} * c0[i], p1 = uint64_t{0xCD9E8D57} * c2[i];
+        c0[i] = static_cast<uint32_t>(p1 >> 32) ^ c1[i] ^ k0;
+        c1[i] = static_cast<uint32_t>(p1);
+        c2[i] = static_cast<uint32_t>(p0 >> 32) ^ c3[i] ^ k1;
+        c3[i] = static_cast<uint32_t>(p0);
+      }
+      k0 += 0x9E3779B9;
+      k1 += 0xBB67AE85;
+    }
+    for (int i = 0; i < kCount; i++) {
+      words[4 * i] = c0[i];
+      words[4 * i + 1] = c1[i];
+      words[4 * i + 2] = c2[i];
+      words[4 * i + 3] = c3[i];
+    }
+  }
+
+  // Returns the 32-bit word of a token on its own.
+  uint32_t word_of(int64_t token) const {
+    uint32_t words[4];
+    philox<1>(static_cast<uint32_t>(token >> 2), words);
+    return words[token & 3];
+  }
+
+  static constexpr double kGreatestGumbel = 22.9;  // gumbel(0) = 33 ln 2 = 22.87
 
   // Returns -log(-log1p(-v)) with v = (word + 1/2) / 2^32. The winner is decided by large Gumbel values, and these come
   // from small v, for which all 32 bits of the word count.
@@ -33,22 +75,6 @@ class Noise {
   }
 
  private:
-  std::array<uint32_t, 4> philox(uint32_t block) const {
-    uint32_t c0 = block, c1 = position_, c2 = static_cast<uint32_t>(sequence_),
-             c3 = static_cast<uint32_t>(sequence_ >> 32);
-    uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
-    for (int round = 0; round < 10; round++) {
-      const uint64_t p0 = uint64_t{0xD2511F53} * c0, p1 = uint64_t{0xCD9E8D57} * c2;
-      c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-      c1 = static_cast<uint32_t>(p1);
-      c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-      c3 = static_cast<uint32_t>(p0);
-      k0 += 0x9E3779B9;
-      k1 += 0xBB67AE85;
-    }
-    return {c0, c1, c2, c3};
-  }
-
   uint64_t seed_, sequence_;
   uint32_t position_;
   int64_t block_ = -1;

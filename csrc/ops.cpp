@@ -70,6 +70,9 @@ struct Banned {
   }
 };
 
+// The least number of blocks for which a second thread is worth its start: 64 K logits, read in some ten microseconds.
+constexpr int64_t kBlocksPerThread = 256;
+
 // Calls finish(row, scratch) for every row, with the row's block maxima and banned tokens in the scratch. If there are
 // fewer rows than threads, all threads read parts of the same row; otherwise each thread finishes a row while it is
 // still in the processor's cache.
@@ -77,11 +80,12 @@ template <typename Finish>
 void for_each_row(const Logits& good, int64_t vocab_size, const Banned& banned, Finish finish) {
   const int64_t blocks = block_count(vocab_size);
   const auto finish_row = [&](int64_t r, Scratch& scratch) {
-    scratch.set_banned(banned.ids + r * banned.columns, banned.columns, vocab_size);
+    scratch.bans.set(banned.ids + r * banned.columns, banned.columns, vocab_size);
     finish(r, scratch);
   };
   if (good.rows >= static_cast<int64_t>(torch::stable::get_num_threads())) {
-    torch::stable::parallel_for(0, good.rows, 1, [&](int64_t begin, int64_t end) {
+    const int64_t rows_per_thread = (kBlocksPerThread + blocks - 1) / blocks;
+    torch::stable::parallel_for(0, good.rows, rows_per_thread, [&](int64_t begin, int64_t end) {
       Scratch scratch;
       scratch.maxima.resize(blocks);
       for (int64_t r = begin; r < end; r++) {
@@ -94,7 +98,7 @@ void for_each_row(const Logits& good, int64_t vocab_size, const Banned& banned, 
   for (int64_t r = 0; r < good.rows; r++) {
     Scratch scratch;
     scratch.maxima.resize(blocks);
-    torch::stable::parallel_for(0, blocks, 64, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, blocks, kBlocksPerThread, [&](int64_t begin, int64_t end) {
       block_maxima(good.row(r), vocab_size, begin, end, scratch.maxima.data());
     });
     finish_row(r, scratch);
@@ -123,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_candidates(const Tensor& good_
   for_each_row(good, vocab_size, banned, [&](int64_t r, Scratch& scratch) {
     int32_t* ids = tokens + r * capacity;
     float* values = logits + r * capacity;
-    const float best = maxima[r] = allowed_maximum(good.row(r), vocab_size, scratch);
+    const float best = maxima[r] = allowed_maximum(good.row(r), vocab_size, scratch.bans, scratch.maxima);
     int64_t n = !(margins[r] >= 0) ? kInvalidParameters
                 : std::isnan(best) ? kNanGood
                 : best == -kInf    ? kNothingPossible

@@ -58,20 +58,30 @@ CDGEN_INLINE float extreme(const typename Type::Int* bits, int64_t n) {
     low = std::min(low, bits[i]);
     top = std::max(top, static_cast<UInt>(bits[i]));
   }
-  const Int negative_infinity = Type::kInfinity | std::numeric_limits<Int>::min();
-  const bool has_nan = high > Type::kInfinity || top > static_cast<UInt>(negative_infinity);
+  const bool has_nan = high > Type::kInfinity || top > static_cast<UInt>(key(lowest_key<Type>()));
   return has_nan ? std::numeric_limits<float>::quiet_NaN() : Type::from_bits(high >= 0 ? high : low);
 }
 
-template <typename Type>
+// Writes the maxima of groups first .. last-1 of kSize logits.
+template <typename Type, int64_t kSize>
 CDGEN_INLINE void maxima_of(const void* row, int64_t vocab_size, int64_t first, int64_t last, float* maxima) {
   const auto* bits = static_cast<const typename Type::Int*>(row);
-  for (int64_t block = first; block < last; block++) {
-    const int64_t begin = block * kBlock;
-    maxima[block] = begin + kBlock <= vocab_size
-                        ? extreme<Type>(bits + begin, kBlock)  // the constant length lets the compiler unroll
+  for (int64_t group = first; group < last; group++) {
+    const int64_t begin = group * kSize;
+    maxima[group] = begin + kSize <= vocab_size
+                        ? extreme<Type>(bits + begin, kSize)  // the constant length lets the compiler unroll
                         : extreme<Type>(bits + begin, vocab_size - begin);
   }
+}
+
+template <typename Type>
+float allowed_maximum_of(const void* row, int64_t vocab_size, int64_t block, const Bans& bans) {
+  using Int = typename Type::Int;
+  const int64_t begin = block * kBlock, n = std::min(kBlock, vocab_size - begin);
+  Int allowed[kBlock];
+  std::memcpy(allowed, static_cast<const Int*>(row) + begin, n * sizeof(Int));
+  bans.for_each(begin, begin + n, [&](int64_t id) { allowed[id - begin] = key(lowest_key<Type>()); });
+  return extreme<Type>(allowed, n);
 }
 
 template <typename Type>
@@ -97,13 +107,22 @@ CDGEN_INLINE int hits_of(const void* row, int64_t vocab_size, int64_t block, int
 }
 
 CDGEN_CLONES void maxima_f32(const void* row, int64_t v, int64_t first, int64_t last, float* maxima) {
-  maxima_of<Float32>(row, v, first, last, maxima);
+  maxima_of<Float32, kBlock>(row, v, first, last, maxima);
 }
 CDGEN_CLONES void maxima_f16(const void* row, int64_t v, int64_t first, int64_t last, float* maxima) {
-  maxima_of<Float16>(row, v, first, last, maxima);
+  maxima_of<Float16, kBlock>(row, v, first, last, maxima);
 }
 CDGEN_CLONES void maxima_bf16(const void* row, int64_t v, int64_t first, int64_t last, float* maxima) {
-  maxima_of<BFloat16>(row, v, first, last, maxima);
+  maxima_of<BFloat16, kBlock>(row, v, first, last, maxima);
+}
+CDGEN_CLONES void pieces_f32(const void* row, int64_t v, float* maxima) {
+  maxima_of<Float32, kPiece>(row, v, 0, piece_count(v), maxima);
+}
+CDGEN_CLONES void pieces_f16(const void* row, int64_t v, float* maxima) {
+  maxima_of<Float16, kPiece>(row, v, 0, piece_count(v), maxima);
+}
+CDGEN_CLONES void pieces_bf16(const void* row, int64_t v, float* maxima) {
+  maxima_of<BFloat16, kPiece>(row, v, 0, piece_count(v), maxima);
 }
 CDGEN_CLONES int hits_f32(const void* row, int64_t v, int64_t block, int32_t least, int32_t* ids) {
   return hits_of<Float32>(row, v, block, least, ids);
@@ -133,6 +152,20 @@ void block_maxima(const LogitRow& row, int64_t vocab_size, int64_t first, int64_
                                : row.dtype == ScalarType::Half ? maxima_f16
                                                                : maxima_bf16;
   maxima_of_dtype(row.data, vocab_size, first, last, maxima);
+}
+
+void piece_maxima(const LogitRow& row, int64_t vocab_size, float* maxima) {
+  const auto maxima_of_dtype = row.dtype == ScalarType::Float  ? pieces_f32
+                               : row.dtype == ScalarType::Half ? pieces_f16
+                                                               : pieces_bf16;
+  maxima_of_dtype(row.data, vocab_size, maxima);
+}
+
+float allowed_block_maximum(const LogitRow& row, int64_t vocab_size, int64_t block, const Bans& bans) {
+  const auto maximum_of_dtype = row.dtype == ScalarType::Float  ? allowed_maximum_of<Float32>
+                                : row.dtype == ScalarType::Half ? allowed_maximum_of<Float16>
+                                                                : allowed_maximum_of<BFloat16>;
+  return maximum_of_dtype(row.data, vocab_size, block, bans);
 }
 
 int32_t threshold_key(ScalarType dtype, float threshold) {

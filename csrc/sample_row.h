@@ -4,53 +4,33 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
-#include <vector>
 
-#include "draw.h"
-#include "logits.h"
-#include "passes.h"
+#include "good_row.h"
+#include "plain.h"
 
 namespace cdgen {
 
 // The score of tokens outside the candidates. The values are those of kernels/cdgen_kernels/codes.py.
 enum Outside : int64_t { kMask = 0, kConstant = 1, kShiftedGood = 2 };
 
-struct Scratch {
-  std::vector<float> maxima;    // maximum of each block of GOOD's row
-  std::vector<int64_t> banned;  // sorted ids within the vocabulary
-  Candidates candidates;
-
-  bool is_banned(int64_t token) const {
-    return !banned.empty() && std::binary_search(banned.begin(), banned.end(), token);
-  }
-
-  void set_banned(const int64_t* ids, int64_t count, int64_t vocab_size) {
-    banned.clear();
-    for (int64_t i = 0; i < count; i++)
-      if (ids[i] >= 0 && ids[i] < vocab_size) banned.push_back(ids[i]);
-    std::sort(banned.begin(), banned.end());
-  }
-};
-
-// Log softmax of a row at a temperature, without the tokens banned by `bans`. Logits of +inf share all the mass. A row
-// with a NaN, or with nothing above -inf, is undefined and its results are NaN.
+// Log softmax of a row at a temperature, without banned tokens. Logits of +inf share all the mass. A row with a NaN, or
+// with nothing above -inf, is undefined and its results are NaN.
 class LogSoftmax {
  public:
-  LogSoftmax(const LogitRow& row, int64_t vocab_size, double temperature, const Scratch* bans = nullptr)
+  LogSoftmax(const LogitRow& row, int64_t vocab_size, double temperature, const Bans& bans = Bans())
       : temperature_(temperature) {
-    const auto allowed = [&](int64_t i) { return bans == nullptr || !bans->is_banned(i); };
-    double sum = 0;
-    bool has_nan = false;
-    for (int64_t i = 0; i < vocab_size; i++) {
-      if (!allowed(i)) continue;
-      best_ = std::max(best_, static_cast<double>(row[i]));
-      has_nan |= std::isnan(row[i]);
-    }
+    std::vector<float> maxima(block_count(vocab_size));
+    block_maxima(row, vocab_size, 0, maxima.size(), maxima.data());
+    best_ = allowed_maximum(row, vocab_size, bans, maxima);
     at_infinity_ = best_ == kInf;
-    if (at_infinity_) best_ = 0;
-    for (int64_t i = 0; i < vocab_size; i++)
-      if (allowed(i)) sum += std::exp((effective(row[i]) - best_) / temperature);
-    log_sum_ = has_nan ? std::numeric_limits<double>::quiet_NaN() : std::log(sum);
+    double sum = 0;
+    if (at_infinity_) {
+      best_ = 0;
+      for (int64_t i = 0; i < vocab_size; i++) sum += row[i] == kInf && !bans.contains(i);
+    } else if (std::isfinite(best_)) {
+      sum = mass(row, vocab_size, maxima, bans, best_, 1 / temperature, std::numeric_limits<float>::lowest());
+    }
+    log_sum_ = sum > 0 ? std::log(sum) : std::numeric_limits<double>::quiet_NaN();
   }
 
   bool undefined() const { return std::isnan(log_sum_); }
@@ -62,56 +42,8 @@ class LogSoftmax {
   double operator()(double logit) const { return (logit - best_) / temperature_ - log_sum_; }
 
  private:
-  double temperature_, best_ = -kInf, log_sum_;
+  double temperature_, best_, log_sum_;
   bool at_infinity_;
-};
-
-// Recomputes the maxima of blocks with banned tokens. Returns the row's maximum, or NaN if a block's maximum is NaN.
-inline float allowed_maximum(const LogitRow& good, int64_t vocab_size, Scratch& s) {
-  float best = -std::numeric_limits<float>::infinity();
-  for (float maximum : s.maxima) {
-    if (std::isnan(maximum)) return maximum;
-    best = std::max(best, maximum);
-  }
-  if (s.banned.empty()) return best;
-  for (int64_t token : s.banned) {
-    const int64_t block = token / kBlock;
-    float& maximum = s.maxima[block] = -std::numeric_limits<float>::infinity();
-    for (int64_t i = block * kBlock; i < std::min((block + 1) * kBlock, vocab_size); i++)
-      if (!s.is_banned(i)) maximum = std::max(maximum, good[i]);
-  }
-  return *std::max_element(s.maxima.begin(), s.maxima.end());
-}
-
-// A single float32 subtraction, as in every implementation, so that all of them select the same candidates.
-inline float candidate_threshold(float best, float margin) { return std::isinf(best) ? best : best - margin; }
-
-// Calls visit(id, logit) for every candidate, in ascending order of the ids.
-template <typename Visit>
-inline void for_each_candidate(const LogitRow& good, int64_t vocab_size, float threshold, const Scratch& s,
-                               Visit visit) {
-  const float lowest = std::numeric_limits<float>::lowest();  // a token with logit -inf is never a candidate
-  const int32_t least = threshold_key(good.dtype, std::max(threshold, lowest));
-  int32_t ids[kBlock];
-  for (int64_t block = 0; block < static_cast<int64_t>(s.maxima.size()); block++) {
-    if (!(s.maxima[block] >= threshold)) continue;
-    const int hits = block_hits(good, vocab_size, block, least, ids);
-    for (int i = 0; i < hits; i++)
-      if (!s.is_banned(ids[i])) visit(ids[i], good[ids[i]]);
-  }
-}
-
-// GOOD's row with the maximum and the candidate threshold that the first pass found.
-struct GoodRow {
-  LogitRow logits;
-  int64_t vocab_size;
-  float best, threshold;
-
-  // With a maximum of +inf only the tokens at +inf are possible, and all of them score 0.
-  bool infinite() const { return std::isinf(best); }
-  bool possible(int64_t i, const Scratch& s) const {
-    return logits[i] > -kInf && (!infinite() || logits[i] == best) && !s.is_banned(i);
-  }
 };
 
 // Fills the scratch's candidates with the row's candidates and their scores. `bad` is null if there is no contrast;
@@ -159,7 +91,7 @@ inline void add_tail(const GoodRow& good, Scratch& s, Tail tail) {
 // undefined.
 inline bool score_with_constant(const GoodRow& good, const LogitRow* bad, const RowParameters& p, double constant,
                                 Scratch& s) {
-  const LogSoftmax good_log(good.logits, good.vocab_size, p.divisor(), &s);
+  const LogSoftmax good_log(good.logits, good.vocab_size, p.divisor(), s.bans);
   std::optional<LogSoftmax> bad_log;
   if (bad) bad_log.emplace(*bad, good.vocab_size, p.divisor());
   if (bad_log && bad_log->undefined()) return false;
@@ -188,22 +120,25 @@ struct Drawn {
   float logprob, good_logprob, bad_logprob;
 };
 
-// Expects the scratch's `maxima` and `banned` to be set. If `bad` is null, BAD is the uniform distribution. If a logit
+// Expects the scratch's `maxima` and `bans` to be set. If `bad` is null, BAD is the uniform distribution. If a logit
 // that is not needed to draw is NaN, log-probabilities that depend on it are NaN.
 inline Drawn sample_row(const LogitRow& logits, const LogitRow* bad, int64_t vocab_size, const RowParameters& p,
                         Outside outside, double constant, bool logprobs, Scratch& s) {
-  const float best = allowed_maximum(logits, vocab_size, s);
+  const float best = allowed_maximum(logits, vocab_size, s.bans, s.maxima);
   if (std::isnan(best)) return {kNanGood, 0, 0, 0};
   if (best == -kInf) return {kNothingPossible, 0, 0, 0};
   const GoodRow good{logits, vocab_size, best, candidate_threshold(best, p.margin)};
   const LogitRow* contrasted = p.contrast_strength != 0 ? bad : nullptr;
-  const bool sound = outside == kConstant ? score_with_constant(good, contrasted, p, constant, s)
-                                          : score_candidates(good, contrasted, nullptr, p, s).has_value();
-  if (!sound) return {kNanBad, 0, 0, 0};
-  if (outside == kShiftedGood) add_shifted_tail(good, p, s);
-
   Drawn drawn{};
-  drawn.token = s.candidates.token[draw(s.candidates, p, logprobs ? &drawn.logprob : nullptr)];
+  if (outside == kMask && contrasted == nullptr && has_many_candidates(good, p, s)) {
+    drawn.token = draw_plain(good, p, logprobs ? &drawn.logprob : nullptr, s);
+  } else {
+    const bool sound = outside == kConstant ? score_with_constant(good, contrasted, p, constant, s)
+                                            : score_candidates(good, contrasted, nullptr, p, s).has_value();
+    if (!sound) return {kNanBad, 0, 0, 0};
+    if (outside == kShiftedGood) add_shifted_tail(good, p, s);
+    drawn.token = s.candidates.token[draw(s.candidates, p, logprobs ? &drawn.logprob : nullptr)];
+  }
   if (logprobs) {
     const auto logprob = [&](const LogitRow& row) {
       const LogSoftmax log_softmax(row, vocab_size, 1.0);

@@ -42,33 +42,52 @@ CDGEN_INLINE float sum(Lanes x) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+// Returns the sums of eight vectors, each bit-identical to `sum`.
+CDGEN_INLINE Lanes sums_of(const Lanes (&x)[kLanes]) {
+  // Each step adds halves of all sums left, and vectors are paired so that the results come out in order.
+  Lanes half[4], quarter[2];
+  for (int64_t j = 0; j < 4; j++)
+    half[j] = __builtin_shufflevector(x[j], x[j + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+              __builtin_shufflevector(x[j], x[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  for (int64_t j = 0; j < 2; j++)
+    quarter[j] = __builtin_shufflevector(half[2 * j], half[2 * j + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+                 __builtin_shufflevector(half[2 * j], half[2 * j + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  return __builtin_shufflevector(quarter[0], quarter[1], 0, 2, 8, 10, 4, 6, 12, 14) +
+         __builtin_shufflevector(quarter[0], quarter[1], 1, 3, 9, 11, 5, 7, 13, 15);
+}
+
+// The type of a stored bfloat16 number.
+struct BrainFloat {
+  uint16_t bits;
+};
+
+CDGEN_INLINE Lanes load(const BrainFloat* p) {
+  using Halves = uint16_t __attribute__((vector_size(16)));
+  using LooseHalves = uint16_t __attribute__((vector_size(16), aligned(2), may_alias));
+  const Halves x = *reinterpret_cast<const LooseHalves*>(p), zero = {};
+  // A float is the bits of a bfloat16 above 16 zeros.
+  const auto low = reinterpret_cast<HalfLanes>(__builtin_shufflevector(zero, x, 0, 8, 1, 9, 2, 10, 3, 11));
+  const auto high = reinterpret_cast<HalfLanes>(__builtin_shufflevector(zero, x, 4, 12, 5, 13, 6, 14, 7, 15));
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+CDGEN_INLINE float to_float(float x) { return x; }
+CDGEN_INLINE float to_float(BrainFloat x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 // Returns a . b over n numbers.
-CDGEN_INLINE float dot(const float* a, const float* b, int64_t n) {
+template <typename Number>
+CDGEN_INLINE float dot(const float* a, const Number* b, int64_t n) {
   Lanes total = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) total += load(a + i) * load(b + i);
   float rest = 0;
-  for (; i < n; i++) rest += a[i] * b[i];
+  for (; i < n; i++) rest += a[i] * to_float(b[i]);
   return sum(total) + rest;
-}
-
-// Sets out[j] = a . (b + j * n) for j < 4, bit-identical to `dot`. Four independent sums hide the latency of additions.
-CDGEN_INLINE void dot4(const float* a, const float* b, int64_t n, float* out) {
-  Lanes t0 = {}, t1 = {}, t2 = {}, t3 = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const Lanes x = load(a + i);
-    t0 += x * load(b + i);
-    t1 += x * load(b + n + i);
-    t2 += x * load(b + 2 * n + i);
-    t3 += x * load(b + 3 * n + i);
-  }
-  const Lanes four[4] = {t0, t1, t2, t3};
-  for (int64_t j = 0; j < 4; j++) {
-    float rest = 0;
-    for (int64_t at = i; at < n; at++) rest += a[at] * b[j * n + at];
-    out[j] = sum(four[j]) + rest;
-  }
 }
 
 // Returns n numbers of a dtype as floats: `from` itself if they are float32, else `buffer`, filled with them.

@@ -26,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 
 from benchmarks.ops.cases import Case
 from benchmarks.ops.op import Inputs, Op
+from cdgen_kernels.triton import arrivals
 from tools.ptx_sim import Device, intercept
 from tools.ptx_sim.compile import compile_kernel, specialise
 
@@ -80,6 +81,7 @@ class Recording(NamedTuple):
 def record(op: Op, inputs: Inputs, backend: str = "cuda") -> Recording:
     """Call the op and record its launches; it decides as it would on that backend."""
     launches: list[Launch] = []
+    arrivals.counters(torch.device("cpu"), 1)  # they are allocated once, not in each call
 
     def note(
         function: triton.JITFunction, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]

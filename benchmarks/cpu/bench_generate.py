@@ -35,6 +35,7 @@ from benchmarks.generation import (
 )
 from cdgen.models.language_model import LanguageModel
 from cdgen.models.llama import LlamaRunner
+from cdgen.models.products import Product
 
 PAPER = (12, 768, 12, 3072)
 PAIRS = {
@@ -79,17 +80,17 @@ def check(name: str) -> None:
 
 def products(good: LanguageModel, bad: LanguageModel) -> Callable[[], None]:
     """Return a function that computes the matrix products of a step. Like the engine, it skips BAD's output layer."""
-    weights: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    found: list[Product] = []
     for model in (good, bad):
         for layer in LlamaRunner(model.module, 1).layers:
-            weights += [layer.qkv, layer.out, layer.gate_up, layer.down]
-    weights.append((good.module.lm_head.weight, None))
-    inputs = [torch.randn(SEQUENCES, weight.shape[1]) for weight, _ in weights]
+            found += [layer.qkv, layer.out, layer.gate_up, layer.down]
+    found.append(Product(good.module.lm_head))
+    inputs = [torch.randn(SEQUENCES, product.layers[0].in_features) for product in found]
 
     @torch.inference_mode()
     def call() -> None:
-        for x, (weight, bias) in zip(inputs, weights, strict=True):
-            torch.nn.functional.linear(x, weight, bias)
+        for x, product in zip(inputs, found, strict=True):
+            product(x)
 
     return call
 

@@ -1,14 +1,16 @@
-"""One step of contrastive sampling on the CPU: the fused op, PyTorch, and a plain read of GOOD's logits.
+"""One step of sampling on the CPU, contrastive and plain: the fused op, PyTorch, and a plain read of GOOD's logits.
 
     python -m pytest benchmarks/cpu/bench_sample.py --benchmark-only --benchmark-json=sample.json
 
 The logits are those of SmolLM2 on English text (V = 49,152; BAD is GOOD with attention dropout), or Zipf-like with a
 given number of candidates. Each case first checks that the fused op draws the tokens of the float64 reference, and that
 every rival draws candidates. Then all variants are timed in turns, with caches flushed before every call. A table of
-ratios is printed at the end of the run.
+ratios is printed at the end of the run. Plain sampling, without BAD or candidates, is timed on one thread.
 """
 
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +88,67 @@ def test_sample(benchmark: BenchmarkFixture, source: str, vocab_size: int, batch
     if (read := plain_reader()) is not None:
         calls["plain read"] = functools.partial(read, good)
     compare(benchmark, ("fused", functools.partial(contrastive_sample, good, bad, sampling)), calls, rounds=9)
+
+
+def race(score: torch.Tensor) -> torch.Tensor:
+    """Return the indices [B] drawn from the softmax of scores [B, N] by an exponential race."""
+    return (score - torch.empty_like(score).exponential_().log_()).argmax(1)
+
+
+def torch_top_k(good: torch.Tensor, banned: torch.Tensor, k: int = 50) -> torch.Tensor:
+    best = good.topk(k)
+    return best.indices.gather(1, race(best.values.float()).unsqueeze(1)).squeeze(1)
+
+
+def torch_top_p(good: torch.Tensor, banned: torch.Tensor, p: float = 0.9) -> torch.Tensor:
+    ordered = good.float().sort(1, descending=True)
+    mass = ordered.values.softmax(1)
+    kept = ordered.values.masked_fill(mass.cumsum(1) - mass >= p, -torch.inf)
+    return ordered.indices.gather(1, race(kept).unsqueeze(1)).squeeze(1)
+
+
+# {name: (parameters, the same in PyTorch from GOOD's logits and the banned tokens, number of banned tokens)}
+PLAIN: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor, torch.Tensor], torch.Tensor], int]] = {
+    "greedy": ({"temperature": 0}, lambda good, banned: good.argmax(1), 0),
+    "top-k 50": ({"top_k": 50}, torch_top_k, 0),
+    "top-p 0.9": ({"top_p": 0.9}, torch_top_p, 0),
+    "ancestral": ({}, lambda good, banned: race(good.float()), 0),
+    "greedy, 50,000 bans": (
+        {"temperature": 0},
+        lambda good, banned: good.scatter(1, banned, -torch.inf).argmax(1),
+        50_000,
+    ),
+}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.usefixtures("one_thread")
+def test_plain_sample(benchmark: BenchmarkFixture, method: str, batch: int, dtype: str) -> None:
+    vocab_size = 128_256
+    parameters, rival, bans = PLAIN[method]
+    good, _ = make_logits("zipf", batch, vocab_size, getattr(torch, dtype))
+    sampling = make_sampling_tensors(batch, alpha=0, contrast_strength=0, seed=1, **parameters)
+    banned = torch.stack([torch.randperm(vocab_size)[:bans] for _ in range(batch)])
+    call = functools.partial(contrastive_sample, good, None, sampling, banned=banned if bans else None)
+    expected = reference.contrastive_sample(good, None, sampling, banned, vocab_size, codes.MASK, 0.0, False).token
+    assert call().token.equal(expected)
+    masked = good.float().scatter(1, banned, -torch.inf)
+    score = reference.contrastive_scores(masked, torch.zeros_like(masked), sampling, codes.MASK, 0.0)
+    top_k = sampling.top_k if sampling.temperature[0] > 0 else torch.ones_like(sampling.top_k)
+    top_p = (sampling.top_p + 1e-4).clamp(max=1)  # the rival sums in float32
+    kept = reference.keep_top(score, top_k, top_p)
+    least = torch.where(kept > -torch.inf, kept, torch.inf).amin(1)  # the rival may keep other tokens that tie
+    assert (score.gather(1, rival(good, banned).unsqueeze(1)).squeeze(1) >= least).all()
+
+    benchmark.group = f"plain sampling, V={vocab_size} {dtype}, 1 thread"
+    compare(benchmark, ("fused", call), {"torch": functools.partial(rival, good, banned)}, rounds=25)

@@ -52,14 +52,16 @@ def timed(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def compare(benchmark: BenchmarkFixture, subject: tuple[str, Call], rivals: Mapping[str, Call], rounds: int) -> None:
+def compare(
+    benchmark: BenchmarkFixture, subject: tuple[str, Call], rivals: Mapping[str, Call], rounds: int, warm: bool = False
+) -> None:
     """Benchmark `subject`, and time every rival once before each of its rounds.
 
     Medians and ratios are stored in `benchmark.extra_info` and :data:`RESULTS`.
 
     Args:
         subject: (name, call). rivals: {name: call}.
-        rounds: how often each is timed, after one warm-up call of each.
+        rounds: how often each is timed. warm: leave out the warm-up call of each.
     """
     name, call = subject
     times: dict[str, list[float]] = {rival: [] for rival in rivals}
@@ -69,7 +71,7 @@ def compare(benchmark: BenchmarkFixture, subject: tuple[str, Call], rivals: Mapp
             times[rival].append(timed(rival_call))
         flush_caches()
 
-    for warm_up in (call, *rivals.values()):
+    for warm_up in () if warm else (call, *rivals.values()):
         warm_up()
     benchmark.pedantic(call, setup=setup, rounds=rounds, iterations=1)
     own = benchmark.stats.stats.median

@@ -16,15 +16,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-import cdgen.engine.paged_backend
+import cdgen.engine.pair_runner
 import cdgen.models.llama
 from benchmarks.cpu.harness import plain_reader
 from benchmarks.generation import EngineLoop, random_model, sampling_params
+from cdgen.models.products import Product
 
 PAPER = (12, 768, 12, 3072)
-PARTS = {
-    cdgen.models.llama: ("linear", "paged_attention", "rope_and_store", "add_rms_norm"),
-    cdgen.engine.paged_backend: ("select_candidates_linear", "gather_logits", "sample_candidates"),
+PARTS: dict[Any, tuple[str, ...]] = {
+    Product: ("__call__",),
+    cdgen.models.llama: ("paged_attention", "rope_and_store", "add_rms_norm", "silu_mul"),
+    cdgen.engine.pair_runner: ("select_candidates", "gather_logits", "sample_candidates"),
 }
 ROUNDS = 7
 
@@ -71,22 +73,24 @@ def timed(function: Callable[..., Any], name: str, spent: dict[str, float]) -> C
     return call
 
 
-def bounds(weights: int, output_weights: int, sequences: int, length: int, rates: Rates) -> dict[str, Bound]:
+def bounds(weights: int, sequences: int, length: int, rates: Rates) -> dict[str, Bound]:
     """Return the least time per step of each part that has a known limit.
 
     Args:
-        weights: number of weights in the layers of both models.
-        output_weights: number of weights in GOOD's output layer.
+        weights: number of weights in the layers of both models and in GOOD's output layer.
     """
-    layers, width, *_ = PAPER
+    layers, width, _, intermediate = PAPER
     values = sequences * width  # values of the hidden states
     cache = 2 * 2 * layers * 4 * values * (length + 4)  # keys and values of both models, halfway through the steps
     return {
-        "linear": Bound(2 * sequences * weights / rates.flops, "the matrix rate"),
-        "select_candidates_linear": Bound(2 * sequences * output_weights / rates.flops, "the matrix rate"),
+        "products": max(
+            Bound(2 * sequences * weights / rates.flops, "the matrix rate"),
+            Bound(4 * weights / rates.bandwidth, "a plain read of the weights"),
+        ),
         "paged_attention": Bound(cache / rates.bandwidth, "a plain read of the cache"),
         "rope_and_store": Bound(2 * layers * values * 4 * 7 / rates.bandwidth, "reading and writing once"),
         "add_rms_norm": Bound(2 * (2 * layers + 1) * values * 4 * 4 / rates.bandwidth, "reading and writing once"),
+        "silu_mul": Bound(2 * layers * sequences * intermediate * 4 * 3 / rates.bandwidth, "reading and writing once"),
     }
 
 
@@ -97,9 +101,9 @@ def measure_step(sequences: int, length: int) -> None:
     loop.start_at(sequences, length)
     loop.step()
     spent: dict[str, float] = defaultdict(float)
-    for module, names in PARTS.items():
+    for owner, names in PARTS.items():
         for name in names:
-            setattr(module, name, timed(getattr(module, name), name, spent))
+            setattr(owner, name, timed(getattr(owner, name), "products" if owner is Product else name, spent))
     steps, measured = [], []
     for _ in range(ROUNDS):
         start = time.perf_counter()
@@ -108,8 +112,9 @@ def measure_step(sequences: int, length: int) -> None:
         measured.append(measure_rates())
     step = sum(steps) / ROUNDS
     rates = Rates(*map(max, zip(*measured, strict=True)))
-    matrices = (x for model in pair for x in model.module.model.layers.parameters() if x.dim() == 2)
-    least = bounds(sum(x.numel() for x in matrices), pair[0].module.lm_head.weight.numel(), sequences, length, rates)
+    matrices = [x for model in pair for x in model.module.model.layers.parameters() if x.dim() == 2]
+    weights = sum(x.numel() for x in (*matrices, pair[0].module.lm_head.weight))
+    least = bounds(weights, sequences, length, rates)
     print(f"{sequences} sequences of {length} tokens: {step * 1e3:.1f} ms per step")
     print(f"measured between steps: {rates.flops / 1e9:.0f} GFLOP/s, {rates.bandwidth / 1e9:.1f} GB/s")
     for name, total in spent.items():
@@ -117,7 +122,7 @@ def measure_step(sequences: int, length: int) -> None:
         share = f"{least[name].seconds / seconds:.0%} of {least[name].limit}" if name in least else ""
         print(f"{name:>24}  {seconds * 1e3:8.2f} ms  {seconds / step:6.1%}  {share}")
     rest = step - sum(spent.values()) / ROUNDS
-    print(f"{'other':>24}  {rest * 1e3:8.2f} ms  {rest / step:6.1%}  embedding, activation, bookkeeping, Python")
+    print(f"{'other':>24}  {rest * 1e3:8.2f} ms  {rest / step:6.1%}  embedding, bookkeeping, Python")
 
 
 def main() -> None:

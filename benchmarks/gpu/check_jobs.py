@@ -12,6 +12,7 @@ from benchmarks.gpu.context import Context
 from benchmarks.gpu.noise import check_noise, reference_noise, triton_noise
 from benchmarks.ops.cases import OPS, Case
 from benchmarks.ops.op import Op
+from benchmarks.ops.prefill import PREFILL_OPS
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BY_NAME = {op.name: op for op in OPS}
@@ -98,6 +99,7 @@ GROUPS: dict[str, list[Group]] = {
         Group(named("add_rms_norm"), (BF16, FP16, FP32), (*LAYERS, (3, 100)), 64),
         Group([edge_layers.NORM_EDGE], (BF16, FP32), ((3, 128), (512, 64)), 64),
     ],
+    "silu_mul": [Group(named("silu_mul"), (BF16, FP16, FP32), (*LAYERS, (3, 100)), 64)],
     "rope_and_store": [
         Group(named("rope_and_store"), (BF16, FP16, FP32), HEADS, 2),
         Group([edge_layers.ROPE_EDGE], (BF16, FP32), ((3, 32), (512, 12)), 4),
@@ -111,6 +113,7 @@ GROUPS: dict[str, list[Group]] = {
         Group(edge_layers.ATTENTION_EDGES, (BF16,), ((3, 420), (16, 2048), (128, 220)), 40),
         Group(edge_layers.ATTENTION_EDGES[:5:2], (FP16, FP32), ((3, 420), (128, 220)), 40),
     ],
+    "prefill_attention": [Group(PREFILL_OPS, (BF16, FP16), ((7, 20), (200, 20), (420, 140), (300, 300)), 40)],
     "cross_entropy": [
         Group(named("softmax_gradient"), (BF16, FP16, FP32), ((1, 32_000), (768, 32_003), (128, 128_256)), 500),
         Group([edge_layers.IGNORED_EDGE], (BF16, FP32), ((64, 32_003),), 500),

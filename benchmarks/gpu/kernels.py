@@ -27,12 +27,15 @@ LAYERS: Table = {
     "paged_attention, 12 heads": ((128, 220), (512, 220), (1024, 220)),
     "paged_attention, 12 heads, dropout": ((512, 220), (128, 220)),
     "paged_attention, 32 heads, 8 KV heads": ((64, 330), (64, 2048)),
+    "paged_attention, prefill, 12 heads": ((4096, 20), (4096, 512)),
+    "paged_attention, prefill, 32 heads, 8 KV heads": ((4096, 2048),),
     "add_rms_norm": ((128, 768), (512, 768), (64, 4096)),
+    "silu_mul": ((128, 3072), (512, 3072), (64, 14336)),
     "rope_and_store": ((128, 12), (512, 12), (64, 32)),
     "softmax_gradient": ((768, 32_000), (4096, 32_000)),
 }
 # Keys are the first words of the ops' names. All other ops have DRY_SIZE.
-DRY_SIZES = {"paged_attention": 40, "add_rms_norm": 64, "rope_and_store": 2}
+DRY_SIZES = {"paged_attention": 40, "add_rms_norm": 64, "silu_mul": 64, "rope_and_store": 2}
 DRY_BATCH, DRY_SIZE = 3, 300
 
 

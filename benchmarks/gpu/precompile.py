@@ -28,7 +28,7 @@ from benchmarks.gpu.models import Shape
 from benchmarks.ops.linear import output_layer
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen_kernels import make_sampling_tensors, registry
+from cdgen_kernels import registry
 
 CPU = torch.device("cpu")
 TOKENS = (1, 8, 32, 64, 512)  # batch sizes: every tile height, with and without programs that share keys
@@ -107,16 +107,15 @@ def compile_engine(good: Shape, bad: Shape | None, dtype: torch.dtype) -> None:
         return random_llama(**small._asdict(), seed=seed, dtype=dtype)
 
     lm = ContrastiveLM(make(good, 0), **({"bad": make(bad, 1)} if bad else {"dropout": DROPOUT}))
-    for params in (SamplingParams(), SamplingParams(contrast_strength=0.0)):
+    banning = {"min_tokens": 1, "stop_token_ids": (1, 2, 3)}
+    for params in (
+        SamplingParams(max_tokens=30, **given)
+        for given in ({}, banning, banning | {"logprobs": True}, {"contrast_strength": 0.0})
+    ):
         for tokens in TOKENS:
             backend = PagedBackend(lm.pair, params, tokens, 64)
-            ids, cache_row = torch.zeros(tokens, dtype=torch.long), torch.arange(tokens, dtype=torch.int32)
-            sampling = make_sampling_tensors(tokens)
-            outputs = backend._run(ids, ids, cache_row, sampling.sequence)
-            backend._run(ids, ids, cache_row, sampling.sequence, last=ids[:1])
-            for banned in (None, torch.full((tokens, 3), -1)):
-                backend.sample(outputs, sampling, banned=banned, sync=False)
-                backend.sample(outputs, sampling, banned=banned, logprobs=True)
+            backend._compute(torch.zeros(4, tokens, dtype=torch.long))
+            backend._step(torch.arange(tokens).unsqueeze(0))
 
 
 def main() -> None:

@@ -52,12 +52,12 @@ SWEEPS = [  # the least risky first, since an illegal access ends the job
     Sweep("contrastive_sample, contrastive", 128, 32_000, "triton.settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
     Sweep("contrastive_sample, ancestral", 128, 32_000, "triton.settings", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
     Sweep("contrastive_sample, contrastive", 512, 32_000, "triton.settings", "THREADS", (128, 256)),
-    Sweep(ATTENTION, 512, 220, "triton.attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep(ATTENTION, 512, 220, "triton.settings", "ATTENTION_PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
     Sweep(ATTENTION, 512, 220, "triton.attention", "THREADS", (64, 128)),
     Sweep(ATTENTION, 512, 220, "triton.attention", "KEYS", (2, 4, 8), key=1),
-    Sweep(ATTENTION, 16, 2048, "triton.attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep(ATTENTION, 16, 2048, "triton.settings", "ATTENTION_PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
     Sweep(DROPOUT, 512, 220, "triton.attention", "THREADS", (64, 128)),
-    Sweep(GROUPED, 64, 2048, "triton.attention", "PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
+    Sweep(GROUPED, 64, 2048, "triton.settings", "ATTENTION_PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
     Sweep(GROUPED, 64, 2048, "triton.attention", "MATRIX_TILE", (2048, 4096)),
     Sweep(
         "select_candidates_linear", 128, 32_000, "triton.linear", "HAS_FENCE", (False, True)

@@ -66,9 +66,8 @@ def start_loop(context: Context) -> EngineLoop:
 
 
 def advance(engine: Engine, context: Context) -> None:
-    """Run one round of steps, then start waiting sequences."""
-    engine.step()
-    engine.refill()
+    """Start waiting sequences if there is room, and run one round of steps."""
+    engine.advance()
     synchronize(context.device)
 
 
@@ -98,11 +97,11 @@ def profile_job(context: Context) -> None:
     with context.case(name) as found, torch.inference_mode():
         loop = start_loop(context)
         engine = loop.engine
-        while NEW_TOKENS - len(loop.new_tokens()[0]) > 2 * engine.backend.sync_every:
+        while NEW_TOKENS - len(loop.new_tokens()[0]) > 3 * engine.backend.steps_per_round:
             advance(engine, context)
         kinds = [ProfilerActivity.CPU] + ([] if context.dry else [ProfilerActivity.CUDA])
         with profile(activities=kinds) as profiler:
-            while not engine.results:  # the sequences of a batch end together, and the waiting ones start
+            while not loop.finished:  # the sequences of a batch end together, and the waiting ones start
                 advance(engine, context)
             advance(engine, context)
         found |= figures(spans(profiler, context.device))

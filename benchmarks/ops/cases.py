@@ -7,9 +7,10 @@ import torch
 from benchmarks.ops.layers import LAYER_OPS
 from benchmarks.ops.linear import LINEAR_OPS
 from benchmarks.ops.op import Inputs, Op
+from benchmarks.ops.prefill import PREFILL_OPS
 from benchmarks.ops.sampling import SAMPLING_OPS
 
-OPS = SAMPLING_OPS + LINEAR_OPS + LAYER_OPS
+OPS = SAMPLING_OPS + LINEAR_OPS + LAYER_OPS + PREFILL_OPS
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,29 @@ def norm_eager(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) ->
     return {"normed": functional.rms_norm(total, weight.shape, weight, EPS), "total": total}
 
 
+# ---------------------------------------------------------------------------------------------------------- silu_mul
+
+
+def gate_inputs(batch: int, width: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
+    """Return (gate_up [N, 2 F],)."""
+    return (random_tensor(torch.Generator(device).manual_seed(seed), dtype, batch, 2 * width),)
+
+
+def gate_reference(gate_up: torch.Tensor) -> Outputs:
+    return {"gated": reference.silu_mul(gate_up.double())}
+
+
+def gate_fused(gate_up: torch.Tensor) -> Outputs:
+    from cdgen_kernels.triton import layers as triton_layers
+
+    return {"gated": triton_layers.silu_mul(gate_up)}
+
+
+def gate_eager(gate_up: torch.Tensor) -> Outputs:
+    gate, up = gate_up.chunk(2, 1)
+    return {"gated": functional.silu(gate) * up}
+
+
 # ---------------------------------------------------------------------------------------------------- rope_and_store
 
 
@@ -232,6 +255,19 @@ LAYER_OPS = [
         counted=(2, 768),
     ),
     Op(
+        "silu_mul",
+        gate_inputs,
+        gate_fused,
+        gate_reference,
+        gate_eager,
+        streams=("gate_up_ptr",),
+        bytes=lambda gate_up: gate_up.nbytes * 3 // 2,
+        torch_floats=lambda outputs, *inputs: gate_eager(*inputs),
+        dtypes=BFLOAT16,
+        sizes=(14336, 3072),
+        counted=(2, 1536),
+    ),
+    Op(
         "rope_and_store",
         rope_inputs,
         rope_fused,
@@ -244,7 +280,7 @@ LAYER_OPS = [
         sizes=(32, 12),
         counted=(2, 12),
     ),
-    attention_op("12 heads", 12, 12, HEAD_DIM, counted=23),
-    attention_op("32 heads, 8 KV heads", 32, 8, 128, counted=34),
-    attention_op("12 heads, dropout", 12, 12, HEAD_DIM, counted=23, dropout=0.3),
+    attention_op("12 heads", 12, 12, HEAD_DIM, counted=45),
+    attention_op("32 heads, 8 KV heads", 32, 8, 128, counted=67),
+    attention_op("12 heads, dropout", 12, 12, HEAD_DIM, counted=45, dropout=0.3),
 ]

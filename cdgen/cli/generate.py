@@ -144,16 +144,17 @@ def check_request(args: argparse.Namespace) -> Request:
     import_ops()
     from cdgen.corpus.writer import check_options
     from cdgen.models.bad import parse_bad
-    from cdgen.models.dtypes import float_dtype
+    from cdgen.models.dtypes import cache_dtype, float_dtype
     from cdgen.models.loading import usable_device
 
     bad = parse_bad(args.bad) if args.bad else {}
     check_options(args.shard_size, args.format)
     integer("max_num_seqs", args.batch_size, 1, INT32_MAX)
     usable_device(args.device)
-    for name in ("dtype", "kv_cache_dtype"):
-        if getattr(args, name) is not None:
-            float_dtype(name, getattr(args, name))
+    if args.dtype is not None:
+        float_dtype("dtype", args.dtype)
+    if args.kv_cache_dtype is not None:
+        cache_dtype(args.kv_cache_dtype)
     return Request(params, bad, reading, cache_bytes)
 
 

@@ -102,7 +102,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, decodes: bool = True) 
     add_dtype(models)
     if decodes:
         models.add_argument(
-            "--kv-cache-dtype", metavar="DTYPE", help="dtype of the KV cache (default: same as --dtype)"
+            "--kv-cache-dtype",
+            metavar="DTYPE",
+            help="dtype of the KV cache: float32, bfloat16, float16 or fp8 (default: same as --dtype)",
         )
     add_trust_remote_code(models)
     return models

@@ -1,12 +1,16 @@
-"""The journal of a shard: its finished documents, on the disk before the shard is.
+"""The journal of a corpus: the finished documents of unfinished shards, on the disk before the shards are.
 
-It is a file in the corpus's folder with a line per document, and it is deleted once the shard is written. A process
-that is killed leaves at most one incomplete line. Each line begins with a checksum over its content and the corpus's
-fingerprint. Reading stops at the first line that is incomplete, damaged or from another corpus.
+Each unfinished shard has a file in the corpus's folder with a line per document, and it is deleted once the shard is
+written. A process that is killed leaves at most one incomplete line per file. Each line begins with a checksum over its
+content and the corpus's fingerprint. Reading a file stops at the first line that is incomplete, damaged, or from
+another corpus or shard.
 """
 
 import hashlib
 import json
+import re
+import threading
+from collections.abc import Container
 from dataclasses import asdict
 from typing import BinaryIO
 
@@ -19,91 +23,114 @@ _PREFIX, _ENDING = f"{RESERVED}journal-", ".jsonl"
 
 def discard(folder: OutputFolder, fingerprint: str) -> None:
     """Delete the journal of a corpus that is complete: a process was killed after it had written the last shard."""
-    if (folder.path / _name(fingerprint)).exists():  # a file system that is read-only refuses to delete even nothing
-        folder.remove(_name(fingerprint))
+    _remove_all(folder, f"{_PREFIX}{fingerprint[:16]}")
 
 
-def _name(fingerprint: str) -> str:
-    return f"{_PREFIX}{fingerprint[:16]}{_ENDING}"
+def _remove_all(folder: OutputFolder, prefix: str, keep: Container[str] = ()) -> None:
+    """Delete the journal files whose names begin with `prefix`, except for those in `keep`."""
+    names = [path.name for path in folder.path.glob(f"{prefix}*{_ENDING}")]
+    folder.remove(*(name for name in names if name not in keep))
 
 
 class Journal:
-    """Read the journal that an earlier process left, and append to it.
+    """Append to a corpus's journal, and read the one that an earlier process left.
+
+    A thread may call :meth:`end` while another one calls :meth:`add`.
 
     Args:
         folder: the corpus's folder, entered.
         fingerprint: sha256, hexadecimal, over all that decides the texts of the corpus.
-        resume: use the documents that an earlier process left.
-    Attributes:
-        shard: number of the shard that the documents belong to; None if there are none.
-        outputs: the finished continuations by row of the shard.
-    Raises:
-        CorpusError: the file cannot be read.
     """
 
-    def __init__(self, folder: OutputFolder, fingerprint: str, resume: bool) -> None:
-        self.shard: int | None = None
-        self.outputs: dict[int, CompletionOutput] = {}
+    def __init__(self, folder: OutputFolder, fingerprint: str) -> None:
         self._folder, self._fingerprint = folder, fingerprint
-        self._path = folder.path / _name(fingerprint)
-        self._file: BinaryIO | None = None
-        self._kept = 0  # bytes of the valid lines
-        if resume:
-            self._read()
+        self._prefix = f"{_PREFIX}{fingerprint[:16]}-"
+        self._lock = threading.Lock()
+        self._sizes: dict[str, int] = {}  # bytes of the valid lines in the files of unfinished shards
+        self._file: BinaryIO | None = None  # of the last shard of which a document was added
+        self._open = ""  # its name; the documents of a shard mostly follow one another, so one open file is enough
 
-    def _read(self) -> None:
+    def _name(self, shard: int) -> str:
+        return f"{self._prefix}{shard:05d}{_ENDING}"
+
+    def read(self, done: Container[int]) -> dict[int, dict[int, CompletionOutput]]:
+        """Return the finished continuations by shard and by row of the shard, without the shards that are done.
+
+        Raises:
+            CorpusError: a file cannot be read.
+        """
+        pattern = re.compile(re.escape(self._prefix) + r"(\d+)" + re.escape(_ENDING))
+        names = (pattern.fullmatch(path.name) for path in self._folder.path.glob(f"{_PREFIX}*{_ENDING}"))
+        shards = sorted(int(name[1]) for name in names if name)
+        return {shard: outputs for shard in shards if shard not in done and (outputs := self._read(shard))}
+
+    def _read(self, shard: int) -> dict[int, CompletionOutput]:
+        path, outputs = self._folder.path / self._name(shard), {}
         try:
-            lines = self._path.read_bytes().splitlines(keepends=True)
-        except FileNotFoundError:
-            return
+            lines = path.read_bytes().splitlines(keepends=True)
         except OSError as error:
-            raise CorpusError(f"{self._path}: cannot be read: {error.strerror}") from error
+            raise CorpusError(f"{path}: cannot be read: {error.strerror}") from error
+        size = 0
         for line in lines:
             digest, _, content = line.partition(b" ")
             if not line.endswith(b"\n") or digest != self._digest(content):
                 break
-            shard, place, fields = json.loads(content)
-            if self.shard not in (None, shard):
+            number, place, fields = json.loads(content)
+            if number != shard:
                 break
             if fields["logprobs"] is not None:
                 fields["logprobs"] = [TokenLogprobs(*each) for each in fields["logprobs"]]
-            self.shard, self.outputs[place] = shard, CompletionOutput(**fields)
-            self._kept += len(line)
+            outputs[place] = CompletionOutput(**fields)
+            size += len(line)
+        self._sizes[path.name] = size
+        return outputs
 
     def _digest(self, content: bytes) -> bytes:
         return hashlib.sha256(self._fingerprint.encode() + content).hexdigest()[:16].encode()
 
-    def begin(self, shard: int) -> dict[int, CompletionOutput]:
-        """Start or resume a shard; return its finished continuations by row of the shard."""
-        if shard != self.shard:
-            self.shard, self.outputs, self._kept = shard, {}, 0
-        return self.outputs
-
-    def add(self, place: int, output: CompletionOutput) -> None:
-        """Append a finished continuation of the current shard. It is kept if this process is killed.
+    def add(self, shard: int, place: int, output: CompletionOutput) -> None:
+        """Append a finished continuation, row `place` of a shard. It is kept if this process is killed.
 
         Raises:
             CorpusError: the file cannot be written.
         """
-        content = json.dumps([self.shard, place, asdict(output)]).encode() + b"\n"
-        try:
-            if self._file is None:
-                self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
-                self._file.truncate(self._kept)
-            self._file.write(self._digest(content) + b" " + content)
-        except OSError as error:
-            raise CorpusError(f"{self._path}: cannot be written: {error.strerror or error}") from error
-        self.outputs[place] = output
+        content = json.dumps([shard, place, asdict(output)]).encode() + b"\n"
+        with self._lock:
+            name = self._name(shard)
+            try:
+                file = self._opened(name)
+                self._sizes[name] += file.write(self._digest(content) + b" " + content)
+            except OSError as error:
+                path = self._folder.path / name
+                raise CorpusError(f"{path}: cannot be written: {error.strerror or error}") from error
 
-    def end(self) -> None:
-        """Delete the journal, whose shard is written now, and the journals of corpora that this one replaced."""
-        self.close()
-        self.shard, self.outputs, self._kept = None, {}, 0
-        names = [path.name for path in self._folder.path.glob(f"{_PREFIX}*{_ENDING}")]
-        self._folder.remove(*names)
+    def _opened(self, name: str) -> BinaryIO:
+        """Return the file of this name, which ends after its last valid line."""
+        if self._file is None or name != self._open:
+            self._close()
+            size = self._sizes.setdefault(name, 0)
+            self._file, self._open = open(self._folder.path / name, "ab", buffering=0), name  # noqa: SIM115
+            self._file.truncate(size)
+        return self._file
+
+    def end(self, shard: int) -> None:
+        """Delete the file of a shard that is written now, and the journals of corpora that this one replaced.
+
+        Raises:
+            CorpusError: a file cannot be deleted.
+        """
+        with self._lock:
+            if self._open == self._name(shard):
+                self._close()
+            self._sizes.pop(self._name(shard), None)
+            _remove_all(self._folder, _PREFIX, keep=self._sizes)
 
     def close(self) -> None:
-        """Close the file without deleting it."""
+        """Close the journal without deleting its files."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None

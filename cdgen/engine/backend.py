@@ -5,62 +5,113 @@ finished. :class:`~cdgen.engine.static_backend.StaticBackend` supports any causa
 batch and runs it until all of its sequences have finished.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from cdgen.engine.requests import Request, RunningBatch
-from cdgen_kernels import Samples, SamplingTensors
+from cdgen.engine.requests import Request
+from cdgen_kernels import Samples
+
+Rows = npt.NDArray[np.int64]  # cache rows
 
 
 class Start(NamedTuple):
-    """The next `num_sequences` waiting sequences of a request are to start."""
+    """These continuations of a request are to start."""
 
     request: Request
-    num_sequences: int
+    continuations: list[int]
 
 
-class Started(NamedTuple):
-    """Sequences that have started: their cache rows, and the models' outputs on the last token of their prompts."""
+class Drawn(NamedTuple):
+    """What a round drew, on the host."""
 
-    cache_rows: list[list[int]]  # for each Start, the rows of its sequences
-    outputs: list[torch.Tensor]  # for each model [A, ...]; only the backend's own `sample` reads them
+    tokens: npt.NDArray[np.int64]  # [count, A], token ids; below 0: a fault code
+    logprobs: npt.NDArray[np.float32] | None  # [count, A, 3], see cdgen_kernels.Samples; only if requested
+
+
+class Round:
+    """A few steps that have been launched: one token per step for each of A sequences.
+
+    What was drawn is copied to the host without waiting for the device; :meth:`read` waits.
+
+    Args:
+        rows: the cache rows of the sequences, [A].
+        steps: what each step drew, for A sequences.
+        outputs: for each step, each model's outputs [A, ...], if tokens may have to be drawn again.
+    """
+
+    def __init__(
+        self, rows: Rows, steps: Sequence[Samples], outputs: Sequence[Sequence[torch.Tensor]] | None = None
+    ) -> None:
+        self.rows, self.outputs = rows, outputs
+        tokens = torch.stack([step.token for step in steps])
+        logprobs = None
+        if steps[0].logprob is not None:
+            columns = [torch.stack([x for x in step[1:] if x is not None], 1) for step in steps]
+            logprobs = torch.stack(columns)
+        self._tokens, self._logprobs = _to_host(tokens), None if logprobs is None else _to_host(logprobs)
+        self._copied = torch.cuda.Event() if tokens.is_cuda else None
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(tokens.device))
+
+    def read(self) -> Drawn:
+        """Wait for the round and return what it drew."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return Drawn(self._tokens.numpy(), None if self._logprobs is None else self._logprobs.numpy())
+
+
+def _to_host(x: torch.Tensor) -> torch.Tensor:
+    """Start a copy to the host. Memory is pinned for it: into pageable memory, the copy would wait for the device."""
+    if not x.is_cuda:
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 
 class Backend(Protocol):
-    """Caches, models and sampling for :class:`~cdgen.engine.engine.Engine`."""
+    """Caches, models and sampling for :class:`~cdgen.engine.engine.Engine`.
+
+    A running sequence is identified by its cache row. The backend keeps its newest token and its position on the
+    device, so that a round can be launched before the one before it has been read.
+    """
 
     max_num_seqs: int  # greatest number of sequences that run at once
-    sync_every: int  # number of steps to run between two host syncs; if it is 1, `steps` is not called
+    cache_rows: int  # cache rows are below this number
+    steps_per_round: int  # number of steps to run between two host syncs
+    rounds_in_flight: int  # how many rounds to launch before the first of them is read
 
     def admit(self, request: Request, most: int) -> int:
         """Return how many of a request's waiting sequences can start now, 0 to `most`, and reserve room for them."""
 
-    def start(self, starts: list[Start]) -> Started:
-        """Start sequences that have been admitted; compute their prompts if necessary."""
+    def start(self, starts: list[Start]) -> Round:
+        """Start sequences that have been admitted, compute their prompts if necessary, and draw their first tokens."""
 
-    def step(self, batch: RunningBatch) -> list[torch.Tensor]:
-        """Run the models on the newest token of every sequence; return the outputs of each model, [A, ...]."""
+    def launch(self, rows: Rows, lengths: npt.NDArray[np.int64], count: int) -> Round:
+        """Run `count` steps of the sequences in these cache rows without a host sync.
 
-    def steps(self, batch: RunningBatch, sampling: SamplingTensors, count: int) -> torch.Tensor:
-        """Run `count` steps without a host sync and draw a token after each; return them, int64 [count, A].
-
-        A row from which nothing can be drawn holds a fault code below 0 instead of a token. The rows of later steps
-        are then undefined.
-        """
-
-    def sample(
-        self, outputs: list[torch.Tensor], sampling: SamplingTensors, *, banned: torch.Tensor | None, logprobs: bool
-    ) -> Samples:
-        """Draw one token per row from the models' outputs, or a fault code below 0 if a row has none.
+        If nothing can be drawn for a sequence, it gets a fault code below 0 instead of a token. Its later tokens are
+        then undefined, in this round and in those that are in flight.
 
         Args:
-            outputs: outputs of `start` or `step`.
-            banned: int64 [A, N], token ids that must not be drawn, -1 for no ban.
-            logprobs: also return log-probabilities.
+            rows: int64 [A], distinct.
+            lengths: int64 [A], number of tokens of each sequence before the round, including its prompt.
+            count: number of steps, 1 to `steps_per_round`.
         """
 
-    def release(self, cache_rows: list[int]) -> None:
+    def redraw(self, drawn: Round, steps: list[int], columns: list[int], positions: list[int]) -> Round:
+        """Draw tokens again whose candidates did not fit into their list, with a list that holds all of them.
+
+        Args:
+            drawn: the round.
+            steps: for each of these tokens, its step in the round.
+            columns: its column in the round, different for each of them.
+            positions: its position in its sequence.
+        """
+
+    def release(self, rows: Rows) -> None:
         """End sequences and free what only they hold."""
 
     def close(self) -> None:

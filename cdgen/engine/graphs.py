@@ -1,13 +1,13 @@
-"""The decode step as CUDA graphs: captured for a few batch sizes, replayed without Python between the kernels."""
+"""Steps as CUDA graphs: captured for a few sizes, replayed without Python between the kernels."""
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 
 import torch
 
-from cdgen_kernels import SamplingTensors
+Step = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
-Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, SamplingTensors], torch.Tensor]
+_PATIENCE = 32  # calls of a size that run in a larger graph before the size gets a graph of its own
 
 _spare_streams: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 
@@ -26,109 +26,123 @@ def give_back_stream(stream: torch.cuda.Stream) -> None:
     _spare_streams[stream.device].append(stream)
 
 
+class GraphSizes:
+    """Decides in a graph of how many rows a number of rows runs.
+
+    The size of a graph is a multiple of an eighth of the power of two below the number of rows, so at most 11 % of its
+    rows are unused. Capturing a graph takes longer than many steps, and there are eight sizes from each power of two to
+    the next. A number of rows therefore runs in a larger graph, if there is one of at most twice its size, until that
+    has happened _PATIENCE times.
+
+    Args:
+        largest: greatest number of rows.
+        eager_calls: number of calls that find no large enough graph, before graphs are captured.
+    Attributes:
+        captured: the sizes of the graphs.
+    """
+
+    def __init__(self, largest: int, eager_calls: int = 0) -> None:
+        self._largest, self._eager_calls = largest, eager_calls
+        self.captured: set[int] = set()
+        self._calls: Counter[int] = Counter()  # by size
+        self._without = 0  # calls for which there was no graph
+
+    def choose(self, rows: int) -> int | None:
+        """Return the size of the graph to use, which may have to be captured first; None to do without one."""
+        step = 1 << max(0, rows.bit_length() - 4)
+        size = min(self._largest, -(-rows // step) * step)
+        self._calls[size] += 1
+        larger = min((other for other in self.captured if size <= other <= 2 * size), default=None)
+        if larger is not None and (larger == size or self._calls[size] <= _PATIENCE):
+            return larger
+        if larger is None and self._without < self._eager_calls:
+            self._without += 1
+            return None
+        self.captured.add(size)
+        return size
+
+
 class StepGraphs:
-    """Repeats a decode step by replaying CUDA graphs of it, one graph for each batch size.
+    """Repeats a step by replaying CUDA graphs of it, one graph for each size that :class:`GraphSizes` chooses.
 
     All graphs of an instance are captured on one stream into one memory pool, and `close` destroys them together.
     Instances must not share a stream: torch 2.12 and later frees a stream's cuBLAS workspace when a graph that was
     captured on it is destroyed, while other graphs still write to that workspace.
 
     Args:
-        largest: greatest batch size.
+        sizes: decides in which graph a step runs.
+        unused: the inputs of an unused row, as many numbers as a step has inputs.
         device: a CUDA device, with its index.
     """
 
-    def __init__(self, largest: int, device: torch.device) -> None:
-        self._largest, self._device = largest, device
+    def __init__(self, sizes: GraphSizes, unused: Sequence[int], device: torch.device) -> None:
+        self._sizes, self._device = sizes, device
+        self._unused = torch.tensor(unused).unsqueeze(1)  # [F, 1]
         self._stream, self._pool = take_stream(device), torch.cuda.graph_pool_handle()
         self._graphs: dict[int, _Graph] = {}
 
-    def __call__(
-        self,
-        step: Step,
-        ids: torch.Tensor,  # [A]
-        position: torch.Tensor,  # [A]
-        cache_row: torch.Tensor,  # [A]
-        sampling: SamplingTensors,
-        count: int,
-    ) -> torch.Tensor:
+    def __call__(self, step: Step, inputs: torch.Tensor, count: int = 1) -> list[tuple[torch.Tensor, ...]]:
         """Run `count` steps.
 
         Args:
-            step: function (ids, position, cache_row, sampling) -> token, int64 [A]; it reads and writes device tensors
-                only. Rows with a cache row below 0 are unused. Every call must pass the same function.
-            ids: int64 [A], the tokens that the first step reads.
-            position: int64 [A], their positions.
-            cache_row: int32 [A], their rows of the page table.
-            sampling: sampling parameters of the first step.
+            step: function from inputs, int64 [F, A] on the device, to outputs [A, ...]; it reads and writes device
+                tensors only. Every call must pass the same function.
+            inputs: int64 [F, A] on the host, the same for all `count` steps.
             count: number of steps.
         Returns:
-            the tokens drawn, int64 [count, A].
+            the outputs of each step.
         """
-        size = min(self._largest, 1 << (len(ids) - 1).bit_length())  # powers of two: few graphs, at most half unused
+        live = inputs.shape[1]
         with torch.cuda.device(self._device):
+            size = self._sizes.choose(live)
+            if size is None:
+                on_device = inputs.to(self._device, non_blocking=True)
+                return [step(on_device) for _ in range(count)]
             if size not in self._graphs:
-                self._graphs[size] = _Graph(step, size, sampling, self._stream, self._pool)
-            return self._graphs[size](ids, position, cache_row, sampling, count)
+                unused = self._unused.repeat(1, size).to(self._device, non_blocking=True)
+                self._graphs[size] = _Graph(step, unused, self._stream, self._pool)
+            graph = self._graphs[size]
+            padded = self._unused.repeat(1, size)
+            padded[:, :live] = inputs
+            graph.inputs.copy_(padded, non_blocking=True)  # the driver copies unpinned memory before it returns
+            found = []
+            for _ in range(count):
+                graph.graph.replay()
+                found.append(tuple(output[:live].clone() for output in graph.outputs))  # the next replay overwrites it
+            return found
 
-    def close(self) -> None:
-        """Destroy all graphs and free their memory; the instance cannot be used afterwards."""
+    def clear(self) -> None:
+        """Destroy all graphs and free their memory."""
         try:
             if self._graphs:
-                torch.cuda.synchronize(self._device)  # replays may still be running after an error
+                torch.cuda.synchronize(self._device)  # replays may still be running
             for graph in self._graphs.values():
                 graph.graph.reset()
         finally:
             self._graphs.clear()
+            self._sizes.captured.clear()
+            self._pool = torch.cuda.graph_pool_handle()  # torch refuses the handle of a pool whose graphs are all gone
+
+    def close(self) -> None:
+        """Destroy all graphs; the instance cannot be used afterwards."""
+        try:
+            self.clear()
+        finally:
             give_back_stream(self._stream)
 
 
 class _Graph:
-    """The graph of one batch size. It does not refer to the step, because the step's owner holds this graph."""
+    """The graph of one size. It does not refer to the step, because the step's owner holds this graph."""
 
     def __init__(
-        self,
-        step: Step,
-        size: int,
-        sampling: SamplingTensors,
-        stream: torch.cuda.Stream,
-        pool: "torch.cuda._POOL_HANDLE",
+        self, step: Step, inputs: torch.Tensor, stream: torch.cuda.Stream, pool: "torch.cuda._POOL_HANDLE"
     ) -> None:
-        device = sampling.margin.device
-        self.ids, self.position = torch.zeros(2, size, dtype=torch.long, device=device).unbind()
-        self.cache_row = torch.full((size,), -1, dtype=torch.int32, device=device)
-        self.sampling = SamplingTensors(*(x[:1].repeat(size) for x in sampling))
+        self.inputs = inputs
         self.graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):  # a capture can neither compile kernels nor initialise libraries
-                self._advance(step)
+                step(inputs)
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(self.graph, pool=pool, stream=stream):
-            self.token = self._advance(step)
-
-    def _advance(self, step: Step) -> torch.Tensor:
-        """Run a step and prepare the next one; return the tokens drawn, int64 [size]."""
-        token = step(self.ids, self.position, self.cache_row, self.sampling)
-        self.ids.copy_(token.clamp(min=0))  # a fault code cannot be read as a token
-        self.position.add_(1)
-        return token
-
-    def __call__(
-        self, ids: torch.Tensor, position: torch.Tensor, cache_row: torch.Tensor, sampling: SamplingTensors, count: int
-    ) -> torch.Tensor:
-        live = len(ids)
-        self.cache_row.fill_(-1)
-        self.position.zero_()  # unused rows advance too, and would run past the ends of their tables
-        for own, given in (
-            (self.ids, ids),
-            (self.position, position),
-            (self.cache_row, cache_row),
-            *zip(self.sampling, sampling, strict=True),
-        ):
-            own[:live] = given
-        drawn = []
-        for _ in range(count):
-            self.graph.replay()
-            drawn.append(self.token[:live].clone())
-        return torch.stack(drawn)
+            self.outputs = step(inputs)

@@ -1,32 +1,31 @@
 """The engine's backend for models of the Llama family: a paged cache, and both models in one step."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch.nn.functional import linear
 
-from cdgen.engine.backend import Start, Started
-from cdgen.engine.graphs import StepGraphs, give_back_stream, take_stream
-from cdgen.engine.requests import ModelPair, Request, RunningBatch
+from cdgen.engine.backend import Round, Rows, Start
+from cdgen.engine.device_state import DeviceState
+from cdgen.engine.graphs import GraphSizes, StepGraphs
+from cdgen.engine.page_store import CacheShape
+from cdgen.engine.pair_runner import PairRunner
+from cdgen.engine.requests import ModelPair, Request
 from cdgen.engine.sampling_params import SamplingParams
-from cdgen.engine.shared_cache import CacheShape, SharedKVCache
-from cdgen.hardware import free_memory
-from cdgen.models.llama import LlamaRunner, slot_mapping
-from cdgen_kernels import (
-    Samples,
-    SamplingTensors,
-    contrastive_sample,
-    gather_logits,
-    sample_candidates,
-    select_candidates_linear,
-)
+from cdgen.engine.shared_cache import SharedKVCache
+from cdgen.engine.stopping import stop_token_ids
+from cdgen.hardware import free_memory, to_device
+from cdgen_kernels import Samples
 
 PREFILL_TOKENS = 4096  # greatest number of prompt tokens to compute at once, unless one prompt is longer
 CACHE_SHARE = 0.9  # default upper limit on the cache, as a share of a GPU's free memory; the rest is for activations
-_SYNC_EVERY = 4  # steps between two host syncs on a GPU
-_CAPACITY = 256  # length of the candidate lists; with more candidates, the lists are as long as the vocabulary
+STEPS_PER_ROUND = 4  # steps between two host syncs on a GPU
+CAPACITY = 256  # length of the candidate lists; with more candidates, the lists are as long as the vocabulary
+EAGER_PREFILLS = 4  # prefills of a size without a graph, before one is captured
 
 
 class CacheOptions(TypedDict, total=False):
@@ -44,19 +43,27 @@ class _Prompt:
     outputs: list[torch.Tensor] | None = None  # last hidden state [D] of each model; None until it is computed
 
 
+class _Graphs(NamedTuple):
+    decode: StepGraphs
+    prefill: StepGraphs
+
+
 class PagedBackend:
-    """Runs sequences with one :class:`LlamaRunner` per model on a :class:`SharedKVCache`.
+    """Runs sequences of both models on a :class:`SharedKVCache`.
 
     See :class:`~cdgen.engine.backend.Backend` for the methods.
 
     Args:
         pair: the models.
-        params: sampling parameters.
+        params: sampling parameters; :meth:`begin` replaces them.
         max_num_seqs: greatest number of sequences that run at once.
         max_length: number of tokens of the longest sequence, including its prompt.
         kv_cache_dtype: dtype of the pages; default: the models' own.
         kv_cache_memory_bytes: budget for the pages of both models. Default: what `max_num_seqs` sequences need, and on
             a GPU at most CACHE_SHARE of its free memory.
+    Attributes:
+        max_length: see above.
+        options: the options of the cache.
     Raises:
         InputError: one sequence of `max_length` does not fit into the budget or the free memory.
     """
@@ -71,21 +78,22 @@ class PagedBackend:
         kv_cache_dtype: torch.dtype | None = None,
         kv_cache_memory_bytes: int | None = None,
     ) -> None:
-        models = pair.models(params)
-        self.max_num_seqs, self._vocab_size = max_num_seqs, pair.vocab_size
-        self._max_new_tokens, self._outside_head = partial(pair.max_new_tokens, params), params.outside_head
-        self._runners = [LlamaRunner(model.module, max_length, model.dropout) for model in models]
+        self._pair, self._models, self._params = pair, pair.models(params), params
+        self.max_num_seqs, self.max_length = max_num_seqs, max_length
+        self.options = CacheOptions(kv_cache_dtype=kv_cache_dtype, kv_cache_memory_bytes=kv_cache_memory_bytes)
+        self._runner = PairRunner(self._models, max_length, pair.vocab_size)
         shapes = [
             CacheShape(model.num_layers, runner.num_kv_heads, runner.head_dim, kv_cache_dtype or model.module.dtype)
-            for model, runner in zip(models, self._runners, strict=True)
+            for model, runner in zip(self._models, self._runner.runners, strict=True)
         ]
         device = pair.good.device
         free = free_memory(device)  # the weights are loaded already
         if kv_cache_memory_bytes is None and free is not None:
             kv_cache_memory_bytes = int(CACHE_SHARE * free)
+        self.cache_rows = 2 * max_num_seqs + 1  # a prompt has a row of its own until all its sequences have started
         self.cache = SharedKVCache(
             shapes,
-            cache_rows=2 * max_num_seqs + 1,  # a prompt has a row of its own until all its sequences have started
+            cache_rows=self.cache_rows,
             sequences=max_num_seqs + 1,  # one more for the prompt whose sequences have not all started
             max_length=max_length,
             device=device,
@@ -93,10 +101,34 @@ class PagedBackend:
         )
         self._prompts: dict[Request, _Prompt] = {}
         self._seed = torch.tensor([params.seed], device=device)
+        self._state = DeviceState(
+            params,
+            stop_token_ids(params, pair.eos_token_ids),
+            cache_rows=self.cache_rows,
+            max_num_seqs=max_num_seqs,
+            device=device,
+        )
         on_gpu = device.type == "cuda"
-        self.sync_every = _SYNC_EVERY if on_gpu else 1
-        self._graphs = StepGraphs(max_num_seqs, device) if on_gpu else None
-        self._side = take_stream(device) if on_gpu and len(models) > 1 else None
+        self.steps_per_round, self.rounds_in_flight = (STEPS_PER_ROUND, 2) if on_gpu else (1, 1)
+        self._graphs = self._new_graphs() if on_gpu else None
+
+    def _new_graphs(self) -> _Graphs:
+        device = self._pair.good.device
+        return _Graphs(
+            StepGraphs(GraphSizes(self.max_num_seqs), [-1], device),
+            StepGraphs(GraphSizes(max(PREFILL_TOKENS, self.max_length), EAGER_PREFILLS), [0, 0, -1, 0], device),
+        )
+
+    def begin(self, params: SamplingParams) -> bool:
+        """Prepare for another call, after all sequences have finished; return False if that is impossible."""
+        if self._models != self._pair.models(params) or not self._runner.refresh():
+            return False
+        if self._graphs is not None and _traits(params) != _traits(self._params):
+            self._graphs.decode.clear()
+        self._params = params
+        self._state.begin(params, stop_token_ids(params, self._pair.eos_token_ids))
+        self._seed.fill_(params.seed)
+        return True
 
     def admit(self, request: Request, most: int) -> int:
         """Return how many sequences of a request can start now, and reserve their pages.
@@ -111,7 +143,7 @@ class PagedBackend:
                     return count
             return 0
         length = len(request.token_ids)
-        most_new = self._max_new_tokens(length)
+        most_new = self._pair.max_new_tokens(self._params, length)
         for spare in (1, 0):  # without the spare one, the prompt is computed again for the rest
             for count in range(most, 0, -1):
                 reserved = count + (spare if count < len(request.waiting) else 0)
@@ -120,168 +152,164 @@ class PagedBackend:
                     return count
         return 0
 
-    def start(self, starts: list[Start]) -> Started:
-        """Fork sequences from their prompts; compute the prompts that are new."""
-        self._prefill([request for request, _ in starts if self._prompts[request].outputs is None])
+    def start(self, starts: list[Start]) -> Round:
+        """Compute the prompts that are new, fork sequences from them, and draw the first token of each."""
+        for requests in _chunks([request for request, _ in starts if self._prompts[request].outputs is None]):
+            self._prefill(requests)
         prompts = [self._prompts[request] for request, _ in starts]
-        cache_rows = [
-            self.cache.fork(prompt.cache_row, count) for prompt, (_, count) in zip(prompts, starts, strict=True)
-        ]
-        counts = torch.tensor([count for _, count in starts], device=self.cache.page_table.device)
-        size = sum(count for _, count in starts)  # passing the size avoids a device sync
-        outputs = [
-            torch.stack(each).repeat_interleave(counts, 0, output_size=size)
+        counts = [len(continuations) for _, continuations in starts]
+        rows = [row for prompt, n in zip(prompts, counts, strict=True) for row in self.cache.fork(prompt.cache_row, n)]
+        device = self.cache.page_table.device
+        cache_row, repeats = to_device(rows, device).int(), to_device(counts, device)
+        outputs = [  # passing the size avoids a device sync
+            torch.stack(each).repeat_interleave(repeats, 0, output_size=len(rows))
             for each in zip(*(prompt.outputs or [] for prompt in prompts), strict=True)
         ]
+        sequences = [(request, continuation) for request, continuations in starts for continuation in continuations]
+        newest = self._state.start(
+            cache_row,
+            [request.token_ids for request, _ in sequences],
+            [request.sequence_number(continuation) for request, continuation in sequences],
+            self.max_length,
+        )
         for request, _ in starts:
             if not self.cache.reserved(self._prompts[request].cache_row):
-                self.cache.release(self._prompts.pop(request).cache_row)
-        return Started(cache_rows, outputs)
+                self.cache.release([self._prompts.pop(request).cache_row])
+        drawn = self._draw(outputs, cache_row, newest.position + 1, newest.sequence)
+        return self._round(np.array(rows), [drawn])
 
-    def step(self, batch: RunningBatch) -> list[torch.Tensor]:
-        """Run one token of each sequence; return the last hidden states [A, D] of each model."""
-        self._extend(batch, 1)
-        return self._run(batch.ids, batch.position, batch.cache_row, batch.sequence)
+    def launch(self, rows: Rows, lengths: npt.NDArray[np.int64], count: int) -> Round:
+        """Launch `count` steps of the sequences in these rows."""
+        # The steps read the newest token, and all but the last of those that they draw.
+        self.cache.extend_to(rows, lengths + count - 1)
+        self.cache.publish()
+        if self._graphs is not None:  # the step is passed per call: storing it would create a cycle
+            return self._round(rows, self._graphs.decode(self._step, torch.from_numpy(rows).unsqueeze(0), count))
+        inputs = torch.from_numpy(rows).unsqueeze(0).to(self.cache.page_table.device)
+        return self._round(rows, [self._step(inputs) for _ in range(count)])
 
-    def steps(self, batch: RunningBatch, sampling: SamplingTensors, count: int) -> torch.Tensor:
-        """Draw `count` tokens for each sequence without a host sync, int64 [count, A]."""
-        self._extend(batch, count)
-        arguments = batch.ids, batch.position, batch.cache_row, sampling, count
-        if self._graphs is None:
-            return self._advance_in_turn(*arguments)
-        return self._graphs(self._advance, *arguments)  # passed per call: storing it would create a cycle
+    def redraw(self, drawn: Round, steps: list[int], columns: list[int], positions: list[int]) -> Round:
+        """Draw from the outputs of these steps again, with lists that hold all candidates."""
+        assert drawn.outputs is not None, "only lists of candidates overflow"
+        rows = drawn.rows[columns]
+        numbers = to_device(np.array([rows, steps, columns, positions]), self.cache.page_table.device)
+        cache_row, (step, column, position) = numbers[0].int(), numbers[1:]
+        outputs = [torch.stack(each)[step, column] for each in zip(*drawn.outputs, strict=True)]
+        sequence = self._state.newest(cache_row).sequence
+        return self._round(rows, [self._draw(outputs, cache_row, position, sequence, capacity=self._pair.vocab_size)])
 
-    def sample(
-        self,
-        outputs: list[torch.Tensor],
-        sampling: SamplingTensors,
-        *,
-        banned: torch.Tensor | None = None,
-        logprobs: bool = False,
-        sync: bool = True,
-    ) -> Samples:
-        """Draw from the hidden states [A, D] of each model.
-
-        If the method allows it, BAD's output layer is computed for GOOD's candidates only. If there are more
-        candidates than their list holds, they are selected again into a longer one. Finding that out waits for the
-        device, so with `sync=False` such a row gets a fault code below 0 instead of a token, as does a row for
-        which no token can be drawn.
-        """
-        weights = [runner.output_weight for runner in self._runners]
-        if len(outputs) == 1 or self._outside_head != "mask" or logprobs:
-            logits = [linear(*both) for both in zip(outputs, weights, strict=True)]
-            return contrastive_sample(
-                logits[0],
-                logits[1] if len(logits) > 1 else None,
-                sampling,
-                vocab_size=self._vocab_size,
-                outside_head=self._outside_head,
-                banned=banned,
-                logprobs=logprobs,
-                raise_faults=False,
-            )
-        select = partial(
-            select_candidates_linear,
-            outputs[0],
-            weights[0],
-            sampling,
-            vocab_size=self._vocab_size,
-            banned=banned,
-            raise_faults=False,
-        )
-        candidates = select(capacity=_CAPACITY)
-        if sync and int(candidates.count.max()) > _CAPACITY:
-            candidates = select(capacity=self._vocab_size)
-        bad = gather_logits(outputs[1], weights[1], candidates)
-        return sample_candidates(
-            candidates, bad, sampling, gathered=True, vocab_size=self._vocab_size, raise_faults=False
-        )
-
-    def release(self, cache_rows: list[int]) -> None:
+    def release(self, rows: Rows) -> None:
         """Free the pages that only these sequences hold."""
-        for cache_row in cache_rows:
-            self.cache.release(cache_row)
+        self.cache.release(rows)
 
     def close(self) -> None:
         """Free graphs and pages now, even if this object is still referenced."""
-        graphs, side, self._graphs, self._side = self._graphs, self._side, None, None
-        try:
-            if graphs is not None:
-                graphs.close()
-        finally:
-            if side is not None:
-                give_back_stream(side)
-            self.cache.close()
+        graphs, self._graphs = self._graphs, None
+        with contextlib.ExitStack() as stack:  # calls all of them, the last one first, even if one raises
+            stack.callback(self.cache.close)
+            for each in reversed(graphs or ()):
+                stack.callback(each.close)
+            stack.callback(self._runner.close)
 
-    def _extend(self, batch: RunningBatch, count: int) -> None:
-        """Make room for the tokens that `count` steps read: the newest of each sequence, and all but the last drawn."""
-        rows = [sequence.cache_row for sequence in batch.sequences]
-        self.cache.extend_to(rows, [sequence.length + count - 1 for sequence in batch.sequences])
+    @property
+    def _lists_candidates(self) -> bool:
+        """Whether BAD's output layer is computed for GOOD's candidates only, which needs a list of them."""
+        return len(self._models) == 2 and self._params.outside_head == "mask" and not self._params.logprobs
 
-    def _prefill(self, requests: list[Request]) -> None:
+    def _round(self, rows: Rows, steps: Sequence[tuple[torch.Tensor, ...]]) -> Round:
+        """Return the round of steps that returned what :meth:`_draw` returns."""
+        if not self._lists_candidates:
+            return Round(rows, [Samples(*step) for step in steps])
+        return Round(rows, [Samples(token) for token, *_ in steps], [outputs for _, *outputs in steps])
+
+    def _prefill(self, requests: Sequence[Request]) -> None:
         """Compute the prompts of these requests, and keep each model's last hidden state."""
-        while requests:
-            size, count = 0, 0
-            while count < len(requests) and (not count or size + len(requests[count].token_ids) <= PREFILL_TOKENS):
-                size, count = size + len(requests[count].token_ids), count + 1
-            now, requests = requests[:count], requests[count:]
-            lengths = [len(request.token_ids) for request in now]
-            tokens = [token for request in now for token in request.token_ids]
-            positions = [at for length in lengths for at in range(length)]
-            device = self.cache.page_table.device
-            ids, position = torch.tensor([tokens, positions], device=device).unbind()
-            counts = torch.tensor(lengths, device=device)
-            rows = [self._prompts[request].cache_row for request in now]
-            cache_row = torch.tensor(rows, dtype=torch.int32, device=device)
-            # A prompt's noise is that of its first sequence, whichever sequences start now.
-            sequence = torch.tensor([request.sequence_number(0) for request in now], device=device)
-            cache_row, sequence = (x.repeat_interleave(counts, output_size=size) for x in (cache_row, sequence))
-            last = counts.cumsum(0) - 1
-            states = zip(*self._run(ids, position, cache_row, sequence, last), strict=True)
-            for request, outputs in zip(now, states, strict=True):
-                self._prompts[request].outputs = list(outputs)
+        lengths = [len(request.token_ids) for request in requests]
+        # A prompt's noise is that of its first sequence, whichever sequences start now.
+        of_prompt = [[self._prompts[request].cache_row, request.sequence_number(0)] for request in requests]
+        tokens = [token for request in requests for token in request.token_ids]
+        positions = [at for length in lengths for at in range(length)]
+        inputs = torch.tensor([tokens, positions, *np.repeat(np.array(of_prompt).T, lengths, axis=1).tolist()])
+        self.cache.publish()
+        device = self.cache.page_table.device
+        if self._graphs is not None:
+            outputs = self._graphs.prefill(self._compute, inputs)[0]
+        else:
+            outputs = self._compute(inputs.to(device, non_blocking=True))
+        last = to_device(np.cumsum(lengths) - 1, device)
+        states = zip(*(output[last] for output in outputs), strict=True)
+        for request, own in zip(requests, states, strict=True):
+            self._prompts[request].outputs = list(own)
 
-    def _advance(
-        self, ids: torch.Tensor, position: torch.Tensor, cache_row: torch.Tensor, sampling: SamplingTensors
-    ) -> torch.Tensor:
-        """Run a whole step without a host sync: read tokens `ids` at `position`, both int64 [A], and draw the next."""
-        outputs = self._run(ids, position, cache_row, sampling.sequence)
-        return self.sample(outputs, sampling._replace(position=position + 1), sync=False).token
+    def _compute(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the last hidden states [N, D] of each model.
 
-    def _advance_in_turn(
-        self, ids: torch.Tensor, position: torch.Tensor, cache_row: torch.Tensor, sampling: SamplingTensors, count: int
-    ) -> torch.Tensor:
-        drawn = []
-        for step in range(count):
-            ids = self._advance(ids.clamp(min=0), position + step, cache_row, sampling)
-            drawn.append(ids)
-        return torch.stack(drawn)
+        Args:
+            inputs: int64 [4, N], token ids, positions, cache rows (-1 for unused rows), and sequence numbers.
+        """
+        ids, position, cache_row, sequence = inputs.unbind()
+        outputs = self._runner.hidden_states(
+            self.cache, ids, position, cache_row.int(), self._seed, sequence, prefill=True
+        )
+        self._runner.join()
+        return tuple(outputs)
 
-    def _run(
+    def _step(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the models on the newest token of each sequence, and draw the next, without a host sync.
+
+        Args:
+            inputs: int64 [1, A], cache rows; -1 for unused rows.
+        Returns:
+            see :meth:`_draw`.
+        """
+        cache_row = inputs.squeeze(0).int()
+        token, position, sequence = self._state.newest(cache_row)
+        outputs = self._runner.hidden_states(self.cache, token, position, cache_row, self._seed, sequence)
+        return self._draw(outputs, cache_row, position + 1, sequence)
+
+    def _draw(
         self,
-        ids: torch.Tensor,
-        position: torch.Tensor,
+        outputs: Sequence[torch.Tensor],
         cache_row: torch.Tensor,
+        position: torch.Tensor,
         sequence: torch.Tensor,
-        last: torch.Tensor | None = None,
-    ) -> list[torch.Tensor]:
-        """Return the last hidden states [N or L, D] of each model. In a graph, the two models run on two streams."""
-        table = self.cache.page_table
-        slots = slot_mapping(table, cache_row, position, self.cache.page_size)
+        capacity: int | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Draw a token at `position` for each sequence, and make it the newest.
 
-        def run(model: int) -> torch.Tensor:
-            keys, values = self.cache.keys[model], self.cache.values[model]
-            runner = self._runners[model]
-            return runner.hidden_states(
-                ids, position, cache_row, slots, table, keys, values, self._seed, sequence, last
+        Returns:
+            the fields of :class:`cdgen_kernels.Samples` that are not None; after them, if the token may have to be
+            drawn again, each model's last hidden states [A, D].
+        """
+        sampling, banned = self._state.sampling(position, sequence), self._state.banned(cache_row, position)
+        if self._lists_candidates:
+            samples = self._runner.sample_listed(outputs, sampling, banned=banned, capacity=capacity or CAPACITY)
+        else:
+            outside_head, logprobs = self._params.outside_head, self._params.logprobs
+            samples = self._runner.sample(
+                outputs, sampling, banned=banned, outside_head=outside_head, logprobs=logprobs
             )
+        self._state.append(cache_row, samples.token, position)
+        return (*(x for x in samples if x is not None), *(outputs if self._lists_candidates else ()))
 
-        if self._side is None or not torch.cuda.is_current_stream_capturing():
-            return [run(model) for model in range(len(self._runners))]
-        main = torch.cuda.current_stream()
-        self._side.wait_stream(main)
-        with torch.cuda.stream(self._side):
-            bad = run(1)
-        good = run(0)
-        main.wait_stream(self._side)
-        return [good, bad]
+
+def _traits(params: SamplingParams) -> tuple[Any, ...]:
+    """Return the sampling parameters that decide which kernels a step launches, or that are constants in them."""
+    bans = params.min_tokens, params.no_repeat_ngram_size
+    stops = (params.stop_token_ids, params.ignore_eos) if params.min_tokens else ()
+    return (params.outside_head, params.logprobs, *bans, *stops)
+
+
+def _chunks(requests: list[Request]) -> Iterator[list[Request]]:
+    """Split requests so that the prompts of each part have at most PREFILL_TOKENS tokens, or there is only one."""
+    part: list[Request] = []
+    size = 0
+    for request in requests:
+        length = len(request.token_ids)
+        if part and size + length > PREFILL_TOKENS:
+            yield part
+            part, size = [], 0
+        part.append(request)
+        size += length
+    if part:
+        yield part

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from cdgen.engine.engine import Engine
 from cdgen.engine.llm import ContrastiveLM
+from cdgen.engine.page_store import CacheShape
 from cdgen.engine.paged_backend import PREFILL_TOKENS, PagedBackend
 from cdgen.engine.requests import Prompts, make_requests
 from cdgen.engine.sampling_params import SamplingParams
@@ -27,7 +28,7 @@ from cdgen.errors import InputError
 from cdgen.hardware import GPUS, Machine
 from cdgen.models.bad import parse_bad
 from cdgen.models.configs import load_config, stored_dtype
-from cdgen.models.dtypes import default_dtype, dtype_name, float_dtype
+from cdgen.models.dtypes import FP8, cache_dtype, default_dtype, dtype_name, float_dtype
 from cdgen.models.load_errors import loading
 from cdgen.values import INT32_MAX, integer, real
 
@@ -42,7 +43,7 @@ class Shape:
     parameters: int  # all parameters
     products: int  # parameters that a step multiplies with, except those of the output layer
     output: int  # parameters of the output layer
-    cache: int  # numbers that a token stores in the cache
+    cache: CacheShape  # what a token stores in the cache, in float32
     activation: int  # numbers that a token needs while it passes through a layer
     vocab_size: int
 
@@ -68,10 +69,14 @@ class Shape:
             total,
             total - outer,
             output.numel(),
-            2 * config.num_hidden_layers * heads * dim,
+            CacheShape(config.num_hidden_layers, heads, dim, torch.float32),
             3 * inner + 6 * config.hidden_size,  # gate, up and their product; the residual, a norm, q, k, v, attention
             config.vocab_size,
         )
+
+    def cache_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes that a token takes in a cache of this dtype."""
+        return self.cache._replace(dtype=dtype).bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,13 @@ def shapes(good: str, bad: str | None, trust_remote_code: bool = False) -> PairS
 
 
 def parts_of_memory(
-    good: Shape, bad: Shape | None, weights: int, batch: int, job: Job, itemsize: int, cache_itemsize: int
+    good: Shape, bad: Shape | None, weights: int, batch: int, job: Job, itemsize: int, pages: torch.dtype
 ) -> dict[str, int]:
     """Return bytes of memory by part, for `batch` sequences of full length.
 
-    The whole pages of a prompt are shared by its n sequences.
+    The whole pages of a prompt are shared by its n sequences. `pages` is the dtype of the cache.
     """
-    per_token = (good.cache + (bad.cache if bad else 0)) * cache_itemsize
+    per_token = good.cache_bytes(pages) + (bad.cache_bytes(pages) if bad else 0)
     shared = job.prompt_tokens // PAGE_SIZE * PAGE_SIZE
     own = -(-(job.prompt_tokens + job.max_tokens) // PAGE_SIZE) * PAGE_SIZE - shared
     prompts = -(-batch // job.n)
@@ -146,14 +151,14 @@ def largest_batch(
     weights: int,
     job: Job,
     itemsize: int,
-    cache_itemsize: int,
+    pages: torch.dtype,
     limit: int,
 ) -> int:
     """Return the greatest multiple of n, up to `limit`, whose memory fits; 0 if not even n sequences fit."""
     sizes = range(job.n, limit + 1, job.n) if limit >= job.n else range(1, limit + 1)
 
     def fits(batch: int) -> bool:
-        return sum(parts_of_memory(good, bad, weights, batch, job, itemsize, cache_itemsize).values()) <= machine.memory
+        return sum(parts_of_memory(good, bad, weights, batch, job, itemsize, pages).values()) <= machine.memory
 
     count = bisect.bisect(sizes, False, key=lambda batch: not fits(batch))  # memory grows with the batch
     return sizes[count - 1] if count else 0
@@ -166,7 +171,7 @@ def parts_of_step(
     batch: int,
     job: Job,
     itemsize: int,
-    cache_itemsize: int,
+    pages: torch.dtype,
     stored_logits: bool,
 ) -> dict[str, float]:
     """Return seconds of a step by part, for sequences of mean length.
@@ -182,7 +187,7 @@ def parts_of_step(
     parts = {"GOOD's layers": seconds(good.products * itemsize, 2.0 * batch * good.products)}
     if bad:
         parts["BAD's layers"] = seconds(bad.products * itemsize, 2.0 * batch * bad.products)
-    per_token = (good.cache + (bad.cache if bad else 0)) * cache_itemsize
+    per_token = good.cache_bytes(pages) + (bad.cache_bytes(pages) if bad else 0)
     parts["cache"] = seconds(batch * length * per_token)
     parts["output layer"] = seconds(good.output * itemsize, 2.0 * batch * good.output)
     parts["logits"] = seconds(2 * batch * good.vocab_size * 4 if stored_logits else 0)
@@ -267,8 +272,8 @@ def plan(
         kv_cache_dtype: dtype of the cache; default: that of the weights.
         trust_remote_code: run Python code that comes with a checkpoint.
     Raises:
-        InputError: a model cannot be read, a dtype is unknown, a number is out of range, or not one sequence fits into
-            the memory.
+        InputError: a model cannot be read, a dtype is unknown or not supported by the GPU, a number is out of range, or
+            not one sequence fits into the memory.
     """
     on_cpu = gpu == "cpu"
     max_num_seqs = integer("max_num_seqs", max_num_seqs, 1, INT32_MAX)
@@ -278,8 +283,10 @@ def plan(
         )
     else:
         weights_dtype = float_dtype("dtype", dtype)
-    cache_dtype = float_dtype("kv_cache_dtype", kv_cache_dtype or weights_dtype)
-    sizes = weights_dtype.itemsize, cache_dtype.itemsize
+    pages = cache_dtype(kv_cache_dtype or weights_dtype)
+    if pages == FP8 and gpu == "a100":
+        raise InputError("kv_cache_dtype = 'fp8': an A100 has no fp8 instructions; use bfloat16 or float16")
+    sizes = weights_dtype.itemsize, pages
     pair = shapes(good, bad, trust_remote_code)
     machine = measured_machine() if on_cpu else GPUS[gpu]
     machine = replace(machine, memory=memory_bytes or _USABLE * machine.memory)
@@ -291,7 +298,7 @@ def plan(
         )
     memory = parts_of_memory(*pair, batch, job, *sizes)
     step = parts_of_step(machine, pair.good, pair.bad, batch, job, *sizes, stored_logits=on_cpu)
-    return Plan(gpu, machine, on_cpu, job, weights_dtype, cache_dtype, batch, memory, step)
+    return Plan(gpu, machine, on_cpu, job, weights_dtype, pages, batch, memory, step)
 
 
 def measured_rate(lm: ContrastiveLM, batch: int, job: Job, steps: int = 8) -> float:
@@ -309,7 +316,7 @@ def measured_rate(lm: ContrastiveLM, batch: int, job: Job, steps: int = 8) -> fl
     prompts = [torch.randint(lm.pair.vocab_size, (length,), generator=generator).tolist() for _ in range(count)]
     requests = make_requests(Prompts(prompts), [divmod(at, job.n) for at in range(batch)])
     backend = PagedBackend(lm.pair, params, batch, length + steps + 2, **lm.kv_cache)
-    engine = Engine(lm.pair, backend, requests, params)
+    engine = Engine(lm.pair, backend, requests, params, lambda place, output: None)  # none finishes in so few steps
     with torch.inference_mode():
         engine.refill()
         engine.step()

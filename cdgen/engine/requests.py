@@ -1,19 +1,15 @@
-"""The engine's data model: the pair of models, prompts, requests, and the batch of running sequences."""
+"""What the engine is asked to decode: the pair of models, prompts, and requests."""
 
 import hashlib
 import struct
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import torch
-
-from cdgen.engine.outputs import TokenLogprobs
 from cdgen.engine.sampling_params import SamplingParams
-from cdgen.engine.text import StopStrings
 from cdgen.errors import InputError
 from cdgen.models.language_model import LanguageModel
 from cdgen.models.vocabulary import shared_vocab_size
@@ -119,16 +115,15 @@ class ModelPair:
         assert limit is not None, "ContrastiveLM.check refuses this"
         return limit - prompt_length
 
-    def longest_sequence(self, params: SamplingParams, requests: "Iterable[Request]") -> int:
-        """Return the greatest number of tokens, prompt included, that a sequence of these requests may have."""
-        lengths = {len(request.token_ids) for request in requests}
-        return max(length + self.max_new_tokens(params, length) for length in lengths)
+    def longest_sequence(self, params: SamplingParams, prompt_lengths: Iterable[int]) -> int:
+        """Return the greatest number of tokens, prompt included, that a continuation of these prompts may have."""
+        return max(length + self.max_new_tokens(params, length) for length in set(prompt_lengths))
 
 
 class WaitingSequence(NamedTuple):
     """A sequence that has not started."""
 
-    place: int  # index of its output in the engine's results
+    place: int  # index of the sequence in the job
     continuation: int  # its index among the continuations of the prompt
 
 
@@ -145,18 +140,16 @@ class Request:
         return sequence_number(self.token_ids, continuation, self.occurrence)
 
 
-def make_requests(prompts: Prompts, sequences: Iterable[tuple[int, int]]) -> list[Request]:
-    """Return the requests that decode these sequences; results have the same order as `sequences`.
+def make_requests(prompts: Prompts, sequences: Iterable[tuple[int, int]]) -> Iterator[Request]:
+    """Iterate over the requests that decode these sequences, whose places are their indices in `sequences`.
 
     Args:
         prompts: all prompts of the job.
         sequences: (prompt, continuation) index pairs; the pairs of a prompt must be adjacent.
     """
-    requests = []
     for prompt, group in groupby(enumerate(sequences), key=lambda item: item[1][0]):
         waiting = deque(WaitingSequence(place, continuation) for place, (_, continuation) in group)
-        requests.append(Request(prompts.token_ids[prompt], prompts.occurrences[prompt], waiting))
-    return requests
+        yield Request(prompts.token_ids[prompt], prompts.occurrences[prompt], waiting)
 
 
 def batches(sequences: Sequence[_Item], n: int, max_num_seqs: int) -> list[Sequence[_Item]]:
@@ -166,69 +159,3 @@ def batches(sequences: Sequence[_Item], n: int, max_num_seqs: int) -> list[Seque
     """
     size = max_num_seqs - max_num_seqs % n if n <= max_num_seqs else max_num_seqs
     return [sequences[start : start + size] for start in range(0, len(sequences), size)]
-
-
-@dataclass
-class RunningSequence:
-    """The host's part of a running sequence."""
-
-    place: int  # see WaitingSequence
-    continuation: int
-    prompt_token_ids: list[int]
-    max_tokens: int  # greatest number of new tokens
-    cache_row: int
-    stop_strings: StopStrings | None
-    token_ids: list[int] = field(default_factory=list)  # the continuation so far
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Tokens so far, including the prompt."""
-        return len(self.prompt_token_ids) + len(self.token_ids)
-
-
-@dataclass
-class RunningBatch:
-    """The running sequences, and their state on the device with one row for each."""
-
-    sequences: list[RunningSequence]
-    cache_row: torch.Tensor  # int32 [A], row of the backend's cache
-    ids: torch.Tensor  # int64 [A], the newest token, which the models have not read
-    position: torch.Tensor  # int64 [A], position of that token in its sequence
-    sequence: torch.Tensor  # int64 [A], sequence numbers
-    history: torch.Tensor | None  # int64 [A, L], all tokens from the left; only if n-grams are banned
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def select(self, rows: list[int]) -> "RunningBatch":
-        """Return the batch of these rows."""
-        keep = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
-        return RunningBatch(
-            [self.sequences[row] for row in rows],
-            self.cache_row[keep],
-            self.ids[keep],
-            self.position[keep],
-            self.sequence[keep],
-            None if self.history is None else self.history[keep],
-        )
-
-    def joined(self, other: "RunningBatch") -> "RunningBatch":
-        """Return the rows of this batch, followed by those of another."""
-        history = None
-        if self.history is not None and other.history is not None:
-            history = torch.cat([self.history, other.history])
-        return RunningBatch(
-            self.sequences + other.sequences,
-            torch.cat([self.cache_row, other.cache_row]),
-            torch.cat([self.ids, other.ids]),
-            torch.cat([self.position, other.position]),
-            torch.cat([self.sequence, other.sequence]),
-            history,
-        )
-
-    def append(self, token: torch.Tensor) -> None:
-        """Make `token`, int64 [A], the newest token of each sequence; `position` is already that of the token."""
-        self.ids = token
-        if self.history is not None:
-            self.history.scatter_(1, self.position.unsqueeze(1), token.unsqueeze(1))

@@ -1,29 +1,16 @@
 """One key-value cache for two models that hold the same tokens: pages, shared by the continuations of a prompt."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from cdgen.engine.page_store import CacheShape, PageStore
 from cdgen.errors import InputError
-from cdgen.hardware import free_memory, free_memory_text
+from cdgen.hardware import free_memory, free_memory_text, to_device
 
 PAGE_SIZE = 16  # tokens per page
-
-
-class CacheShape(NamedTuple):
-    """What a model stores per token: keys and values [num_layers, num_kv_heads, head_dim] of `dtype`."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-    @property
-    def bytes_per_token(self) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 class SharedKVCache:
@@ -54,9 +41,8 @@ class SharedKVCache:
         memory_bytes: budget of all stores together; default: limited by `sequences` only.
         page_size: tokens per page.
     Attributes:
-        keys, values: for each model a tensor [num_layers, pages, num_kv_heads, page_size, head_dim]. The caller writes
-            the newest token of a sequence that was extended.
-        page_table: int32 [cache_rows, max_pages] on the device; -1 for no page.
+        stores: a :class:`PageStore` for each model. The caller writes the newest token of a sequence that was extended.
+        page_table: int32 [cache_rows, max_pages] on the device, as of the last call of :meth:`publish`; -1 for no page.
         lengths: numpy int64 [cache_rows], tokens of each sequence; 0 for none.
         free_pages: number of pages that no sequence holds.
         reserved_pages: how many of the free pages are set aside for continuations.
@@ -88,14 +74,8 @@ class SharedKVCache:
                 "lower max_tokens, or raise kv_cache_memory_bytes if more memory is free"
             )
 
-        def store(shape: CacheShape) -> torch.Tensor:
-            # Zeros, because attention reads to the end of a page, and 0 * NaN would reach its sum.
-            size = (shape.num_layers, pages, shape.num_kv_heads, page_size, shape.head_dim)
-            return torch.zeros(size, dtype=shape.dtype, device=device)
-
         try:
-            self.keys: tuple[torch.Tensor, ...] = tuple(map(store, shapes))
-            self.values: tuple[torch.Tensor, ...] = tuple(map(store, shapes))
+            self.stores = tuple(PageStore(shape, pages, page_size, device) for shape in shapes)
         except RuntimeError as error:  # torch.OutOfMemoryError on GPUs
             free = free_memory_text(torch.device(device), free_memory(torch.device(device)))
             raise InputError(
@@ -105,10 +85,12 @@ class SharedKVCache:
         self.page_table = torch.full((cache_rows, max_pages), -1, dtype=torch.int32, device=device)
         self.lengths = np.zeros(cache_rows, dtype=np.int64)
         self.free_pages, self.reserved_pages = pages, 0
-        self._table = np.full((cache_rows, max_pages), -1)  # the page table, on the host
+        self._table = np.full((cache_rows, max_pages), -1, dtype=np.int32)  # the page table, on the host
+        self._changed = np.zeros(cache_rows, dtype=bool)  # rows that differ from the device's table
         self._limit = np.zeros(cache_rows, dtype=np.int64)  # tokens that a continuation may reach; 0 for none
+        self._room = np.zeros(cache_rows, dtype=np.int64)  # tokens for which a continuation has pages of its own
         self._owners = np.zeros(pages + 1, dtype=np.int64)  # per page; the last entry is for "page" -1 and stays 0
-        self._free = np.arange(pages)  # a stack: its first `free_pages` are free
+        self._free = np.arange(pages, dtype=np.int32)  # a stack: its first `free_pages` are free
         self._free_cache_rows = list(range(cache_rows))
         self._prompts: dict[int, list[int]] = {}  # cache row: [continuations reserved and not forked, their limit]
 
@@ -180,11 +162,11 @@ class SharedKVCache:
         started = [self._free_cache_rows.pop() for _ in range(n)]
         self._owners[self._pages_of(cache_row)] += n
         self._table[started], self.lengths[started] = self._table[cache_row], self.lengths[cache_row]
-        self._limit[started] = limit
-        self.page_table[self._to_device(started)] = self._to_device(self._table[cache_row]).int()
+        self._limit[started], self._room[started] = limit, self.lengths[cache_row]
+        self._changed[started] = True
         self._prompts[cache_row][0] -= n
         if n == reserved:
-            self._drop_pages(cache_row)
+            self._drop_pages(np.array([cache_row]))
         return started
 
     def extend(self, cache_rows: npt.ArrayLike) -> None:
@@ -194,49 +176,80 @@ class SharedKVCache:
             ValueError: one is a prompt, has been released, or has reached its limit. The cache is unchanged.
         """
         cache_rows = np.asarray(cache_rows, dtype=np.int64)
-        lengths = self.lengths[cache_rows]
-        full = lengths >= self._limit[cache_rows]
-        if full.any():
-            raise ValueError(f"cache rows {cache_rows[full]} hold no sequence that may still grow")
-        columns = lengths // self.page_size
+        self.extend_to(cache_rows, self.lengths[cache_rows] + 1)
+
+    def extend_to(self, cache_rows: npt.ArrayLike, lengths: npt.ArrayLike) -> None:
+        """Make room for at least `lengths` tokens in B distinct continuations, in pages that they alone own.
+
+        Raises:
+            ValueError: one is a prompt, has been released, or would exceed its limit. The cache is unchanged.
+        """
+        cache_rows, lengths = np.asarray(cache_rows, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
+        beyond = lengths > self._limit[cache_rows]
+        if beyond.any():
+            raise ValueError(f"cache rows {cache_rows[beyond]} hold no sequence that may still grow")
+        while len(short := np.flatnonzero(self._room[cache_rows] < lengths)):
+            self._add_page(cache_rows[short])
+        self.lengths[cache_rows] = np.maximum(self.lengths[cache_rows], lengths)
+
+    def _add_page(self, cache_rows: npt.NDArray[np.int64]) -> None:
+        """Give each of these continuations room for at least one more token."""
+        columns = self._room[cache_rows] // self.page_size
         pages = self._table[cache_rows, columns]
         not_own = np.flatnonzero(self._owners[pages] != 1)  # including rows without a page
         if len(not_own):
             self._take_own_pages(cache_rows[not_own], columns[not_own], pages[not_own])
-        self.lengths[cache_rows] = lengths + 1
+        self._room[cache_rows] = (columns + 1) * self.page_size
 
-    def extend_to(self, cache_rows: npt.ArrayLike, lengths: npt.ArrayLike) -> None:
-        """Make room for at least `lengths` tokens in B distinct continuations."""
-        cache_rows, lengths = np.asarray(cache_rows, dtype=np.int64), np.asarray(lengths)
-        while len(short := cache_rows[self.lengths[cache_rows] < lengths]):
-            self.extend(short)
-
-    def release(self, cache_row: int) -> None:
-        """End a sequence: free the pages that only it holds, and cancel its reservations.
+    def release(self, cache_rows: npt.ArrayLike) -> None:
+        """End distinct sequences: free the pages that only they hold, and cancel their reservations.
 
         Raises:
-            ValueError: the row holds no sequence.
+            ValueError: a row holds no sequence. The cache is unchanged.
         """
-        if cache_row not in self._prompts and not self._limit[cache_row]:
-            raise ValueError(f"cache row {cache_row} holds no sequence")
-        unforked, limit = self._prompts.pop(cache_row, (1, self._limit[cache_row]))
-        if unforked:
-            length = int(self.lengths[cache_row])
-            last_is_own = bool(self._owners[self._pages_of(cache_row)[-1]] == 1)
-            self.reserved_pages -= self._still_to_take(length, int(limit), unforked, last_is_own)
-        self._limit[cache_row] = 0
-        self._drop_pages(cache_row)
-        self._free_cache_rows.append(cache_row)
+        cache_rows = np.asarray(cache_rows, dtype=np.int64)
+        is_prompt = np.fromiter((row in self._prompts for row in cache_rows.tolist()), bool, len(cache_rows))
+        empty = ~is_prompt & (self._limit[cache_rows] == 0)
+        if empty.any():
+            raise ValueError(f"cache rows {cache_rows[empty]} hold no sequence")
+        continuations = cache_rows[~is_prompt]
+        self._cancel(continuations)
+        self._limit[continuations] = self._room[continuations] = 0
+        self._drop_pages(continuations)
+        for row in cache_rows[is_prompt].tolist():
+            unforked, limit = self._prompts.pop(row)
+            if unforked:
+                last_is_own = bool(self._owners[self._pages_of(row)[-1]] == 1)
+                self.reserved_pages -= self._still_to_take(int(self.lengths[row]), limit, unforked, last_is_own)
+            self._drop_pages(np.array([row]))
+        self._free_cache_rows += cache_rows.tolist()
+
+    def _cancel(self, cache_rows: npt.NDArray[np.int64]) -> None:
+        """Cancel the reservations of continuations that are about to give up their pages."""
+        lengths = self.lengths[cache_rows]
+        partial = lengths % self.page_size != 0
+        growth = -(-self._limit[cache_rows] // self.page_size) + -lengths // self.page_size
+        pages, owners = np.unique(self._table[cache_rows, (lengths - 1) // self.page_size][partial], return_counts=True)
+        in_place = np.count_nonzero(self._owners[pages] == owners)  # see `_take_own_pages`
+        self.reserved_pages -= int((growth + partial).sum()) - in_place
+
+    def publish(self) -> None:
+        """Copy what has changed to the device's page table."""
+        changed = np.flatnonzero(self._changed)
+        if len(changed):
+            device = self.page_table.device
+            self.page_table[to_device(changed, device)] = to_device(self._table[changed], device)
+            self._changed[changed] = False
 
     def close(self) -> None:
         """Free the memory of all pages; the bookkeeping can still be read."""
-        self.keys = self.values = ()
+        self.stores = ()
 
     def _pages(self, length: int) -> int:
         return -(-length // self.page_size)
 
-    def _pages_of(self, cache_row: int) -> npt.NDArray[np.int64]:
-        pages: npt.NDArray[np.int64] = self._table[cache_row, : self._pages(self.lengths[cache_row])]
+    def _pages_of(self, cache_row: int) -> npt.NDArray[np.int32]:
+        pages: npt.NDArray[np.int32] = self._table[cache_row, : self._pages(self.lengths[cache_row])]
         return pages
 
     def _still_to_take(self, length: int, limit: int, n: int, last_is_own: bool = True) -> int:
@@ -254,40 +267,36 @@ class SharedKVCache:
         return pages <= self.free_pages - self.reserved_pages and cache_rows <= self._unreserved_cache_rows()
 
     def _take_own_pages(
-        self, cache_rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], shared: npt.NDArray[np.int64]
+        self, cache_rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], shared: npt.NDArray[np.int32]
     ) -> None:
         """Give sequences a new page if `shared` is -1, else a copy; if all owners of a page are here, one keeps it."""
         pages, first, writers = np.unique(shared, return_index=True, return_counts=True)
-        in_place = first[self._owners[pages] == writers]  # never "page" -1, which has no owners
-        cache_rows, columns, shared = (np.delete(x, in_place) for x in (cache_rows, columns, shared))
+        others = np.ones(len(shared), dtype=bool)
+        others[first[self._owners[pages] == writers]] = False  # never "page" -1, which has no owners
+        cache_rows, columns, shared = cache_rows[others], columns[others], shared[others]
         taken = self._take_pages(cache_rows, columns)
         self.reserved_pages -= len(taken)
         copied = shared >= 0
         if copied.any():
             np.subtract.at(self._owners, shared[copied], 1)
-            source, target = self._to_device([shared[copied], taken[copied]])
-            for store in (*self.keys, *self.values):
-                store[:, target] = store[:, source]
+            source, target = to_device([shared[copied], taken[copied]], self.page_table.device)
+            for store in self.stores:
+                store.copy_pages(source, target)
 
-    def _take_pages(self, cache_rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _take_pages(self, cache_rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """Enter a free page at each (cache row, column) of the table; return the pages."""
         self.free_pages -= len(cache_rows)
-        pages: npt.NDArray[np.int64] = self._free[self.free_pages : self.free_pages + len(cache_rows)].copy()
+        pages: npt.NDArray[np.int32] = self._free[self.free_pages : self.free_pages + len(cache_rows)].copy()
         self._owners[pages] = 1
         self._table[cache_rows, columns] = pages
-        row, column, page = self._to_device([cache_rows, columns, pages])
-        self.page_table[row, column] = page.int()
+        self._changed[cache_rows] = True
         return pages
 
-    def _drop_pages(self, cache_row: int) -> None:
-        pages = self._pages_of(cache_row)
-        self._owners[pages] -= 1
-        freed = pages[self._owners[pages] == 0]
+    def _drop_pages(self, cache_rows: npt.NDArray[np.int64]) -> None:
+        pages = self._table[cache_rows]
+        pages = pages[pages >= 0]
+        np.subtract.at(self._owners, pages, 1)
+        freed = np.unique(pages[self._owners[pages] == 0])
         self._free[self.free_pages : self.free_pages + len(freed)] = freed
         self.free_pages += len(freed)
-        self._table[cache_row], self.lengths[cache_row] = -1, 0
-        self.page_table[cache_row] = -1
-
-    def _to_device(self, numbers: npt.ArrayLike) -> torch.Tensor:
-        # Safe without blocking: the driver copies unpinned memory before it returns.
-        return torch.as_tensor(np.asarray(numbers)).to(self.page_table.device, non_blocking=True)
+        self._table[cache_rows], self.lengths[cache_rows], self._changed[cache_rows] = -1, 0, True

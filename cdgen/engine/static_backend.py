@@ -2,16 +2,20 @@
 
 import hashlib
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from cdgen.engine.backend import Start, Started
-from cdgen.engine.requests import ModelPair, Request, RunningBatch
+from cdgen.engine.backend import Round, Rows, Start
+from cdgen.engine.device_state import DeviceState
+from cdgen.engine.requests import ModelPair, Request
 from cdgen.engine.sampling_params import SamplingParams
+from cdgen.engine.stopping import stop_token_ids
 from cdgen.errors import InputError
 from cdgen.hardware import free_memory, free_memory_text
 from cdgen.models.in_place_cache import InPlaceCache
 from cdgen.rng import seed_noise
-from cdgen_kernels import Samples, SamplingTensors, contrastive_sample
+from cdgen_kernels import contrastive_sample
 
 
 def noise_seed(seed: int, sequence: int) -> int:
@@ -31,37 +35,59 @@ class StaticBackend:
         max_num_seqs: number of sequences in the batch.
     """
 
-    sync_every = 1
+    steps_per_round = 1
+    rounds_in_flight = 1
 
     def __init__(self, pair: ModelPair, params: SamplingParams, max_num_seqs: int) -> None:
-        self.max_num_seqs, self._pair, self._params = max_num_seqs, pair, params
+        self.max_num_seqs = self.cache_rows = max_num_seqs
+        self._pair, self._params = pair, params
         self._models = pair.models(params)
         self._caches: list[InPlaceCache] = []
         self._mask: torch.Tensor | None = None  # int64 [B, W], attention mask of the batch
         self._filled = 0  # columns of the mask in use
+        self._state = DeviceState(
+            params,
+            stop_token_ids(params, pair.eos_token_ids),
+            cache_rows=max_num_seqs,
+            max_num_seqs=max_num_seqs,
+            device=pair.good.device,
+        )
 
     def admit(self, request: Request, most: int) -> int:
         """Return `most`: the engine asks only before the batch starts, since no row is released before its end."""
         return most
 
-    def start(self, starts: list[Start]) -> Started:
-        """Compute the prompts as one batch, and copy each prompt's cache for its sequences."""
+    def start(self, starts: list[Start]) -> Round:
+        """Compute the prompts as one batch, copy each prompt's cache for its sequences, and draw their first tokens."""
         device = self._pair.good.device
         if any(model.noisy for model in self._models):
-            first = starts[0].request
-            number = first.sequence_number(first.waiting[0].continuation)
-            seed_noise(device, noise_seed(self._params.seed, number))
+            request, continuations = starts[0]
+            seed_noise(device, noise_seed(self._params.seed, request.sequence_number(continuations[0])))
         ids, mask = _left_padded([request.token_ids for request, _ in starts], device)  # [P, W]
         width = ids.shape[1]
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         caches = [model.new_cache(width) for model in self._models]
         pairs = zip(self._models, caches, strict=True)
         outputs = [model.last_logits(ids, mask, positions, cache) for model, cache in pairs]
-        counts = [count for _, count in starts]
+        counts = [len(continuations) for _, continuations in starts]
         prompts, repeats = torch.tensor([range(len(starts)), counts], device=device)
         owner = prompts.repeat_interleave(repeats, output_size=sum(counts))  # passing the size avoids a device sync
-        self._filled = width
         length = width + max(self._pair.max_new_tokens(self._params, len(request.token_ids)) for request, _ in starts)
+        self._fork(caches, mask, owner, length)
+        sequences = [(request, continuation) for request, continuations in starts for continuation in continuations]
+        cache_row = torch.arange(len(owner), dtype=torch.int32, device=device)
+        newest = self._state.start(
+            cache_row,
+            [request.token_ids for request, _ in sequences],
+            [request.sequence_number(continuation) for request, continuation in sequences],
+            length,
+        )
+        outputs = [x.index_select(0, owner) for x in outputs]
+        return self._draw(np.arange(len(owner)), outputs, cache_row, newest.position + 1, newest.sequence)
+
+    def _fork(self, caches: list[InPlaceCache], mask: torch.Tensor, owner: torch.Tensor, length: int) -> None:
+        """Keep the cache and the mask of each sequence, with room for `length` tokens; `owner` [B] are its prompts."""
+        device, width = mask.device, mask.shape[1]
         try:
             self._caches = [cache.fork(owner, length) for cache in caches]
             self._mask = mask.new_ones(len(owner), length)
@@ -71,40 +97,48 @@ class StaticBackend:
                 f"{free_memory_text(device, free_memory(device))}; lower max_num_seqs or max_tokens"
             ) from error
         self._mask[:, :width] = mask[owner]
-        rows = iter(range(len(owner)))
-        cache_rows = [[next(rows) for _ in range(count)] for count in counts]
-        return Started(cache_rows, [x.index_select(0, owner) for x in outputs])
+        self._filled = width
 
-    def step(self, batch: RunningBatch) -> list[torch.Tensor]:
+    def launch(self, rows: Rows, lengths: npt.NDArray[np.int64], count: int) -> Round:
         """Run the models on every row of the batch; finished rows read token 0."""
         assert self._mask is not None
         self._filled += 1
-        ids, position = batch.ids.new_zeros(2, len(self._mask), 1)
-        ids[batch.cache_row, 0], position[batch.cache_row, 0] = batch.ids, batch.position
+        cache_row = torch.tensor(rows, dtype=torch.int32, device=self._mask.device)
+        newest = self._state.newest(cache_row)
+        ids, position = newest.token.new_zeros(2, len(self._mask), 1)
+        ids[cache_row, 0], position[cache_row, 0] = newest.token, newest.position
         mask = self._mask[:, : self._filled]
         pairs = zip(self._models, self._caches, strict=True)
-        return [model.last_logits(ids, mask, position, cache)[batch.cache_row] for model, cache in pairs]
+        outputs = [model.last_logits(ids, mask, position, cache)[cache_row] for model, cache in pairs]
+        return self._draw(rows, outputs, cache_row, newest.position + 1, newest.sequence)
 
-    def steps(self, batch: RunningBatch, sampling: SamplingTensors, count: int) -> torch.Tensor:
-        """Not supported: `sync_every` is 1."""
-        raise AssertionError("the engine calls `steps` only if sync_every is above 1")
-
-    def sample(
-        self, outputs: list[torch.Tensor], sampling: SamplingTensors, *, banned: torch.Tensor | None, logprobs: bool
-    ) -> Samples:
-        """Draw from the logits [A, V'] of each model."""
-        return contrastive_sample(
+    def _draw(
+        self,
+        rows: Rows,
+        outputs: list[torch.Tensor],
+        cache_row: torch.Tensor,
+        position: torch.Tensor,
+        sequence: torch.Tensor,
+    ) -> Round:
+        """Draw a token at `position` for each sequence from the logits [A, V'] of each model."""
+        samples = contrastive_sample(
             outputs[0],
             outputs[1] if len(outputs) > 1 else None,
-            sampling,
+            self._state.sampling(position, sequence),
             vocab_size=self._pair.vocab_size,
             outside_head=self._params.outside_head,
-            banned=banned,
-            logprobs=logprobs,
+            banned=self._state.banned(cache_row, position),
+            logprobs=self._params.logprobs,
             raise_faults=False,
         )
+        self._state.append(cache_row, samples.token, position)
+        return Round(rows, [samples])
 
-    def release(self, cache_rows: list[int]) -> None:
+    def redraw(self, drawn: Round, steps: list[int], columns: list[int], positions: list[int]) -> Round:
+        """Not called: there are no lists of candidates that could be too short."""
+        raise AssertionError("contrastive_sample reads all logits")
+
+    def release(self, rows: Rows) -> None:
         """Do nothing: rows stay until the batch ends."""
 
     def close(self) -> None:

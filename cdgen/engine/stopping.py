@@ -1,65 +1,122 @@
 """When a sequence finishes: at end of text, a stop token, a stop string, or the greatest number of tokens."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cdgen.engine.outputs import CompletionOutput, TokenLogprobs
-from cdgen.engine.requests import RunningSequence
+import numpy as np
+import numpy.typing as npt
+
+from cdgen.engine.backend import Drawn, Rows
+from cdgen.engine.outputs import CompletionOutput
+from cdgen.engine.running import RunningSequences
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.text import StopStrings, decode_after
+from cdgen_kernels.codes import CANDIDATES_OVERFLOW, FAULTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def stop_token_ids(params: SamplingParams, eos_token_ids: Iterable[int]) -> list[int]:
+    """Return the tokens that end a sequence, in ascending order."""
+    return sorted(set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_token_ids)))
+
+
 class StopConditions:
-    """Adds tokens to sequences and builds the output of each one that finishes.
+    """Decides which of the drawn tokens count, and builds the output of each sequence that finishes.
 
     Args:
         tokenizer: decodes the outputs; without one their `text` is None.
         params: the stop conditions.
         eos_token_ids: the models' end-of-text tokens.
-    Attributes:
-        token_ids: tokens that end a sequence.
+        vocab_size: token ids are below this number.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase | None", params: SamplingParams, eos_token_ids: tuple[int, ...]
+        self,
+        tokenizer: "PreTrainedTokenizerBase | None",
+        params: SamplingParams,
+        eos_token_ids: tuple[int, ...],
+        vocab_size: int,
     ) -> None:
         self._tokenizer, self._params = tokenizer, params
-        self.token_ids = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_token_ids))
+        self._is_stop = np.zeros(vocab_size, dtype=bool)
+        self._is_stop[stop_token_ids(params, eos_token_ids)] = True
+        self._watched: dict[int, StopStrings] = {}  # by cache row
+        self._found: dict[int, str] = {}  # by cache row: the text before a stop string
 
-    def stop_strings(self, prompt_token_ids: list[int]) -> StopStrings | None:
-        """Return what watches a continuation of this prompt for stop strings, or None if there are none."""
-        return StopStrings(self._tokenizer, prompt_token_ids, self._params) if self._params.stop else None
+    def enter(self, row: int, prompt_token_ids: list[int]) -> None:
+        """Watch the continuation of a prompt for stop strings, if there are any."""
+        if self._params.stop:
+            self._watched[row] = StopStrings(self._tokenizer, prompt_token_ids, self._params)
 
-    def append(
-        self, sequence: RunningSequence, token: int, logprobs: TokenLogprobs | None = None
-    ) -> CompletionOutput | None:
-        """Add a token to a sequence; return the output if that finishes the sequence, else None."""
-        params = self._params
-        sequence.token_ids.append(token)
-        if logprobs is not None:
-            sequence.logprobs.append(logprobs)
-        if token in self.token_ids:
-            return self._output(sequence, "stop", self._decode(sequence, sequence.token_ids[:-1]))
-        text = sequence.stop_strings.append(token) if sequence.stop_strings else None
-        if text is not None and len(sequence.token_ids) >= params.min_tokens:
-            return self._output(sequence, "stop", text)
-        if len(sequence.token_ids) == sequence.max_tokens:
-            return self._output(sequence, "length", self._decode(sequence, sequence.token_ids))
+    def kept(self, running: RunningSequences, rows: Rows, drawn: Drawn) -> tuple["npt.NDArray[np.int64]", "Ends"]:
+        """Return how many of the tokens drawn for each row count, int64 [A], and how the sequences end.
+
+        Args:
+            running: the sequences, without these tokens.
+            rows: int64 [A].
+            drawn: tokens [count, A] for these rows.
+        """
+        tokens = drawn.tokens
+        ends = (tokens < 0) | self._is_stop[np.maximum(tokens, 0)]
+        last = np.where(ends.any(0), ends.argmax(0), len(tokens) - 1)  # [A], the last step that counts
+        token = tokens[last, np.arange(len(rows))]
+        fault = token < 0
+        kept = last + ~fault
+        stopped = ends.any(0) & ~fault
+        if self._params.stop:
+            for column, row in enumerate(rows.tolist()):
+                candidates = tokens[: kept[column] - stopped[column], column].tolist()  # a stop token has no text
+                if (at := self._stop_string(row, candidates, int(running.length[row]))) is not None:
+                    kept[column], stopped[column], fault[column] = at, True, False
+        return kept, Ends(stopped, np.where(fault, token, 0), running.length[rows] + kept == running.limit[rows])
+
+    def _stop_string(self, row: int, tokens: list[int], length: int) -> int | None:
+        """Return how many of these tokens precede the end of the first stop string; None if there is none yet."""
+        for count, token in enumerate(tokens, 1):
+            text = self._watched[row].append(token)
+            if text is not None and length + count >= self._params.min_tokens:
+                self._found[row] = text
+                return count
         return None
 
-    def fail(self, sequence: RunningSequence, error: str) -> CompletionOutput:
-        """Return the output of a sequence for which no further token can be drawn; `error` is the reason."""
-        output = self._output(sequence, "error", self._decode(sequence, sequence.token_ids))
-        output.error = error
-        return output
+    def output(self, running: RunningSequences, row: int, fault: int, stopped: bool, has_bad: bool) -> CompletionOutput:
+        """Return the output of a sequence that has finished.
 
-    def _decode(self, sequence: RunningSequence, token_ids: list[int]) -> str | None:
-        if self._tokenizer is None:
-            return None
-        return decode_after(self._tokenizer, sequence.prompt_token_ids, token_ids, self._params.skip_special_tokens)
+        Args:
+            running: holds the sequence with all its tokens.
+            row: its cache row.
+            fault: why no further token can be drawn; 0 if the sequence ended for another reason.
+            stopped: whether a stop token or a stop string ended it.
+            has_bad: whether BAD was run.
+        """
+        tokens, prompt = running.tokens(row), running.prompts[row]
+        assert prompt is not None
+        self._watched.pop(row, None)
+        text = self._found.pop(row, None)
+        if text is None and self._tokenizer is not None:
+            kept = tokens[:-1] if stopped else tokens
+            text = decode_after(self._tokenizer, prompt, kept, self._params.skip_special_tokens)
+        reason = "error" if fault else "stop" if stopped else "length"
+        logprobs = running.token_logprobs(row, has_bad)
+        continuation = int(running.continuation[row])
+        return CompletionOutput(continuation, text, tokens, reason, logprobs, FAULTS[fault] if fault else None)
 
-    def _output(self, sequence: RunningSequence, reason: str, text: str | None) -> CompletionOutput:
-        logprobs = sequence.logprobs if self._params.logprobs else None
-        return CompletionOutput(sequence.continuation, text, sequence.token_ids, reason, logprobs)
+
+class Ends:
+    """How the sequences of a round end, [A] each.
+
+    Attributes:
+        stopped: bool, at a stop token or a stop string.
+        fault: int64, a fault code, or 0; see :data:`cdgen_kernels.codes.FAULTS`.
+        overflow: bool, a list of candidates was too short: the sequence goes on with a token that is drawn again.
+        finished: bool, for any reason.
+    """
+
+    def __init__(
+        self, stopped: npt.NDArray[np.bool_], fault: npt.NDArray[np.int64], is_full: npt.NDArray[np.bool_]
+    ) -> None:
+        self.stopped, self.fault = stopped, fault
+        self.overflow = fault == CANDIDATES_OVERFLOW
+        self.finished = (stopped | is_full | (fault < 0)) & ~self.overflow

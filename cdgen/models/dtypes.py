@@ -4,7 +4,9 @@ import torch
 
 from cdgen.errors import InputError
 
+FP8 = torch.float8_e4m3fn
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CACHE_DTYPES = {**DTYPES, "fp8": FP8}
 
 
 def default_dtype(stored: torch.dtype | None, device_type: str) -> torch.dtype:
@@ -28,13 +30,26 @@ def float_dtype(field: str, dtype: torch.dtype | str) -> torch.dtype:
     Raises:
         InputError: any other dtype; the message starts with `field`.
     """
-    name = dtype_name(dtype)
-    if name not in DTYPES:
-        *names, last = DTYPES
-        raise InputError(f"{field} = {name!r}: use {', '.join(names)} or {last}")
-    return DTYPES[name]
+    return _chosen(field, dtype, DTYPES)
+
+
+def cache_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Return the torch dtype for a name or dtype of :data:`CACHE_DTYPES`.
+
+    Raises:
+        InputError: any other dtype; the message starts with `kv_cache_dtype`.
+    """
+    return _chosen("kv_cache_dtype", dtype, CACHE_DTYPES)
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
-    """Return `"bfloat16"` for torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")
+    """Return `"bfloat16"` for torch.bfloat16, and `"fp8"` for torch.float8_e4m3fn."""
+    return "fp8" if dtype == FP8 else str(dtype).removeprefix("torch.")
+
+
+def _chosen(field: str, dtype: torch.dtype | str, choices: dict[str, torch.dtype]) -> torch.dtype:
+    name = dtype_name(dtype)
+    if name not in choices:
+        *names, last = choices
+        raise InputError(f"{field} = {name!r}: use {', '.join(names)} or {last}")
+    return choices[name]

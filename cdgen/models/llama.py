@@ -1,29 +1,24 @@
 """A runner for models of the Llama family on a paged cache: from the tokens of any sequences to last hidden states.
 
-Matrix products are torch's; everything between them is from :mod:`cdgen_kernels.layers`. The weights are those of the
-transformers module. Weights that are multiplied with the same input are made adjacent once, and the module keeps views
-of them.
+Everything between its matrix products is from :mod:`cdgen_kernels.layers`. The weights are those of the transformers
+module; :mod:`cdgen.models.products` multiplies with them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 
-from cdgen_kernels import add_rms_norm, paged_attention, rope_and_store
+from cdgen.models.layer_cache import LayerCache
+from cdgen.models.products import Product
+from cdgen_kernels import add_rms_norm, paged_attention, rope_and_store, silu_mul
 from cdgen_kernels.checks import FLOAT_DTYPES
 
 _FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # angles that do not change as a sequence grows
-
-
-class _Product(NamedTuple):
-    """The parameters of a linear layer, or of several that share their input."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
 
 
 @dataclass
@@ -31,13 +26,13 @@ class _Layer:
     """The weights of one decoder layer."""
 
     input_norm: torch.Tensor
-    qkv: _Product
+    qkv: Product
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    out: _Product
+    out: Product
     mlp_norm: torch.Tensor
-    gate_up: _Product
-    down: _Product
+    gate_up: Product
+    down: Product
     window: int  # number of keys that a token sees; 0: all
 
 
@@ -65,7 +60,7 @@ class LlamaRunner:
     """Runs the decoder of a transformers Llama, Mistral, Qwen2 or Qwen3 (see :func:`unsupported`).
 
     Args:
-        module: the model. Its parameters become views of fused tensors.
+        module: the model. On a GPU, its parameters become views of fused tensors.
         max_length: number of positions.
         dropout: probability of dropping an attention weight, always on (see
             :func:`cdgen_kernels.layers.paged_attention`).
@@ -81,7 +76,8 @@ class LlamaRunner:
         attention = module.model.layers[0].self_attn
         self.head_dim, self.scale = attention.head_dim, attention.scaling
         self.num_heads, self.num_kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        self.activation = module.model.layers[0].mlp.act_fn
+        self._activation = module.model.layers[0].mlp.act_fn
+        self._output = Product(module.lm_head)
         self.layers = [_layer(part, self.config) for part in module.model.layers]
         rope = module.model.rotary_emb
         angle = torch.arange(max_length, device=module.device).float()[:, None] * rope.inv_freq.float()
@@ -94,11 +90,10 @@ class LlamaRunner:
         cache_row: torch.Tensor,
         slots: torch.Tensor,
         page_table: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        caches: Sequence[LayerCache],
         seed: torch.Tensor | None,
         sequence: torch.Tensor | None,
-        last: torch.Tensor | None = None,
+        prefill: bool = False,
     ) -> torch.Tensor:
         """Run N tokens of any sequences and write their keys and values to the cache.
 
@@ -110,27 +105,26 @@ class LlamaRunner:
             cache_row: int32 [N], each token's row of the page table; below 0 if the token is unused.
             slots: int64 [N], flat cache positions to write to, from :func:`slot_mapping`.
             page_table: int32 [S, M].
-            keys, values: [layers, pages, K, page_size, d].
+            caches: the pages of each layer.
             seed: int64 [1], key of the dropout mask.
             sequence: int64 [N], sequence numbers for the dropout mask.
-            last: int64 [L], the tokens whose states are returned; default: all.
+            prefill: whether the tokens are those of prompts; see :func:`cdgen_kernels.layers.paged_attention`.
         Returns:
-            [N or L, D], the input of the output layer, after the final norm.
+            [N, D], the input of the output layer, after the final norm.
         """
-        sizes = [heads * self.head_dim for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
+        heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         delta = embedding(ids, self.embedding)  # [N, D]
         total: torch.Tensor | None = None  # [N, D], the residual stream without `delta`
-        stores = zip(self.layers, keys.unbind(), values.unbind(), strict=True)
-        for at, (layer, layer_keys, layer_values) in enumerate(stores):
+        for at, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             normed, total = add_rms_norm(delta, total, layer.input_norm, self.eps)
-            q, k, v = (x.unflatten(1, (-1, self.head_dim)) for x in linear(normed, *layer.qkv).split(sizes, 1))
+            q, k, v = layer.qkv(normed).view(len(ids), -1, self.head_dim).split(heads, 1)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)
-            q = rope_and_store(q, k, v, self.cos, self.sin, position, slots, layer_keys, layer_values)
+            q = rope_and_store(q, k, v, self.cos, self.sin, position, slots, *cache)
             mixed = paged_attention(
                 q,
-                layer_keys,
-                layer_values,
+                cache.keys,
+                cache.values,
                 page_table,
                 cache_row,
                 position,
@@ -140,13 +134,31 @@ class LlamaRunner:
                 seed=seed if self.dropout else None,
                 sequence=sequence if self.dropout else None,
                 layer=at,
+                prefill=prefill,
+                key_scales=cache.key_scales,
+                value_scales=cache.value_scales,
             )
-            normed, total = add_rms_norm(linear(mixed.flatten(1), *layer.out), total, layer.mlp_norm, self.eps)
-            gate, up = linear(normed, *layer.gate_up).chunk(2, 1)
-            delta = linear(self.activation(gate) * up, *layer.down)
-        if last is not None:
-            delta, total = delta[last], None if total is None else total[last]
+            normed, total = add_rms_norm(layer.out(mixed.flatten(1)), total, layer.mlp_norm, self.eps)
+            delta = layer.down(self._gated(layer.gate_up(normed)))
         return add_rms_norm(delta, total, self.norm, self.eps)[0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits [N, V'] of hidden states [N, D] that :meth:`hidden_states` returned."""
+        return self._output(hidden)
+
+    def refresh(self) -> None:
+        """Use the values that the module's parameters have now, if they were changed in place."""
+        for layer in self.layers:
+            for product in (layer.qkv, layer.out, layer.gate_up, layer.down):
+                product.refresh()
+        self._output.refresh()
+
+    def _gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Return activation(gate) * up, [N, F], for gate and up [N, 2 F]."""
+        if self.config.hidden_act == "silu":
+            return silu_mul(gate_up)
+        gate, up = gate_up.chunk(2, 1)
+        return self._activation(gate) * up
 
     def _head_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return add_rms_norm(x.flatten(0, 1), None, weight, self.eps)[0].view(x.shape)
@@ -174,35 +186,12 @@ def _layer(part: Any, config: Any) -> _Layer:
         window = config.sliding_window
     return _Layer(
         input_norm=part.input_layernorm.weight.data,
-        qkv=_fused(attention.q_proj, attention.k_proj, attention.v_proj),
+        qkv=Product(attention.q_proj, attention.k_proj, attention.v_proj),
         q_norm=attention.q_norm.weight.data if hasattr(attention, "q_norm") else None,
         k_norm=attention.k_norm.weight.data if hasattr(attention, "k_norm") else None,
-        out=_fused(attention.o_proj),
+        out=Product(attention.o_proj),
         mlp_norm=part.post_attention_layernorm.weight.data,
-        gate_up=_fused(mlp.gate_proj, mlp.up_proj),
-        down=_fused(mlp.down_proj),
+        gate_up=Product(mlp.gate_proj, mlp.up_proj),
+        down=Product(mlp.down_proj),
         window=window or 0,
     )
-
-
-def _fused(*layers: nn.Linear) -> _Product:
-    """Return one product that computes several linear layers on the same input."""
-    weight = _adjacent([layer.weight for layer in layers])
-    return _Product(weight, None if layers[0].bias is None else _adjacent([layer.bias for layer in layers]))
-
-
-def _adjacent(parameters: list[torch.Tensor]) -> torch.Tensor:
-    """Return one tensor of all rows and make the parameters views of it; nothing is copied if they are adjacent."""
-    first = parameters[0].data
-    rows, end = 0, first.data_ptr()
-    for parameter in parameters:
-        if not parameter.is_contiguous() or parameter.data_ptr() != end:
-            break
-        rows, end = rows + len(parameter), end + parameter.nbytes
-    else:
-        if end - first.data_ptr() <= first.untyped_storage().nbytes() - first.storage_offset() * first.itemsize:
-            return first.as_strided((rows, *first.shape[1:]), first.stride())
-    whole = torch.cat([parameter.data for parameter in parameters])
-    for parameter, view in zip(parameters, whole.split([len(x) for x in parameters]), strict=True):
-        parameter.data = view
-    return whole

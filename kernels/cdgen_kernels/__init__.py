@@ -10,7 +10,7 @@ the extension is built, and in plain PyTorch otherwise.
 from importlib.metadata import PackageNotFoundError, version
 
 from cdgen_kernels.cross_entropy import linear_cross_entropy
-from cdgen_kernels.layers import add_rms_norm, paged_attention, rope_and_store
+from cdgen_kernels.layers import add_rms_norm, paged_attention, rope_and_store, silu_mul
 from cdgen_kernels.ops import (
     RowFault,
     contrastive_sample,
@@ -45,6 +45,7 @@ __all__ = [
     "sample_candidates",
     "select_candidates",
     "select_candidates_linear",
+    "silu_mul",
 ]
 
 register(*SPECS)

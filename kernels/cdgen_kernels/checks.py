@@ -48,11 +48,13 @@ def check_logits(name: str, logits: Tensor, good: Tensor | None = None) -> Tenso
     """Check logits [B, V] and return them with contiguous rows; `good` are GOOD's logits if these are BAD's."""
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.dtype not in FLOAT_DTYPES or not logits.shape[1]:
         raise ValueError(f"{name}: expected float16, bfloat16 or float32 logits [B, V], got {describe(logits)}")
-    if good is not None and logits.shape[0] != good.shape[0]:
-        raise ValueError(f"{name}: has batch size {logits.shape[0]}, but GOOD has {good.shape[0]}")
-    if good is not None and logits.device != good.device:
-        raise ValueError(f"{name}: is on {logits.device}, but GOOD is on {good.device}")
-    return logits if logits.stride(1) == 1 else logits.contiguous()
+    if good is not None:
+        if logits.shape[0] != good.shape[0]:
+            raise ValueError(f"{name}: has batch size {logits.shape[0]}, but GOOD has {good.shape[0]}")
+        if logits.device != good.device:
+            raise ValueError(f"{name}: is on {logits.device}, but GOOD is on {good.device}")
+    # asking for a stride takes longer than asking whether the whole tensor is contiguous, as it usually is
+    return logits if logits.is_contiguous() or logits.stride(1) == 1 else logits.contiguous()
 
 
 def check_vocab_size(vocab_size: int | None, *widths: int) -> int:

@@ -1,5 +1,7 @@
 """Ops of the C++ implementation that have no kernel of their own: torch operations combined with C++ kernels."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,3 +15,11 @@ def select_candidates_linear(
         logits, margin, banned, vocab_size, capacity
     )
     return found
+
+
+def paged_attention_fp8(q: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Tensor:
+    """Convert the whole cache to float32, then compute its attention in C++."""
+    *arguments, key_scales, value_scales = rest
+    wide = (keys.float() * key_scales.unsqueeze(-1), values.float() * value_scales.unsqueeze(-1))
+    out: Tensor = torch.ops.cdgen.paged_attention.default(q, *wide, *arguments)
+    return out

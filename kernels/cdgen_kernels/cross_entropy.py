@@ -20,6 +20,11 @@ from cdgen_kernels.scalars import INT32_MAX, INT64_MAX, INT64_MIN, shown, whole
 
 __all__ = ["linear_cross_entropy"]
 
+# Reading and writing the float32 gradient of the weight takes 8 D V bytes per chunk, and the products of R rows take
+# 6 R D V operations. At the H100's 3.35 TB/s and 70 % of its 989 TFLOP/s, that is 7 % of the products' time for 4096
+# rows and 36 % for 768.
+_GPU_CHUNK_ROWS = 4096
+
 SoftmaxGradient = Callable[[Tensor, Tensor, int, bool], Tensor]
 
 
@@ -53,9 +58,10 @@ def linear_cross_entropy(
         target: int64 [...], token ids from 0 to V - 1, or `ignore_index`.
         ignore_index: target of rows that do not contribute to the loss.
         reduction: `"mean"` over the rows that are not ignored, or their `"sum"`.
-        chunk_rows: number of rows whose logits exist at the same time. Default: D, clamped to [512, 2048]. The buffer
-            is then about as large as `weight`, and a product with it has enough rows to be worth reading and writing
-            the gradient of `weight` once.
+        chunk_rows: number of rows whose logits exist at the same time. Each chunk reads and writes the whole gradient
+            of `weight` once, so a chunk must have enough rows to make that worthwhile. Default: 4096 on GPUs, where
+            products are fast compared with memory; on the CPU D, clamped to [512, 2048], which makes the buffer of
+            logits about as large as `weight`.
     Returns:
         Scalar, float32 (float64 for float64 inputs).
     Raises:
@@ -71,7 +77,7 @@ def linear_cross_entropy(
         hidden, weight = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (hidden, weight))
     _check(hidden, weight, target, reduction)
     if chunk_rows is None:
-        chunk_rows = min(max(hidden.shape[-1], 512), 2048)
+        chunk_rows = min(max(hidden.shape[-1], 512), 2048) if hidden.device.type == "cpu" else _GPU_CHUNK_ROWS
     target = target.reshape(-1)
     needs = [x.requires_grad and torch.is_grad_enabled() for x in (hidden, weight)]
     rows = hidden.reshape(-1, hidden.shape[-1])
@@ -162,7 +168,9 @@ def _by_chunks(
         rows = hidden[chunk].to(logits.dtype)
         z = torch.mm(rows, weight.t(), out=logits[: rows.shape[0]])
         loss += softmax_gradient(z, target[chunk], ignore_index, need_hidden or need_weight).sum()
-        if need_hidden:
+        if need_hidden and z.dtype == hidden.dtype:
+            torch.mm(z, weight, out=grad_hidden[chunk])
+        elif need_hidden:
             grad_hidden[chunk] = torch.mm(z, weight)
         if need_weight and z.dtype == wide:
             grad_weight.addmm_(z.t(), rows)

@@ -1,11 +1,16 @@
 """The public layer ops: the parts of a decoder layer between its matrix products, on a paged key-value cache.
 
     normed, x = add_rms_norm(x, residual, weight, eps)
+    gated = silu_mul(gate_up)
     q = rope_and_store(q, k, v, cos, sin, position, slot_mapping, keys, values)
     out = paged_attention(q, keys, values, page_table, cache_row, position, scale=d**-0.5)
 
 They are registered, chosen and traced like the ops of :mod:`cdgen_kernels.ops`. Sizes in shapes: N tokens, of any
 sequences; H query heads and K key-value heads of dimension d; S sequences of up to M pages.
+
+Pages of float8_e4m3fn have scales: for each token and key-value head they hold d numbers and one bfloat16, which they
+are multiplied with. Their conversion needs an NVIDIA GPU of compute capability 8.9 or above. It also works on the CPU,
+where the whole cache is converted at each call, which is slow.
 """
 
 import torch
@@ -14,7 +19,7 @@ from torch import Tensor
 from cdgen_kernels.checks import FLOAT_DTYPES, check_dense, check_tensors, describe
 from cdgen_kernels.scalars import INT32_MAX, INT64_MAX, real, whole
 
-__all__ = ["add_rms_norm", "paged_attention", "rope_and_store"]
+__all__ = ["add_rms_norm", "paged_attention", "rope_and_store", "silu_mul"]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -42,6 +47,24 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     return normed, x if residual is None else total
 
 
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """Compute silu(gate) * up, the gate of a SwiGLU layer (Shazeer 2020), where silu(x) = x / (1 + exp(-x)).
+
+    Args:
+        gate_up: [N, 2 F], float16, bfloat16 or float32; each row is gate [F], then up [F].
+    Returns:
+        [N, F], contiguous. It is rounded to the dtype once.
+    Raises:
+        ValueError: the shape or the dtype does not match.
+    """
+    if not isinstance(gate_up, Tensor) or gate_up.dim() != 2 or gate_up.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"gate_up: expected float16, bfloat16 or float32 [N, 2 F], got {describe(gate_up)}")
+    if gate_up.shape[1] % 2 or not gate_up.shape[1]:
+        raise ValueError(f"gate_up: expected an even number of columns, got {describe(gate_up)}")
+    gated: Tensor = torch.ops.cdgen.silu_mul.default(gate_up.contiguous())
+    return gated
+
+
 def rope_and_store(
     q: Tensor,
     k: Tensor,
@@ -52,6 +75,8 @@ def rope_and_store(
     slot_mapping: Tensor,
     keys: Tensor,
     values: Tensor,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> Tensor:
     """Apply rotary position embedding to queries and keys (Su et al. 2021), and write keys and values to the cache.
 
@@ -63,6 +88,8 @@ def rope_and_store(
         slot_mapping: int64 [N], flat cache positions (page * page_size + offset), each at most once; a token whose
             entry is negative is not written.
         keys, values: the layer's cache [pages, K, page_size, d], of one dtype, contiguous; written in place.
+        key_scales, value_scales: bfloat16 [pages, K, page_size], contiguous, required by float8_e4m3fn pages; written
+            in place. A head's scale is its largest magnitude / 448.
     Returns:
         Rotated queries [N, H, d], contiguous.
     Raises:
@@ -76,13 +103,14 @@ def rope_and_store(
         expected = "q [N, H, d] and k, v [N, K, d] of the same dtype and with an even d"
         raise ValueError(f"expected {expected}, got {describe(q, k, v)}")
     tokens, _, dim = q.shape
-    _check_cache(keys, values, k.shape[1], dim)
+    scales = _check_cache(keys, values, key_scales, value_scales, k.shape[1], dim)
     fits = cos.dim() == 2 and cos.shape == sin.shape and cos.shape[1] == dim // 2
     if not fits or not cos.dtype == sin.dtype == torch.float32:
         raise ValueError(f"cos, sin: expected float32 [P, {dim // 2}], got {describe(cos, sin)}")
     check_dense("position", position, torch.int64, (tokens,), q.device)
     check_dense("slot_mapping", slot_mapping, torch.int64, (tokens,), q.device)
-    rotated: Tensor = torch.ops.cdgen.rope_and_store.default(
+    op = torch.ops.cdgen.rope_and_store_fp8 if scales else torch.ops.cdgen.rope_and_store
+    rotated: Tensor = op.default(
         _with_unit_stride(q),
         _with_unit_stride(k),
         _with_unit_stride(v),
@@ -92,6 +120,7 @@ def rope_and_store(
         slot_mapping,
         keys,
         values,
+        *scales,
     )
     return rotated
 
@@ -110,6 +139,9 @@ def paged_attention(
     seed: Tensor | None = None,
     sequence: Tensor | None = None,
     layer: int = 0,
+    prefill: bool = False,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> Tensor:
     """Compute causal attention of N tokens, of any sequences and lengths, over a paged cache that holds their keys.
 
@@ -128,6 +160,8 @@ def paged_attention(
         seed: int64 [1], required for dropout.
         sequence: int64 [N], number that identifies each token's sequence, required for dropout.
         layer: index of the layer, which the dropout mask depends on.
+        prefill: whether neighbouring tokens mostly share a sequence, so that GPUs should compute them in blocks.
+        key_scales, value_scales: bfloat16 [pages, K, page_size], required by float8_e4m3fn pages.
     Returns:
         [N, H, d], contiguous, of the dtype of q.
     Raises:
@@ -135,7 +169,7 @@ def paged_attention(
         RuntimeError: on the CPU, before memory is touched, if an entry of `cache_row`, `position` or the used part of
             `page_table` is out of range. On other devices they are not checked.
     """
-    _check_paging(q, keys, values, page_table, cache_row, position)
+    scales = _check_paging(q, keys, values, key_scales, value_scales, page_table, cache_row, position)
     scale, dropout = real("scale", scale), real("dropout", dropout)
     window, layer = whole("window", window, 0, INT64_MAX), whole("layer", layer, 0, INT32_MAX)
     if not 0 <= dropout < 1:
@@ -147,10 +181,9 @@ def paged_attention(
     else:
         check_dense("sequence", sequence, torch.int64, q.shape[:1], q.device)
         check_dense("seed", seed, torch.int64, (1,), q.device)
-    paging, noise = (page_table.contiguous(), cache_row, position), (seed, sequence, layer)
-    out: Tensor = torch.ops.cdgen.paged_attention.default(
-        _with_unit_stride(q), keys, values, *paging, scale, window, dropout, *noise
-    )
+    paging, noise = (page_table.contiguous(), cache_row, position), (seed, sequence, layer, prefill)
+    op = torch.ops.cdgen.paged_attention_fp8 if scales else torch.ops.cdgen.paged_attention
+    out: Tensor = op.default(_with_unit_stride(q), keys, values, *paging, scale, window, dropout, *noise, *scales)
     return out
 
 
@@ -159,27 +192,47 @@ def _with_unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _check_cache(keys: Tensor, values: Tensor, heads: int | None, dim: int) -> None:
-    fits = keys.dim() == 4 and keys.shape == values.shape and keys.dtype == values.dtype and keys.dtype in FLOAT_DTYPES
+def _check_cache(
+    keys: Tensor, values: Tensor, key_scales: Tensor | None, value_scales: Tensor | None, heads: int | None, dim: int
+) -> tuple[Tensor | None, ...]:
+    """Check a layer's cache; return its scales if it has any."""
+    fits = keys.dim() == 4 and keys.shape == values.shape and keys.dtype == values.dtype
+    fits = fits and keys.dtype in (*FLOAT_DTYPES, torch.float8_e4m3fn)
     fits = fits and keys.shape[1] > 0 and keys.shape[2] > 0 and dim > 0
     if not fits or heads not in (None, keys.shape[1]) or keys.shape[3] != dim:
         shape = f"[pages, {heads or 'K'}, page_size, {dim}]"
         raise ValueError(f"keys, values: expected {shape} of one floating dtype, got {describe(keys, values)}")
     if not (keys.is_contiguous() and values.is_contiguous()):
         raise ValueError("keys, values: must be contiguous, because they are written in place")
+    if keys.dtype == torch.float8_e4m3fn:
+        check_dense("key_scales", key_scales, torch.bfloat16, keys.shape[:3], keys.device)
+        check_dense("value_scales", value_scales, torch.bfloat16, keys.shape[:3], keys.device)
+        return key_scales, value_scales
+    if key_scales is not None or value_scales is not None:
+        raise ValueError(f"key_scales, value_scales: only float8_e4m3fn pages have scales, got {describe(keys)}")
+    return ()
 
 
 def _check_paging(
-    q: Tensor, keys: Tensor, values: Tensor, page_table: Tensor, cache_row: Tensor, position: Tensor
-) -> None:
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    page_table: Tensor,
+    cache_row: Tensor,
+    position: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Check the tensors of paged_attention; return the scales of the cache if it has any."""
     check_tensors(q=q, keys=keys, values=values, page_table=page_table)
     if q.dim() != 3 or q.dtype not in FLOAT_DTYPES:
         raise ValueError(f"q: expected float16, bfloat16 or float32 [N, H, d], got {describe(q)}")
     tokens, heads, dim = q.shape
-    _check_cache(keys, values, None, dim)
+    scales = _check_cache(keys, values, key_scales, value_scales, None, dim)
     if heads % keys.shape[1]:
         raise ValueError(f"q: {heads} heads are not a multiple of the {keys.shape[1]} heads of the cache")
     if page_table.dim() != 2 or page_table.dtype != torch.int32:
         raise ValueError(f"page_table: expected int32 [S, M], got {describe(page_table)}")
     check_dense("cache_row", cache_row, torch.int32, (tokens,), q.device)
     check_dense("position", position, torch.int64, (tokens,), q.device)
+    return scales

@@ -50,12 +50,7 @@ class RowFault(ValueError):
 
 def _raise_on_fault(codes: Tensor, raise_faults: bool) -> None:
     """Raise RowFault for the first negative code, on the CPU only, where reading the codes costs no synchronisation."""
-    if (
-        not raise_faults
-        or torch.compiler.is_compiling()
-        or type(codes) is not torch.Tensor
-        or codes.device.type != "cpu"
-    ):
+    if not raise_faults or not codes.is_cpu or type(codes) is not Tensor or torch.compiler.is_compiling():
         return
     values = codes.tolist()  # much cheaper than a torch op
     if min(values, default=0) < 0:

@@ -88,10 +88,13 @@ def kernel(name: str, device_type: str) -> Callable[..., Any] | None:
         return None
     module, _, function_name = location.partition(":")
 
-    def call(*arguments: Any) -> Any:
+    @functools.cache
+    def function() -> Callable[..., Any]:
         # Import at the first call: Triton alone takes a second.
-        function = getattr(importlib.import_module(f"cdgen_kernels.{module}"), function_name or name)
-        return spec.convention(function, *arguments)
+        return getattr(importlib.import_module(f"cdgen_kernels.{module}"), function_name or name)  # type: ignore[no-any-return]
+
+    def call(*arguments: Any) -> Any:
+        return spec.convention(function(), *arguments)
 
     return on_device_of_first(call) if device_type == "cuda" else call
 

@@ -58,6 +58,14 @@ def _fake_add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: 
     return torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
 
 
+def _fake_silu_mul(gate_up: Tensor) -> Tensor:
+    return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
+
+
+def _fake_linear_rows(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    return x.new_empty((x.shape[0], sum(weight.shape[0] for weight in weights)))
+
+
 def _fake_queries(q: Tensor, *rest: Any) -> Tensor:
     return q.new_empty(q.shape)
 
@@ -147,6 +155,18 @@ SPECS = (
         convention=_call_add_rms_norm,
     ),
     OpSpec(
+        "silu_mul",
+        "(Tensor gate_up) -> Tensor",
+        fake=_fake_silu_mul,
+        triton="triton.layers",
+    ),
+    OpSpec(
+        "linear_rows",
+        "(Tensor x, Tensor[] weights, Tensor[] biases) -> Tensor",
+        fake=_fake_linear_rows,
+        triton="reference",  # torch's product
+    ),
+    OpSpec(
         "rope_and_store",
         "(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor position, Tensor slot_mapping, "
         "Tensor(a!) keys, Tensor(b!) values) -> Tensor",
@@ -154,11 +174,30 @@ SPECS = (
         triton="triton.layers",
     ),
     OpSpec(
+        "rope_and_store_fp8",
+        "(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor position, Tensor slot_mapping, "
+        "Tensor(a!) keys, Tensor(b!) values, Tensor(c!) key_scales, Tensor(d!) value_scales) -> Tensor",
+        fake=_fake_queries,
+        reference="reference:rope_and_store",
+        triton="triton.layers:rope_and_store",
+        cpp="reference:rope_and_store",
+    ),
+    OpSpec(
         "paged_attention",
         "(Tensor q, Tensor keys, Tensor values, Tensor page_table, Tensor cache_row, Tensor position, float scale, "
-        "int window, float dropout, Tensor seed, Tensor sequence, int layer) -> Tensor",
+        "int window, float dropout, Tensor seed, Tensor sequence, int layer, bool prefill) -> Tensor",
         fake=_fake_queries,
         triton="triton.attention",
+    ),
+    OpSpec(
+        "paged_attention_fp8",
+        "(Tensor q, Tensor keys, Tensor values, Tensor page_table, Tensor cache_row, Tensor position, float scale, "
+        "int window, float dropout, Tensor seed, Tensor sequence, int layer, bool prefill, Tensor key_scales, "
+        "Tensor value_scales) -> Tensor",
+        fake=_fake_queries,
+        reference="reference:paged_attention",
+        triton="triton.attention:paged_attention",
+        cpp="cpp",
     ),
     OpSpec(
         "softmax_gradient",

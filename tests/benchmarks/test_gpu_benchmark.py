@@ -88,6 +88,7 @@ def test_eager_code_and_rivals_run(name: str) -> None:
         "gather_logits",
         "softmax_gradient",
         "add_rms_norm",
+        "silu_mul",
         "rope_and_store",
         "paged_attention, 12 heads, dropout",
         "paged_attention, 32 heads, 8 KV heads",
@@ -248,10 +249,12 @@ def test_kernels_are_compiled_in_advance(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*/*.cubin"))) == all_kernels
     wanted = [
         "paged_attention",
+        "prefill_attention",
         "select_candidates_linear",
         "sample_candidates",
         "gather_logits",
         "rope_and_store",
         "add_rms_norm",
+        "silu_mul",
     ]
     assert {f"{name}_kernel" for name in wanted} <= names

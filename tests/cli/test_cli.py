@@ -220,7 +220,7 @@ def test_the_cache_has_a_dtype_and_a_budget(generate: Generate) -> None:
     assert_one_line(
         *generate("--kv-cache-gb", 1e-6, "--no-resume", "--quiet"), 2, "tokens needs", "raise --kv-cache-gb"
     )
-    assert_one_line(*generate("--kv-cache-dtype", "int8", "--no-resume"), 2, "use float32, bfloat16 or float16")
+    assert_one_line(*generate("--kv-cache-dtype", "int8", "--no-resume"), 2, "use float32, bfloat16, float16 or fp8")
 
 
 def test_bad_derived_from_good(generate: Generate, cdgen_command: Any) -> None:

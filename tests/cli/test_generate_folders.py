@@ -72,7 +72,7 @@ def test_a_failed_run_does_not_stand_in_the_way(
 ) -> None:
     (tmp_path / "out").mkdir()  # made by the user, so it stays
     with monkeypatch.context() as patched:
-        patched.setattr("cdgen.engine.llm.ContrastiveLM.continue_sequences", lambda *_: 1 / 0)
+        patched.setattr("cdgen.engine.llm.ContrastiveLM.continue_sequences", lambda *_, **__: 1 / 0)
         assert run(*argv) == 1
     assert list((tmp_path / "out").iterdir()) == []
     assert run(*argv, "--max-tokens", 4) == 0, capsys.readouterr().err

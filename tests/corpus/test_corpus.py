@@ -140,7 +140,7 @@ def test_a_finished_corpus_is_left_alone(
 ) -> None:
     write(lm, seeds, tmp_path / "c")
     before = bytes_of(tmp_path / "c")
-    monkeypatch.setattr(lm, "continue_sequences", lambda *_: pytest.fail("generated twice"))
+    monkeypatch.setattr(lm, "continue_sequences", lambda *_, **__: pytest.fail("generated twice"))
     manifest, written = write(lm, seeds, tmp_path / "c")
     assert written == 0 and manifest["complete"] and bytes_of(tmp_path / "c") == before
 
@@ -353,7 +353,7 @@ def test_what_is_in_the_way_is_found_before_anything_is_decoded(
     else:
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).symlink_to("nothing")
-    monkeypatch.setattr(lm, "continue_sequences", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(lm, "continue_sequences", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(CorpusError, match=f"{name}: is in the way"):
         write(lm, seeds, out, resume=resume)
 

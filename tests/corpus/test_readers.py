@@ -1,8 +1,10 @@
 """A corpus is a data set for datasets, pandas and pyarrow; log-probabilities are JSON; errors are counted."""
 
 import gzip
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ def test_documents_that_end_by_an_error_are_counted_and_named(
 def test_an_id_that_cannot_be_written_is_found_before_anything_is_decoded(
     lm: ContrastiveLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: str
 ) -> None:
-    monkeypatch.setattr(lm, "continue_sequences", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(lm, "continue_sequences", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(InputError, match="its id has half of a surrogate pair"):
         write(lm, tmp_path / "out", SamplingParams(), [*SEEDS, Seed(id, [0, 5])])
     assert not (tmp_path / "out").exists()
@@ -108,11 +110,11 @@ def test_an_id_that_cannot_be_written_is_found_before_anything_is_decoded(
 def test_many_continuations_are_listed_lazily(
     lm: ContrastiveLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A million continuations of each seed begin at once, and one shard of them is in memory."""
-    found = []
+    """A million continuations of each seed begin at once."""
+    found: list[object] = []
 
-    def stop(prompts: object, sequences: list[tuple[int, int]], *_: object) -> None:
-        found.extend(sequences)
+    def stop(prompts: object, sequences: Sequence[tuple[int, int]], *_: object, **__: object) -> None:
+        found.extend([len(sequences), *itertools.islice(sequences, 3), sequences[-1]])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lm, "continue_sequences", stop)
@@ -120,7 +122,7 @@ def test_many_continuations_are_listed_lazily(
         write(
             lm, tmp_path / "out", SamplingParams(n=10**6, max_tokens=4), [Seed(f"s{at}", [0, 20]) for at in range(1000)]
         )
-    assert found == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert found == [10**9, (0, 0), (0, 1), (0, 2), (999, 10**6 - 1)]
     with (
         OutputFolder(tmp_path / "out") as folder,
         pytest.raises(InputError, match="shard_size = 1000000000: must be 1"),

@@ -111,7 +111,7 @@ def test_a_run_that_fails_before_its_first_shard_changes_nothing(
     write(lm, out, **OLD)
     before = visible(out)
     with monkeypatch.context() as patched:
-        patched.setattr(lm, "continue_sequences", lambda *_: (_ for _ in ()).throw(MemoryError))
+        patched.setattr(lm, "continue_sequences", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
             write(lm, out, **NEW, resume=False)
     assert visible(out) == before

@@ -5,24 +5,27 @@ so outputs must be equal bit for bit, including log-probabilities.
 """
 
 import random
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from cdgen import ContrastiveLM, RequestOutput, SamplingParams
-from cdgen.engine.backend import Start, Started
+from benchmarks.cpu.scheduler import CountingBackend, geometric, run
+from cdgen import ContrastiveLM, RequestOutput
+from cdgen.engine.backend import Round, Rows, Start
 from cdgen.engine.engine import Engine
-from cdgen.engine.requests import NOISE_KEY, ModelPair, Prompts, Request, RunningBatch, make_requests, sequence_number
+from cdgen.engine.requests import NOISE_KEY, Prompts, make_requests, sequence_number
 from cdgen.errors import InputError
+from cdgen.models.dtypes import FP8
 from cdgen.models.llama import LlamaRunner
-from cdgen_kernels import Samples
-from tests.helpers.engines import PROMPTS, backend, free, requests
-from tests.helpers.tiny_models import VOCABULARY, make_llama
+from tests.helpers.engines import PROMPTS, backend, continued, free, outputs_of, requests
+from tests.helpers.tiny_models import make_llama
 
 
 def drawn(requests: list[RequestOutput]) -> list[list[tuple]]:
@@ -54,12 +57,12 @@ def test_outputs_are_bit_identical_in_any_batch(models, exact, kind) -> None:
 def test_outputs_are_the_same_in_any_order_of_the_prompts(models, exact) -> None:
     lm, params = ContrastiveLM(**models, max_num_seqs=4), free()
     sequences = [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(3)]
-    expected = dict(zip(sequences, lm.continue_sequences(Prompts(PROMPTS), sequences, params), strict=True))
+    expected = dict(zip(sequences, continued(lm, Prompts(PROMPTS), sequences, params), strict=True))
     prompts = list(range(len(PROMPTS)))
     for seed in range(3):
         random.Random(seed).shuffle(prompts)
         shuffled = [(prompt, index) for prompt in prompts for index in range(3)]
-        outputs = lm.continue_sequences(Prompts(PROMPTS), shuffled, params)
+        outputs = continued(lm, Prompts(PROMPTS), shuffled, params)
         assert all(expected[pair] == output for pair, output in zip(shuffled, outputs, strict=True))
 
 
@@ -91,11 +94,11 @@ def test_the_noise_of_a_prompt_is_that_of_its_first_sequence(models, monkeypatch
     lm, seen, original = ContrastiveLM(models["good"], dropout=0.3), [], LlamaRunner.hidden_states
 
     def spy(self: LlamaRunner, *given: Any) -> torch.Tensor:
-        seen.append(given[8])
+        seen.append(given[7])
         return original(self, *given)
 
     monkeypatch.setattr(LlamaRunner, "hidden_states", spy)
-    lm.continue_sequences(Prompts(PROMPTS), [(0, 2), (2, 0), (2, 1), (5, 1)], free(max_tokens=1))
+    continued(lm, Prompts(PROMPTS), [(0, 2), (2, 0), (2, 1), (5, 1)], free(max_tokens=1))
     numbers = [sequence_number(PROMPTS[0])] * 3 + [sequence_number(PROMPTS[2])] * 2
     assert seen[0].tolist() == numbers + [sequence_number(PROMPTS[5], occurrence=1)] * 3
 
@@ -112,39 +115,44 @@ def test_sequence_numbers_are_part_of_the_format_of_a_corpus() -> None:
 
 def test_the_output_layer_of_bad_is_not_computed(models, monkeypatch) -> None:
     lm, seen = ContrastiveLM(**models), []
+    computed: list[LlamaRunner] = []
     monkeypatch.setattr(
-        "cdgen.engine.paged_backend.gather_logits",
+        "cdgen.engine.pair_runner.gather_logits",
         lambda hidden, weight, found: seen.append(found.token.shape) or torch.zeros(found.token.shape),
     )
-    monkeypatch.setattr("cdgen.engine.paged_backend.linear", lambda *_: pytest.fail("an output layer was computed"))
+    logits = LlamaRunner.logits
+    monkeypatch.setattr(LlamaRunner, "logits", lambda self, hidden: computed.append(self) or logits(self, hidden))
     lm.generate(PROMPTS, free(logprobs=False))
     assert seen == [(21, 256)] * 9
+    good = lm.pair.good.module.lm_head.weight
+    assert len(computed) == 9 and all(runner.output_weight.data_ptr() == good.data_ptr() for runner in computed)
 
 
 def test_a_reused_cache_row_keeps_no_trace_and_memory_is_returned(models, exact) -> None:
     """Free pages are filled with NaN."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)))
-    expected = Engine(lm.pair, backend(lm, params), requests(), params).run()
+    expected = outputs_of(lm.pair, backend(lm, params), requests(), params)
 
     paged = backend(lm, params)
     cache, release = paged.cache, paged.release
     used = set()
 
     def poison() -> None:
-        for store in (*cache.keys, *cache.values):
-            store[:, cache._free[: cache.free_pages]] = float("nan")
+        for tensor in (x for store in cache.stores for x in store.tensors):
+            tensor[:, cache._free[: cache.free_pages]] = float("nan")
 
-    def poisoned(cache_rows: list[int]) -> None:
-        used.update(cache_rows)
-        release(cache_rows)
+    def poisoned(rows: Rows) -> None:
+        used.update(rows.tolist())
+        release(rows)
         poison()
 
     paged.release = poisoned
     poison()
     pages, cache_rows = cache.free_pages, sorted(cache._free_cache_rows)
-    assert Engine(lm.pair, paged, requests(), params).run() == expected
+    assert outputs_of(lm.pair, paged, requests(), params) == expected
     assert len(used) < 21, "no cache row was used twice"
     assert (cache.free_pages, cache.reserved_pages, sorted(cache._free_cache_rows)) == (pages, 0, cache_rows)
+    cache.publish()
     assert not cache.lengths.any() and (cache.page_table == -1).all() and not paged._prompts
 
 
@@ -161,13 +169,15 @@ def test_every_sequence_is_drawn_once_for_any_lengths_counts_and_budgets(data) -
     longest = max(map(len, prompts)) + new
     need = backend(lm, params, size, longest).cache.page_bytes * -(-longest // 16)
     paged = backend(lm, params, size, longest, kv_cache_memory_bytes=int(need * data.draw(st.floats(1, 4))))
-    pages, sizes, step = paged.cache.free_pages, [], paged.step
-    paged.step = lambda batch: sizes.append(len(batch)) or step(batch)
+    pages, sizes, launch = paged.cache.free_pages, [], paged.launch
+    paged.launch = lambda rows, *rest: sizes.append(len(rows)) or launch(rows, *rest)
+    paged.steps_per_round, paged.rounds_in_flight = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
     finished = []
-    results = Engine(lm.pair, paged, asked, params, None, lambda place, output: finished.append((place, output))).run()
+    Engine(lm.pair, paged, asked, params, lambda *given: finished.append(given)).run()
+    results = [output for _, output in sorted(finished, key=itemgetter(0))]
     assert [output.index for output in results] == [index for n in counts for index in range(n)]
     assert all(len(output.token_ids) == new for output in results)
-    assert sorted(finished, key=itemgetter(0)) == list(enumerate(results))
+    assert sorted(place for place, _ in finished) == list(range(sum(counts)))
     assert max(sizes, default=0) <= size and (paged.cache.free_pages, paged.cache.reserved_pages) == (pages, 0)
 
 
@@ -202,82 +212,76 @@ def test_pages_of_another_dtype(models) -> None:
     full = ContrastiveLM(**models)
     half = ContrastiveLM(**models, kv_cache_dtype="bfloat16")
     stores = [backend(lm, free(), **lm.kv_cache).cache for lm in (full, half)]
-    assert stores[0].page_bytes == 2 * stores[1].page_bytes and stores[1].keys[0].dtype == torch.bfloat16
+    assert stores[0].page_bytes == 2 * stores[1].page_bytes and stores[1].stores[0].keys.dtype == torch.bfloat16
     (one,), (other,) = (drawn(lm.generate(PROMPTS[3], free(n=1, max_tokens=1))) for lm in (full, half))
     difference = abs(one[0][1][0].good - other[0][1][0].good)
     assert 0 < difference < 0.1
-    with pytest.raises(InputError, match="kv_cache_dtype = 'int8': use float32, bfloat16 or float16"):
+    with pytest.raises(InputError, match="kv_cache_dtype = 'int8': use float32, bfloat16, float16 or fp8"):
         ContrastiveLM(**models, kv_cache_dtype="int8")
 
 
+@pytest.mark.parametrize("dropout", [None, 0.3])
+def test_fp8_pages(models, exact, dropout, caplog) -> None:
+    """About half the memory of 16 bits, log-probabilities near those of float32, and the same tokens in any batch."""
+    pair = models if dropout is None else {"good": models["good"], "tokenizer": models["tokenizer"], "dropout": dropout}
+    lms = [ContrastiveLM(**pair, kv_cache_dtype="fp8", max_num_seqs=size) for size in (64, 2)]
+    assert "slow on the CPU" in caplog.text
+    half, narrow = (backend(lms[0], free(), kv_cache_dtype=dtype).cache for dtype in (torch.float16, FP8))
+    assert 1.7 < half.page_bytes / narrow.page_bytes < 2
+    full, params = ContrastiveLM(**pair), free(n=8, max_tokens=1)
+    both = zip(*(chain(*drawn(lm.generate(PROMPTS, params))) for lm in (full, lms[0])), strict=True)
+    differences = [abs(one[1][0].good - other[1][0].good) for one, other in both if one[0] == other[0]]
+    assert len(differences) > 4 * len(PROMPTS) and 0 < max(differences) < 0.3
+    assert drawn(lms[0].generate(PROMPTS, free())) == drawn(lms[1].generate(PROMPTS, free()))
+
+
+ROUNDS = [(1, 2), (2, 1), (3, 2), (3, 3), (50, 2)]  # (steps per round, rounds in flight)
+
+
 @pytest.mark.parametrize("capacity", [256, 20, 10, 3])
-def test_a_sync_every_few_steps_changes_nothing(models, exact, monkeypatch, capacity) -> None:
-    """As on a GPU, faults are reported by tokens. With short lists, many steps are drawn again with longer ones."""
+@pytest.mark.parametrize("rounds", ROUNDS, ids=str)
+def test_rounds_in_flight_change_nothing(models, exact, monkeypatch, capacity, rounds) -> None:
+    """As on a GPU, what was drawn is read late. With short lists, many tokens are drawn again with longer ones."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), alpha=0.3, logprobs=False)
-    expected = Engine(lm.pair, backend(lm, params), requests(), params).run()
-    monkeypatch.setattr("cdgen.engine.paged_backend._CAPACITY", capacity)
-    calls = []
-    for every in (2, 3, 50):
-        paged = backend(lm, params)
-        paged.sync_every, pages = every, paged.cache.free_pages
-        steps, step = paged.steps, paged.step
-        paged.steps = lambda *given, steps=steps: calls.append("steps") or steps(*given)
-        paged.step = lambda *given, step=step: calls.append("step") or step(*given)
-        reported = []
-        assert Engine(lm.pair, paged, requests(), params, reported.append).run() == expected
-        assert sum(reported) == sum(len(output.token_ids) for output in expected)
-        assert (paged.cache.free_pages, paged.cache.reserved_pages) == (pages, 0)
-    assert "steps" in calls and ("step" in calls or capacity > 3)
+    expected = outputs_of(lm.pair, backend(lm, params), requests(), params)
+    monkeypatch.setattr("cdgen.engine.paged_backend.CAPACITY", capacity)
+    paged = backend(lm, params)
+    (paged.steps_per_round, paged.rounds_in_flight), pages = rounds, paged.cache.free_pages
+    redrawn, redraw = [], paged.redraw
+    paged.redraw = lambda *given: redrawn.append(given) or redraw(*given)
+    reported: list[int] = []
+    assert outputs_of(lm.pair, paged, requests(), params, reported.append) == expected
+    assert sum(reported) == sum(len(output.token_ids) for output in expected)
+    assert (paged.cache.free_pages, paged.cache.reserved_pages) == (pages, 0)
+    assert bool(redrawn) == (capacity < 20) or capacity == 20
 
 
-@pytest.mark.parametrize("needs", [{"logprobs": True}, {"min_tokens": 3}, {"no_repeat_ngram_size": 1}], ids=str)
-def test_what_needs_the_host_syncs_after_each_step(models, exact, needs) -> None:
-    """The backend would sync less often. Outputs equal those of sequences that run alone."""
+@pytest.mark.parametrize("rounds", ROUNDS, ids=str)
+@pytest.mark.parametrize(
+    "needs",
+    [{"logprobs": True}, {"min_tokens": 3}, {"no_repeat_ngram_size": 1}, {"stop": ("e", "a"), "min_tokens": 2}],
+    ids=str,
+)
+def test_every_option_is_drawn_without_the_host(models, exact, monkeypatch, needs, rounds) -> None:
+    """Outputs equal those of sequences that run alone and are read after each step. Some tokens are drawn again."""
     lm, params = ContrastiveLM(**models), free(stop_token_ids=tuple(range(40, 120)), **{"logprobs": False} | needs)
-    expected = Engine(lm.pair, backend(lm, params, size=1), requests(), params).run()
+    expected = outputs_of(lm.pair, backend(lm, params, size=1), requests(), params)
+    monkeypatch.setattr("cdgen.engine.paged_backend.CAPACITY", 10)
     paged = backend(lm, params, size=5)
-    paged.sync_every = 3
-    assert Engine(lm.pair, paged, requests(), params).run() == expected
+    paged.steps_per_round, paged.rounds_in_flight = rounds
+    assert outputs_of(lm.pair, paged, requests(), params) == expected
 
 
-class Clockwork:
-    """A backend without models: the sequence in place p ends after lengths[p] tokens."""
-
-    sync_every = 1
+class Clockwork(CountingBackend):
+    """Records the number of rows of each step, which is read at once."""
 
     def __init__(self, lengths: list[int], size: int) -> None:
-        self.max_num_seqs, self.lengths = size, lengths
-        self.left: dict[int, int] = {}  # tokens still to be drawn, by cache row
+        super().__init__(size, lengths, steps_per_round=1, rounds_in_flight=1)
         self.batch_sizes: list[int] = []
-        self.free = list(range(size))
 
-    def admit(self, request: Request, most: int) -> int:
-        return most
-
-    def start(self, starts: list[Start]) -> Started:
-        cache_rows = []
-        for request, count in starts:
-            cache_rows.append([self.free.pop() for _ in range(count)])
-            for cache_row, waiting in zip(cache_rows[-1], request.waiting, strict=False):
-                self.left[cache_row] = self.lengths[waiting.place]
-        self.now = [cache_row for own in cache_rows for cache_row in own]
-        return Started(cache_rows, [torch.zeros(len(self.now), 1)])
-
-    def step(self, batch: RunningBatch) -> list[torch.Tensor]:
-        self.batch_sizes.append(len(batch))
-        self.now = batch.cache_row.tolist()
-        return [torch.zeros(len(batch), 1)]
-
-    def sample(self, outputs: list[torch.Tensor], sampling: Any, *, banned: Any, logprobs: bool) -> Samples:
-        for cache_row in self.now:
-            self.left[cache_row] -= 1
-        return Samples(torch.tensor([1 if self.left[cache_row] == 0 else 2 for cache_row in self.now]))
-
-    def release(self, cache_rows: list[int]) -> None:
-        self.free += cache_rows
-
-    def close(self) -> None:
-        self.closed = True
+    def launch(self, rows: Rows, *rest: Any) -> Round:
+        self.batch_sizes.append(len(rows))
+        return super().launch(rows, *rest)
 
 
 def heavy_tailed(count: int, limit: int, seed: int = 0) -> list[int]:
@@ -286,22 +290,19 @@ def heavy_tailed(count: int, limit: int, seed: int = 0) -> list[int]:
     return [min(limit, int(10 * generator.paretovariate(1.2))) for _ in range(count)]
 
 
-def occupancy(lengths: list[int], good: torch.nn.Module, size: int) -> tuple[float, float]:
+def occupancy(lengths: list[int], size: int) -> tuple[float, float]:
     """Return the share of rows times steps that produce a token: (in the engine, in static batches)."""
     clockwork = Clockwork(lengths, size)
-    pair = ModelPair(good, None, None, VOCABULARY, (1,))
-    asked = make_requests(Prompts([[5]] * len(lengths)), [(prompt, 0) for prompt in range(len(lengths))])
-    results = Engine(pair, clockwork, asked, SamplingParams(max_tokens=400, contrast_strength=0.0)).run()
-    assert [len(output.token_ids) for output in results] == lengths
+    run(clockwork, lengths)
     batches = [lengths[at : at + size] for at in range(0, len(lengths), size)]
     computed = sum(size * max(batch) for batch in batches)
     return sum(clockwork.batch_sizes) / (size * len(clockwork.batch_sizes)), sum(lengths) / computed
 
 
-def test_rows_are_busy_with_a_thousand_sequences_of_heavy_tailed_lengths(good) -> None:
+def test_rows_are_busy_with_a_thousand_sequences_of_heavy_tailed_lengths() -> None:
     """The engine cannot know which sequences are long. Rows are idle only at the end, and are not computed then."""
     lengths = heavy_tailed(1000, 400)
-    ours, static = occupancy(lengths, good, size=8)
+    ours, static = occupancy(lengths, size=8)
     print(f"\nrows in use: {ours:.1%}; in static batches {static:.1%}")
     assert ours > 0.9 and static < 0.5
 
@@ -311,8 +312,65 @@ def test_a_prompt_whose_sequences_do_not_all_fit_starts_with_those_that_do(model
     need = backend(lm, params).cache.page_bytes * 3  # per sequence of 37 + 9 tokens; 2 of the 3 pages are shared
     paged = backend(lm, params, size=5, kv_cache_memory_bytes=int(1.7 * need))
     assert paged.cache.free_pages == 5
-    request = requests(5)[3]
+    request = list(requests(5))[3]
     assert paged.admit(request, 5) == 2, "2 shared pages, 1 per sequence, and 1 spare that keeps the prompt"
-    paged.start([Start(request, 2)])
-    request.waiting.popleft(), request.waiting.popleft()
+    paged.start([Start(request, [request.waiting.popleft().continuation for _ in range(2)])])
     assert paged.admit(request, 3) == 0, "a reservation must not exceed the free pages"
+
+
+@pytest.mark.parametrize("overflow", [1e-3, 0.05])
+def test_a_list_that_overflows_repeats_one_sequence_and_not_the_batch(overflow) -> None:
+    """Tokens are checked by `run`, whichever rounds they come from."""
+    generator = random.Random(0)
+    lengths = [generator.randint(200, 400) for _ in range(512)]
+    usual, repeated = CountingBackend(64, lengths), CountingBackend(64, lengths, overflow)
+    run(usual, lengths)
+    run(repeated, lengths)
+    assert repeated.redraws > 100
+    assert repeated.steps < (1.03 if overflow == 1e-3 else 1.4) * usual.steps
+
+
+def test_refills_are_few_and_run_in_graphs() -> None:
+    """Prefills and refills wait until several sequences have ended."""
+    lengths = geometric(512, 1 / 300)
+    counting = CountingBackend(64, lengths)
+    run(counting, lengths)
+    assert counting.refills < 0.4 * counting.rounds
+    assert counting.eager_prefills <= 4
+    assert 1 - counting.rows / counting.padded_rows < 0.12
+
+
+def test_refills_are_few_if_memory_holds_fewer_sequences_than_may_run() -> None:
+    """Here 64 of 256: a refill has to wait for a share of the 64."""
+    lengths = geometric(512, 1 / 300)
+    counting = CountingBackend(256, lengths)
+    admit, held = counting.admit, counting._cache.lengths
+    counting.admit = lambda request, most: admit(request, most) if np.count_nonzero(held) < 64 else 0
+    run(counting, lengths)
+    assert counting.rows <= 64 * counting.steps and counting.refills < 0.4 * counting.rounds
+
+
+@pytest.mark.parametrize("overflow", [0.0, 0.01])
+def test_the_device_always_has_a_round_to_run_while_the_host_reads(overflow) -> None:
+    lengths = geometric(300, 1 / 50)
+    counting, waits = CountingBackend(32, lengths, overflow), []
+    in_flight: list[Round] = []
+
+    class Watched(Round):
+        def read(self) -> Any:
+            in_flight.remove(self)
+            waits.append(len(in_flight))
+            return super().read()
+
+    def watched(call: Any) -> Any:
+        def launch(*given: Any) -> Round:
+            found = call(*given)
+            found.__class__ = Watched
+            in_flight.append(found)
+            return found
+
+        return launch
+
+    counting.launch, counting.start = watched(counting.launch), watched(counting.start)
+    run(counting, lengths)
+    assert len(waits) > 50 and waits.count(0) <= 3, "only the last rounds are read with none behind them"

@@ -4,14 +4,11 @@ import copy
 from typing import Any
 
 import pytest
-import torch
 from transformers import LlamaForCausalLM
 
 from cdgen import CompletionOutput, ContrastiveLM, SamplingParams
-from cdgen.engine.engine import Engine
-from cdgen.engine.graphs import StepGraphs
 from cdgen.engine.requests import Prompts, make_requests
-from tests.helpers.engines import backend
+from tests.helpers.engines import backend, continued, outputs_of
 from tests.helpers.tiny_models import make_llama
 
 POISON = 7  # the token whose embedding is NaN
@@ -75,17 +72,17 @@ def test_others_go_on_between_two_syncs(
 ) -> None:
     if graphs:
         request.getfixturevalue("fake_cuda")
-    monkeypatch.setattr("cdgen.engine.paged_backend._CAPACITY", capacity)
+    monkeypatch.setattr("cdgen.engine.paged_backend.CAPACITY", capacity)
     given = params(contrast_strength=contrast_strength)
     pairs = [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(N)]
-    expected = ContrastiveLM(good, bad).continue_sequences(Prompts(PROMPTS), pairs, given)
+    expected = continued(ContrastiveLM(good, bad), Prompts(PROMPTS), pairs, given)
     lm = poisoned("GOOD", good, bad)
     paged = backend(lm, given, size=6, longest=57)
-    paged.sync_every = 4
+    paged.steps_per_round, paged.rounds_in_flight = 4, 2
     if graphs:
-        paged._graphs = StepGraphs(6, torch.device("cpu"))
+        paged._graphs = paged._new_graphs()
     pages = paged.cache.free_pages
-    check(Engine(lm.pair, paged, make_requests(Prompts(PROMPTS), pairs), given).run(), expected, "GOOD")
+    check(outputs_of(lm.pair, paged, make_requests(Prompts(PROMPTS), pairs), given), expected, "GOOD")
     assert (paged.cache.free_pages, paged.cache.reserved_pages) == (pages, 0)
 
 

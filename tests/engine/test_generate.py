@@ -20,6 +20,7 @@ from cdgen.engine.text import decode_after
 from cdgen.errors import InputError
 from cdgen.models.llama import LlamaRunner
 from cdgen_kernels import Samples, codes, make_sampling_tensors, reference
+from tests.helpers.engines import continued
 from tests.helpers.families import FAMILIES, family
 from tests.helpers.sampling import free
 from tests.helpers.tiny_models import SENTENCES, VOCABULARY, make_llama, make_tokenizer
@@ -183,7 +184,7 @@ def test_bad_is_not_run_without_contrast_in_a_static_batch(folders, monkeypatch,
 def test_forked_continuations_equal_those_computed_alone(lm) -> None:
     (request,) = lm.generate("The lazy dog", free(n=4))
     for index, output in enumerate(request.outputs):
-        alone = lm.continue_sequences(Prompts([request.prompt_token_ids]), [(0, index)], free())[0]
+        alone = continued(lm, Prompts([request.prompt_token_ids]), [(0, index)], free())[0]
         assert alone.token_ids == output.token_ids
     assert len({tuple(output.token_ids) for output in request.outputs}) > 1
 
@@ -212,8 +213,8 @@ def test_sequences_keep_their_numbers_in_any_order(lm) -> None:
     params = free()
     ids = Prompts([lm.prompt_ids(prompt, "") for prompt in PROMPTS])
     forward, backward = [(p, 0) for p in range(4)], [(p, 0) for p in reversed(range(4))]
-    assert [c.token_ids for c in lm.continue_sequences(ids, forward, params)] == [
-        c.token_ids for c in reversed(lm.continue_sequences(ids, backward, params))
+    assert [c.token_ids for c in continued(lm, ids, forward, params)] == [
+        c.token_ids for c in reversed(continued(lm, ids, backward, params))
     ]
     assert drawn(lm.generate(PROMPTS, free(seed=1))) != drawn(lm.generate(PROMPTS, free(seed=2)))
 
@@ -247,7 +248,7 @@ def test_dropout_noise_differs_from_batch_to_batch(folders, static) -> None:
     original = lm.pair.bad.last_logits
     lm.pair.bad.last_logits = lambda *args: seen.append(original(*args)) or seen[-1]
     for prompt in (0, 1):
-        lm.continue_sequences(Prompts([[5, 6, 7]] * 2), [(prompt, 0)], free(max_tokens=1))
+        continued(lm, Prompts([[5, 6, 7]] * 2), [(prompt, 0)], free(max_tokens=1))
     assert not torch.equal(*seen)
 
 

@@ -14,6 +14,7 @@ from cdgen import ContrastiveLM, SamplingParams, sequence_number
 from cdgen.engine.requests import Prompts
 from cdgen.errors import InputError
 from cdgen_kernels import contrastive_sample, make_sampling_tensors
+from tests.helpers.engines import continued
 
 PROMPTS = [[0, 5, 6, 7], [0, 9, 9, 9], [0, 5, 6, 7], [0, 11, 12], [0, 8], [0, 5, 6, 7], [0, 13, 14, 15, 16]]
 EQUAL = (0, 2, 5)  # places of the prompt that occurs three times
@@ -71,12 +72,10 @@ def test_a_job_in_any_pieces_writes_the_same_texts(folders: dict[str, Path]) -> 
     lm = ContrastiveLM(folders["good"], folders["bad"])
     pairs = [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(N)]
     prompts = Prompts(PROMPTS)
-    expected = [output.token_ids for output in lm.continue_sequences(prompts, pairs, params())]
+    expected = [output.token_ids for output in continued(lm, prompts, pairs, params())]
     for size in (1, 4, 10):
         pieces = [pairs[at : at + size] for at in range(0, len(pairs), size)]
-        assert [
-            output.token_ids for piece in pieces for output in lm.continue_sequences(prompts, piece, params())
-        ] == expected
+        assert [output.token_ids for piece in pieces for output in continued(lm, prompts, piece, params())] == expected
 
 
 def test_different_prompts_share_no_noise(good: LlamaForCausalLM) -> None:
@@ -146,7 +145,7 @@ def test_equal_prompts_are_counted_once_per_job(folders: dict[str, Path], monkey
     from cdgen.engine import requests
 
     monkeypatch.setattr(requests, "sequence_number", lambda *given: seen.append(given) or sequence_number(*given))
-    lm.continue_sequences(prompts, [(7, 0), (8, 0)], params(max_tokens=2))
+    continued(lm, prompts, [(7, 0), (8, 0)], params(max_tokens=2))
     assert {tuple(ids) for ids, *_ in seen} == {(7,), (8,)}
 
 
@@ -156,9 +155,10 @@ def test_each_finished_sequence_is_reported_with_its_place(lm: ContrastiveLM) ->
     pairs = [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(N)]
     seen: list[tuple[int, Any]] = []
     stops = params(stop_token_ids=tuple(range(40, 120)), alpha=0.01)
-    outputs = lm.continue_sequences(
-        Prompts(PROMPTS), pairs, stops, on_finished=lambda place, output: seen.append((place, output))
-    )
+    lm.continue_sequences(Prompts(PROMPTS), pairs, stops, on_finished=lambda *finished: seen.append(finished))
     lm.max_num_seqs = before
     assert [place for place, _ in seen] != list(range(len(pairs))), "they must end in another order"
-    assert dict(seen) == dict(enumerate(outputs)) and len(seen) == len(pairs)
+    assert len(dict(seen)) == len(seen) == len(pairs)
+    assert all(output.index == pairs[place][1] for place, output in seen)
+    expected = [output for request in lm.generate(PROMPTS, stops) for output in request.outputs]
+    assert [output for _, output in sorted(seen, key=lambda item: item[0])] == expected

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cdgen import SamplingParams
-from cdgen.engine.batch_sampling import BatchSampling
+from cdgen.engine.device_state import sampling_tensors
 from cdgen.engine.sampling_params import FIELDS, METHODS
 from cdgen.errors import InputError
 from cdgen_kernels.sampling_tensors import LOWEST_TEMPERATURE
@@ -135,7 +135,7 @@ def test_the_greatest_and_least_numbers_that_the_ops_hold() -> None:
         temperature=great, contrast_strength=-great, good_weight=great, top_p=least, top_k=2**31 - 1, alpha=least,
         seed=2**63 - 1, outside_head=-great,
     )  # fmt: skip
-    rows = BatchSampling(params, torch.device("cpu"))._one_row
+    rows = sampling_tensors(params, 1, torch.device("cpu"))
     for name in ("temperature", "contrast_strength", "good_weight", "top_p", "top_k", "seed"):
         assert getattr(rows, name).item() == pytest.approx(getattr(params, name), rel=1e-6)
     assert math.copysign(1, SamplingParams(temperature=-0.0).temperature) == 1

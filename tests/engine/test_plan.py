@@ -9,6 +9,7 @@ import torch
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.cli import main
+from cdgen.engine.page_store import CacheShape
 from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.plan import Job, Shape, largest_batch, parts_of_memory, parts_of_step, shapes
 from cdgen.errors import InputError
@@ -30,7 +31,11 @@ def test_shapes_are_the_models(folders, good, bad) -> None:
     one, other, weights = shapes(folders["good"], str(folders["bad"]))
     assert weights == one.parameters + other.parameters and other == Shape.of(bad.config)
     one, other, weights = shapes(folders["good"], "layers:1")
-    assert weights == one.parameters and other.products < one.products and other.cache == one.cache // 2
+    assert (
+        weights == one.parameters
+        and other.products < one.products
+        and 2 * other.cache_bytes(torch.float16) == one.cache_bytes(torch.float16)
+    )
     assert shapes(folders["good"], "dropout:0.3")[1] == one
     assert shapes(folders["good"], None)[1:] == (None, one.parameters)
 
@@ -40,7 +45,7 @@ def test_the_cache_takes_what_is_stated(good, bad) -> None:
     lm = ContrastiveLM(good, bad)
     paged = PagedBackend(lm.pair, SamplingParams(max_tokens=60), 8, 80)
     shape = Shape.of(good.config)
-    memory = parts_of_memory(shape, Shape.of(bad.config), 0, 8, JOB, 4, 4)
+    memory = parts_of_memory(shape, Shape.of(bad.config), 0, 8, JOB, 4, torch.float32)
     stated = memory["cache"]
     assert memory["activations"] == 2 * 20 * 4 * (3 * 128 + 6 * 64) + 8 * 8 * 300, (
         "two prompts, and logits of 8 sequences"
@@ -50,7 +55,7 @@ def test_the_cache_takes_what_is_stated(good, bad) -> None:
 
 
 def test_the_largest_batch_fits_and_the_next_does_not(good, bad) -> None:
-    given = Shape.of(good.config), Shape.of(bad.config), 10_000, JOB, 4, 4
+    given = Shape.of(good.config), Shape.of(bad.config), 10_000, JOB, 4, torch.float32
 
     def size(batch: int) -> int:
         return sum(parts_of_memory(*given[:3], batch, *given[3:]).values())
@@ -64,12 +69,14 @@ def test_the_largest_batch_fits_and_the_next_does_not(good, bad) -> None:
 
 
 def test_a_step_is_bound_by_the_slower_of_bytes_and_operations() -> None:
-    good = Shape(10_000, 8_000, 1_000, 64, 1, vocab_size=100)
-    few = parts_of_step(Machine(0, 1e3, 1e9), good, None, 1, JOB, 2, 2, stored_logits=True)
+    good = Shape(10_000, 8_000, 1_000, CacheShape(2, 1, 16, torch.float32), 1, vocab_size=100)
+    few = parts_of_step(Machine(0, 1e3, 1e9), good, None, 1, JOB, 2, torch.bfloat16, stored_logits=True)
     assert few == {"GOOD's layers": 16, "cache": 50 * 64 * 2 / 1e3, "output layer": 2, "logits": 0.8}
-    many = parts_of_step(Machine(0, 1e9, 1e3), good, good, 7, JOB, 2, 2, stored_logits=False)
+    many = parts_of_step(Machine(0, 1e9, 1e3), good, good, 7, JOB, 2, torch.bfloat16, stored_logits=False)
     assert many["GOOD's layers"] == many["BAD's layers"] == 2 * 7 * 8_000 / 1e3
     assert many["output layer"] == 2 * 7 * 1_000 / 1e3 and many["logits"] == 0
+    narrow = parts_of_step(Machine(0, 1e3, 1e9), good, None, 1, JOB, 2, torch.float8_e4m3fn, stored_logits=True)
+    assert narrow == few | {"cache": 50 * (64 + 4 * 2) / 1e3}  # a scale of two bytes per head
 
 
 def test_the_command(cdgen_command, folders) -> None:
@@ -102,7 +109,16 @@ def test_the_dtype_is_that_of_generate(cdgen_command, good, folders, tmp_path) -
 @pytest.mark.parametrize("option", ["--kv-cache-dtype", "--dtype"])
 def test_an_unknown_dtype_is_refused(cdgen_command, folders, option) -> None:
     code, printed = cdgen_command("plan", "--good", folders["good"], "--gpu", "h100", option, "int3")
-    assert code == 2 and "= 'int3': use float32, bfloat16 or float16" in printed
+    assert code == 2 and "= 'int3': use float32, bfloat16" in printed
+    assert ("or fp8" in printed) == (option == "--kv-cache-dtype")
+
+
+def test_fp8_pages_take_fewer_bytes_and_need_a_recent_gpu(cdgen_command, folders) -> None:
+    options = ("plan", "--good", folders["good"], "--kv-cache-dtype", "fp8")
+    code, printed = cdgen_command(*options, "--gpu", "h100")
+    assert code == 0 and ", cache fp8\n" in printed
+    code, printed = cdgen_command(*options, "--gpu", "a100")
+    assert code == 2 and printed.startswith("cdgen: error: kv_cache_dtype = 'fp8': an A100 has no fp8")
 
 
 def test_the_short_run_trusts_code_exactly_as_the_estimate_does(folders, monkeypatch, capsys) -> None:
@@ -141,4 +157,4 @@ def test_numbers_out_of_range_are_refused(folders, option, value, capsys) -> Non
 def test_the_largest_batch_is_found_at_once(good) -> None:
     shape = Shape.of(good.config)
     huge = Job(1e6, prompt_tokens=20, max_tokens=60, n=1)
-    assert largest_batch(Machine(1e30, 1, 1), shape, None, 0, huge, 4, 4, 2**31 - 1) == 2**31 - 1
+    assert largest_batch(Machine(1e30, 1, 1), shape, None, 0, huge, 4, torch.float32, 2**31 - 1) == 2**31 - 1

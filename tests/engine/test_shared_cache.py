@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdgen.engine.shared_cache import CacheShape, SharedKVCache
+from cdgen.engine.page_store import CacheShape
+from cdgen.engine.shared_cache import SharedKVCache
 from cdgen.errors import InputError
 from cdgen.models.llama import slot_mapping
 
@@ -42,30 +43,36 @@ def entries(tokens: list[int], shape: CacheShape) -> torch.Tensor:
 def places(cache: SharedKVCache, cache_rows: list[int], positions: list[int]) -> torch.Tensor:
     """Return the flat cache positions of tokens, through the page table on the device."""
     row, position = torch.tensor([cache_rows, positions], dtype=torch.long).unbind()
-    found = slot_mapping(cache.page_table, row, position, cache.page_size)
+    found = slot_mapping(device_table(cache), row, position, cache.page_size)
     assert (found >= 0).all(), "every token has a page"
     return found
 
 
 def write(cache: SharedKVCache, places: torch.Tensor, tokens: list[int]) -> None:
     page, offset = places // cache.page_size, places % cache.page_size
-    for shape, keys, values in zip(SHAPES, cache.keys, cache.values, strict=True):
-        keys[:, page, :, offset] = entries(tokens, shape).to(shape.dtype)
-        values[:, page, :, offset] = -entries(tokens, shape).to(shape.dtype)
+    for shape, store in zip(SHAPES, cache.stores, strict=True):
+        store.keys[:, page, :, offset] = entries(tokens, shape).to(shape.dtype)
+        store.values[:, page, :, offset] = -entries(tokens, shape).to(shape.dtype)
+
+
+def device_table(cache: SharedKVCache) -> torch.Tensor:
+    """Return the page table that the device sees before the next step."""
+    cache.publish()
+    return cache.page_table
 
 
 def assert_reads(cache: SharedKVCache, cache_row: int, tokens: list[int]) -> None:
     """Read as an attention kernel does, through the page table on the device."""
-    pages = cache.page_table[cache_row, : -(-len(tokens) // cache.page_size)].long()
-    for shape, keys, values in zip(SHAPES, cache.keys, cache.values, strict=True):
-        for store, sign in ((keys, 1), (values, -1)):
-            read = store[:, pages].permute(1, 3, 0, 2, 4).flatten(0, 1)[: len(tokens)]
+    pages = device_table(cache)[cache_row, : -(-len(tokens) // cache.page_size)].long()
+    for shape, store in zip(SHAPES, cache.stores, strict=True):
+        for tensor, sign in ((store.keys, 1), (store.values, -1)):
+            read = tensor[:, pages].permute(1, 3, 0, 2, 4).flatten(0, 1)[: len(tokens)]
             assert torch.equal(read, sign * entries(tokens, shape).to(shape.dtype)), f"cache row {cache_row}"
 
 
 def state(cache: SharedKVCache) -> tuple:
     """Return everything that a refused call must not change."""
-    tensors = (*cache.keys, *cache.values, cache.page_table)
+    tensors = (*(x for store in cache.stores for x in store.tensors), device_table(cache))
     arrays = (cache.lengths, cache._table, cache._limit, cache._owners, cache._free)
     return (
         [x.numpy().tobytes() for x in tensors] + [x.tobytes() for x in arrays],
@@ -180,15 +187,18 @@ class Model:
             assert_refused(self.cache, ValueError, self.cache.extend, [*may, bad])
 
     def release(self) -> None:
-        cache_row = self.pick([*self.prompts, *self.continuations])
-        if cache_row is not None:
-            self.cache.release(cache_row)
-            (self.prompts if cache_row in self.prompts else self.continuations).pop(cache_row)
-            assert_refused(self.cache, ValueError, self.cache.release, cache_row)
+        held = [*self.prompts, *self.continuations]
+        if not held:
+            return
+        rows = self.rng.permutation(held)[: 1 + int(self.rng.integers(3))].tolist()
+        self.cache.release(rows)
+        for row in rows:
+            (self.prompts if row in self.prompts else self.continuations).pop(row)
+        assert_refused(self.cache, ValueError, self.cache.release, rows[:1])
 
     def check_books(self) -> dict[int, list[int]]:
         """Check that held, owned, free and reserved pages add up."""
-        cache, table = self.cache, self.cache.page_table.numpy()
+        cache, table = self.cache, device_table(self.cache).numpy()
         held = {cache_row: one["tokens"] for cache_row, one in self.continuations.items()}
         held |= {cache_row: prompt["tokens"] for cache_row, prompt in self.prompts.items() if prompt["unforked"]}
         lengths = np.zeros(len(cache.lengths), dtype=int)
@@ -211,7 +221,7 @@ class Model:
 
 
 def cache_size(cache: SharedKVCache) -> int:
-    return cache.keys[0].shape[1]
+    return cache.stores[0].keys.shape[1]
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -238,7 +248,7 @@ def test_random_operations_against_lists_of_tokens(seed) -> None:
     assert cache.reserved_pages == 0 and cache.free_pages == unreserved
     while model.continuations or model.prompts:
         model.release()
-    assert cache.free_pages == cache_size(cache) and (cache.page_table == -1).all()
+    assert cache.free_pages == cache_size(cache) and (device_table(cache) == -1).all()
     assert sorted(cache._free_cache_rows) == list(range(len(cache.lengths)))
 
 
@@ -256,7 +266,7 @@ def test_an_exact_budget_is_enough_and_one_page_less_is_not(length, n, new, page
         cache.extend(rows)
     assert cache.free_pages == cache.reserved_pages == 0
     for cache_row in (prompt, *rows):
-        cache.release(cache_row)
+        cache.release([cache_row])
     assert cache.free_pages == pages
     if n > 1:  # otherwise a sequence of max_length does not fit, and the constructor raises
         assert not new_cache(pages - 1, **sized).can_hold(length, n, new)
@@ -265,14 +275,14 @@ def test_an_exact_budget_is_enough_and_one_page_less_is_not(length, n, new, page
 def test_continuations_share_the_prompt_and_the_last_one_writes_in_place() -> None:
     cache = new_cache(20, page_size=4)
     prompt = cache.allocate(6, 3, 10)
-    first, partial = cache.page_table[prompt, :2].tolist()
+    first, partial = device_table(cache)[prompt, :2].tolist()
     rows = cache.fork(prompt, 3)
-    assert cache.page_table[rows, :2].tolist() == [[first, partial]] * 3
+    assert device_table(cache)[rows, :2].tolist() == [[first, partial]] * 3
     seconds = []
     for cache_row in rows:
         cache.extend([cache_row])
-        assert cache.page_table[cache_row, 0] == first
-        seconds.append(int(cache.page_table[cache_row, 1]))
+        assert device_table(cache)[cache_row, 0] == first
+        seconds.append(int(device_table(cache)[cache_row, 1]))
     assert partial not in seconds[:2] and seconds[2] == partial and len(set(seconds)) == 3
 
 
@@ -281,10 +291,10 @@ def test_pages_of_released_sequences_are_reused() -> None:
     for _ in range(5):
         prompt = cache.allocate(20, 1, 4)
         (cache_row,) = cache.fork(prompt, 1)
-        cache.release(prompt)
+        cache.release([prompt])
         assert not cache.can_hold(1, 1, 1)
         cache.extend([cache_row])
-        cache.release(cache_row)
+        cache.release([cache_row])
     assert cache.free_pages == 6
 
 
@@ -293,9 +303,10 @@ def test_stores_have_each_models_shape_and_keep_the_budget() -> None:
     sized = dict(cache_rows=99, max_length=20, device="cpu", page_size=4)
     cache = SharedKVCache(SHAPES, memory_bytes=budget, **sized)
     pages = cache_size(cache)
-    assert cache.keys[0].shape == cache.values[0].shape == (2, pages, 1, 4, 2) and cache.keys[0].dtype == torch.float64
-    assert cache.keys[1].shape == cache.values[1].shape == (1, pages, 2, 4, 3) and cache.keys[1].dtype == torch.float32
-    stored = sum(store.nbytes for store in (*cache.keys, *cache.values))
+    first, second = cache.stores
+    assert first.keys.shape == first.values.shape == (2, pages, 1, 4, 2) and first.keys.dtype == torch.float64
+    assert second.keys.shape == second.values.shape == (1, pages, 2, 4, 3) and second.keys.dtype == torch.float32
+    stored = first.nbytes + second.nbytes
     assert budget - cache.page_bytes < stored == pages * 4 * (64 + 48) <= budget
     assert cache.page_table.dtype == torch.int32 and cache.page_table.shape == (99, 5)
     assert cache_size(SharedKVCache(SHAPES[:1], **sized)) == 99 * 5, (
@@ -319,4 +330,4 @@ def test_errors_have_one_line() -> None:
     for sizes in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
         assert_refused(cache, ValueError, cache.can_hold, *sizes)
     assert_refused(cache, ValueError, cache.fork, 0, 1)
-    assert_refused(cache, ValueError, cache.release, 0)
+    assert_refused(cache, ValueError, cache.release, [0])

@@ -14,6 +14,7 @@ from cdgen.engine.bans import repeated_ngram_bans
 from cdgen.engine.requests import Prompts
 from cdgen.engine.text import StopStrings, decode_after
 from cdgen.errors import InputError
+from tests.helpers.engines import continued
 from tests.helpers.sampling import free
 from tests.helpers.tiny_models import make_llama
 
@@ -75,8 +76,11 @@ def test_stop_strings_across_tokens(lm) -> None:
             if "\ufffd" in stop or len(stop) < 3:
                 continue
             first = output.text.find(stop)
-            stopped = lm.continue_sequences(
-                Prompts([plain.prompt_token_ids]), [(0, output.index)], free(max_tokens=40, stop=("never ever", stop))
+            stopped = continued(
+                lm,
+                Prompts([plain.prompt_token_ids]),
+                [(0, output.index)],
+                free(max_tokens=40, stop=("never ever", stop)),
             )[0]
             assert stopped.text == output.text[:first] and stopped.finish_reason == "stop"
             assert len(stopped.token_ids) < 40 and stopped.token_ids == output.token_ids[: len(stopped.token_ids)]
@@ -169,10 +173,10 @@ def test_ngram_bans_equal_those_of_transformers(size) -> None:
     theirs = transformers.NoRepeatNGramLogitsProcessor(size)
     generator = torch.Generator().manual_seed(size)
     for length in (1, 2, 4, 9, 40):
-        text = torch.randint(0, 4, (6, length), generator=generator)  # few symbols, many repeats
-        start = torch.randint(0, length, (6,), generator=generator)
-        history = torch.where(torch.arange(length) < start.unsqueeze(1), 0, text)
-        bans = repeated_ngram_bans(history, start, size)
+        history = torch.randint(0, 4, (6, length), generator=generator)  # few symbols, many repeats
+        position = torch.randint(1, length + 1, (6,), generator=generator)
+        bans = repeated_ngram_bans(history, position, size)
         for row in range(6):
-            expected = theirs(history[row : row + 1, start[row] :], torch.zeros(1, 6)).isinf().nonzero()[:, 1].tolist()
+            before = history[row : row + 1, : position[row]]
+            expected = theirs(before, torch.zeros(1, 6)).isinf().nonzero()[:, 1].tolist()
             assert sorted(set(bans[row].tolist()) - {-1}) == expected

@@ -1,7 +1,9 @@
 """Text of prompts and continuations, and stop strings, whatever the tokenizer and wherever the prompt ends."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -150,11 +152,12 @@ def test_the_text_column_is_the_text_of_the_tokens(
     news = [ids[2:], ids[3:], [*ids[2:], ids[1]]]
     texts = ["é one", "\ufffd one", "é one\ufffd"]
 
-    def drawn(prompts: object, rows: list[tuple[int, int]], *rest: object) -> list[CompletionOutput]:
-        return [
-            CompletionOutput(at, decode_after(lm.tokenizer, ids[:2], news[at], True), news[at], "length", None)
-            for _, at in rows
-        ]
+    def drawn(
+        prompts: object, rows: Sequence[tuple[int, int]], *rest: object, on_finished: Any, **more: object
+    ) -> None:
+        for place, (_, at) in enumerate(rows):
+            text = decode_after(lm.tokenizer, ids[:2], news[at], True)
+            on_finished(place, CompletionOutput(at, text, news[at], "length", None))
 
     monkeypatch.setattr(lm, "continue_sequences", drawn)
     with OutputFolder(tmp_path / "out") as folder:

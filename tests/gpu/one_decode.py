@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from cdgen.engine.engine import Engine
 from cdgen.engine.requests import Prompts, make_requests
+from tests.helpers.engines import outputs_of
 from tests.helpers.gpu_engines import Setup, params
 
 
@@ -18,7 +18,7 @@ def main() -> None:
         for logprobs in (False, True):
             few = params(n=2, max_tokens=3, temperature=1.0, logprobs=logprobs)
             requests = make_requests(Prompts([list(range(5, 22))]), [(0, 0), (0, 1)])
-            outputs = len(Engine(lm.pair, setup.backend(lm, few, size=2, sync_every=0), requests, few).run())
+            outputs = len(outputs_of(lm.pair, setup.backend(lm, few, size=2, graphs=False), requests, few))
     print(f"{outputs} continuations")
 
 

@@ -4,13 +4,17 @@ float32 sums in another order change logits by about 1e-6 of their size, far les
 these models. If tokens are sampled, about one draw in 10^5 may still differ, and with it the rest of its continuation.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from cdgen import ContrastiveLM
+from cdgen.engine.backend import Round
 from cdgen.engine.outputs import CompletionOutput
+from tests.helpers.engines import outputs_of
 from tests.helpers.families import family
-from tests.helpers.gpu_engines import NEW, PROMPTS, N, drawn, on, params
+from tests.helpers.gpu_engines import NEW, PROMPTS, N, drawn, on, params, requests
 
 ENDS = tuple(range(40, 60))  # 20 of 1003 tokens, so that sequences end at any time
 SIXTEEN_BITS = [torch.bfloat16, torch.float16]
@@ -60,18 +64,43 @@ def test_finished_sequences_and_refills_match_the_cpu(setup) -> None:
 def test_graphs_draw_what_single_launches_draw(setup, dtype, kind) -> None:
     """All tokens are equal: in batches of one size, the same kernels compute the same numbers."""
     lm, sampled = setup.pair(kind, dtype), params(temperature=1.0)
-    expected = setup.run(lm, sampled, sync_every=0)
-    for sync_every in (1, 4, 7):
-        assert_same_tokens(setup.run(lm, sampled, sync_every=sync_every), expected)
+    expected = setup.run(lm, sampled, graphs=False)
+    for steps in (1, 4, 7):
+        assert_same_tokens(setup.run(lm, sampled, steps=steps), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_candidates_that_overflow_their_list(setup, dtype, monkeypatch) -> None:
-    """The graph reports such rows by their token, and the step is drawn again with a longer list."""
+    """The graph reports such rows by their token, which is drawn again from a longer list."""
     lm, sampled = setup.pair(dtype=dtype), params(temperature=1.0, alpha=1e-3)
     expected = setup.run(lm, sampled)
-    monkeypatch.setattr("cdgen.engine.paged_backend._CAPACITY", 8)
+    monkeypatch.setattr("cdgen.engine.paged_backend.CAPACITY", 8)
     assert_same_tokens(setup.run(lm, sampled), expected, may_differ=dtype != torch.float32)
+
+
+def test_launching_does_not_wait_for_the_device(setup, monkeypatch) -> None:
+    """Prefills, refills, and tokens that are drawn again included; the host waits only when it reads a round."""
+    if setup.device.type != "cuda":
+        pytest.skip("only torch for CUDA can report what waits")
+    monkeypatch.setattr("cdgen.engine.paged_backend.CAPACITY", 8)
+    sampled = params(temperature=1.0, alpha=1e-3, stop_token_ids=ENDS, min_tokens=2, no_repeat_ngram_size=3)
+    lm = setup.pair()
+    paged = setup.backend(lm, sampled, size=8)
+    outputs_of(lm.pair, paged, requests(), sampled)  # captures graphs, which waits
+
+    def watched(call: Callable[..., Round]) -> Callable[..., Round]:
+        def checked(*given: object) -> Round:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return call(*given)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return checked
+
+    for name in ("start", "launch", "redraw"):
+        monkeypatch.setattr(paged, name, watched(getattr(paged, name)))
+    outputs_of(lm.pair, paged, requests(), sampled)
 
 
 def test_log_probabilities_match_the_cpu(setup) -> None:

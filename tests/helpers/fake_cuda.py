@@ -78,6 +78,10 @@ class FakeCuda:
 
     @contextlib.contextmanager
     def capture(self, graph: Graph, pool: int, stream: Stream) -> Iterator[None]:
+        sharing = [other for other in self.graphs if other.pool == pool]
+        assert not sharing or not all(other.resets for other in sharing), (
+            "torch refuses a pool whose graphs are all gone"
+        )
         graph.pool, graph.stream = pool, stream
         with _Recorder(graph):
             yield

@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine.engine import Engine
-from cdgen.engine.graphs import StepGraphs
 from cdgen.engine.outputs import CompletionOutput
 from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.requests import Prompts, Request, make_requests
+from tests.helpers.engines import outputs_of
 from tests.helpers.tiny_models import TEST_DEVICE, make_llama
 
 # Exact float32 products, so that tokens can be compared with the CPU's. Libraries read the variable when they start.
@@ -67,23 +66,29 @@ class Setup:
             return ContrastiveLM(good, layers=2)
         return ContrastiveLM(good, on(make_llama(1, layers=2, width=128, **SHAPE), device, dtype))
 
-    def backend(self, lm: ContrastiveLM, params: SamplingParams, size: int = 32, sync_every: int = 4) -> PagedBackend:
-        """Return a backend that replays graphs and syncs every `sync_every` steps; 0: it launches every kernel."""
+    def backend(
+        self, lm: ContrastiveLM, params: SamplingParams, size: int = 32, graphs: bool = True, steps: int = 4
+    ) -> PagedBackend:
+        """Return a backend with two rounds of `steps` steps in flight, with graphs or without."""
         backend = PagedBackend(lm.pair, params, size, max(map(len, PROMPTS)) + params.max_tokens)
-        if sync_every and backend._graphs is None:  # on the CPU
-            backend._graphs = StepGraphs(size, self.device)
-        backend.sync_every = sync_every or 1
+        if not graphs and backend._graphs is not None:
+            for each in backend._graphs:
+                each.close()
+            backend._graphs = None
+        elif graphs and backend._graphs is None:  # on the CPU
+            backend._graphs = backend._new_graphs()
+        backend.steps_per_round, backend.rounds_in_flight = steps, 2
         return backend
 
     def run(self, lm: ContrastiveLM, params: SamplingParams, **options: int) -> list[CompletionOutput]:
         """Decode all requests."""
-        return Engine(lm.pair, self.backend(lm, params, **options), requests(), params).run()
+        return outputs_of(lm.pair, self.backend(lm, params, **options), requests(), params)
 
     def on_cpu(self, kind: str, params: SamplingParams) -> list[CompletionOutput]:
         """Decode all requests on the CPU without graphs."""
         lm = self.pair(kind, cpu=True)
         backend = PagedBackend(lm.pair, params, 32, max(map(len, PROMPTS)) + params.max_tokens)
-        return Engine(lm.pair, backend, requests(), params).run()
+        return outputs_of(lm.pair, backend, requests(), params)
 
 
 def drawn(outputs: Sequence[CompletionOutput]) -> list[Drawn]:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cdgen_kernels.reference.layers import to_fp8
+
 
 class Paged(NamedTuple):
     """The tensor arguments of paged_attention: N tokens of S sequences."""
@@ -56,6 +58,12 @@ def make_paged(
     cache_row, position = torch.tensor(tokens, dtype=torch.int64).view(-1, 2).unbind(1)
     keys, values = (store.to(cache_dtype or dtype) for store in stores)
     return Paged(q, keys, values, table, cache_row.int(), position.contiguous())
+
+
+def in_fp8(paged: Paged) -> tuple[Paged, dict[str, Tensor]]:
+    """Return the same sequences on float8_e4m3fn pages, and the scales as keyword arguments of paged_attention."""
+    (keys, key_scales), (values, value_scales) = map(to_fp8, (paged.keys, paged.values))
+    return paged._replace(keys=keys, values=values), {"key_scales": key_scales, "value_scales": value_scales}
 
 
 def decode(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -30,6 +30,7 @@ from benchmarks.aot.compiled import (  # noqa: E402
     resources,
 )
 from benchmarks.ops.cases import OPS, Case  # noqa: E402
+from benchmarks.ops.prefill import PREFILL_OPS  # noqa: E402
 from tools.ptx_sim.versions import bound  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -44,11 +45,14 @@ CASES = [
     ("gather_logits", torch.bfloat16),
     ("softmax_gradient", torch.bfloat16),
     ("add_rms_norm", torch.bfloat16),
+    ("silu_mul", torch.bfloat16),
     ("rope_and_store", torch.bfloat16),
     ("paged_attention, 12 heads", torch.bfloat16),
     ("paged_attention, 12 heads", torch.float32),
     ("paged_attention, 12 heads, dropout", torch.bfloat16),
     ("paged_attention, 32 heads, 8 KV heads", torch.bfloat16),
+    ("paged_attention, prefill, 12 heads", torch.bfloat16),
+    ("paged_attention, prefill, 32 heads, 8 KV heads", torch.bfloat16),
 ]
 # Measured on Triton 3.9, plus some room; tools/ptx_sim/versions.py lists where other versions exceed these. A
 # multiprocessor has 65,536 registers: at 128 per thread, four programs of four warps fit.
@@ -61,8 +65,10 @@ REGISTERS = {
     "gather_logits_kernel": 96,
     "softmax_gradient_kernel": 64,
     "add_rms_norm_kernel": 64,
+    "silu_mul_kernel": 64,
     "rope_and_store_kernel": 96,
     "paged_attention_kernel": 192,  # groups of four heads of 128
+    "prefill_attention_kernel": 255,  # heads of 128 on sm_80; up to 243 on others
 }
 KIB = 1024
 SHARED = {
@@ -74,8 +80,10 @@ SHARED = {
     "gather_logits_kernel": 20 * KIB,
     "softmax_gradient_kernel": KIB,
     "add_rms_norm_kernel": KIB,
+    "silu_mul_kernel": KIB,
     "rope_and_store_kernel": KIB,
     "paged_attention_kernel": 16 * KIB,  # with matrix units; 1 KiB without
+    "prefill_attention_kernel": 99 * KIB,
 }
 SHARED_ON_AMD = 64 * KIB
 
@@ -109,7 +117,14 @@ def test_attention_of_single_heads_leaves_room_for_ten_programs(batch: int, targ
     """Ten programs have 80 KiB of loads in flight per multiprocessor, with and without merging."""
     (row,) = compile_all([Case(BY_NAME["paged_attention, 12 heads"], torch.bfloat16, batch, 420)], [target])
     assert faults(row) == [] and row.resources.registers <= 96
-    assert (row.launches, row.torch_ops) == (1, int(batch == 1))  # torch sets the programs' counters to zero
+    assert (row.launches, row.torch_ops) == (1, 0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_small_prefills(target: str) -> None:
+    """They have smaller blocks."""
+    wanted = [Case(op, torch.bfloat16, 160, 20) for op in PREFILL_OPS]
+    assert [fault for row in compile_all(wanted, [target]) for fault in faults(row)] == []
 
 
 @pytest.mark.parametrize("vocab_size", [32_000, 65_536])

@@ -21,6 +21,7 @@ from cdgen_kernels import (
     sample_candidates,
     select_candidates,
     select_candidates_linear,
+    silu_mul,
 )
 from tests.helpers.paged import make_paged
 
@@ -262,6 +263,8 @@ def test_tensors_of_the_layer_ops(wrong) -> None:
     for field in set(paged._fields) - copied:
         edited = paged._replace(**{field: change(getattr(paged, field))})
         assert_refused(lambda edited=edited: paged_attention(*edited, scale=1.0), "expected|device|contiguous")
+    for edited in ([[1.0, 2.0]], torch.zeros(2, 3), torch.zeros(2, 0), torch.zeros(4), torch.zeros(2, 4).double()):
+        assert_refused(lambda edited=edited: silu_mul(edited), "gate_up: expected")
     at = torch.tensor([0, 1])
     names = ("q", "k", "v", "cos", "sin", "position", "slot_mapping", "keys", "values")
     q, k, angles, store = torch.randn(2, 4, 8), torch.randn(2, 2, 8), torch.randn(5, 4), torch.zeros(3, 2, 4, 8)

@@ -244,12 +244,13 @@ class Sizes(TorchDispatchMode):
 
 
 def test_memory_is_limited_to_what_is_needed() -> None:
-    """Only one chunk of logits exists at a time, and only the gradients that are requested."""
+    """Only one chunk of logits exists at a time, only the gradients that are requested, and no copy of a product."""
     hidden, weight, target = (x.detach() for x in make_problem(64, 200, 10))
     for needs, largest in [((False, False), 8 * 200), ((True, False), 8 * 200), ((True, True), 10 * 200)]:
         with Sizes() as sizes:
             outputs = cross_entropy._in_full_precision(hidden, weight, target, IGNORED, 8, *needs)
         assert max(sizes.seen) == largest
+        assert 8 * 10 not in sizes.seen  # a chunk of grad_hidden
         assert [x.numel() for x in outputs] == [1, 640 * needs[0], 2000 * needs[1]]
 
 
@@ -300,6 +301,29 @@ def test_on_cuda_nothing_waits_for_the_device() -> None:
             outputs = torch.ops.cdgen.linear_cross_entropy(*arguments)
         for x, shape, kind in zip((loss, *outputs), ((), (), (10, 8), (30, 8)), (wide, wide, dtype, wide), strict=True):
             assert (x.shape, x.dtype, x.device.type) == (shape, kind, "cuda")
+
+
+class ChunkRows(TorchDispatchMode):
+    """Records the argument `chunk_rows` of every call of the op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.ops.cdgen.linear_cross_entropy.default:
+            self.seen.append(args[4])
+        return function(*args, **(kwargs or {}))
+
+
+def test_default_chunks_are_larger_on_a_gpu() -> None:
+    for device, width, rows in (("cpu", 8, 512), ("cpu", 768, 768), ("cpu", 4096, 2048), ("cuda", 768, 4096)):
+        with FakeTensorMode(), ChunkRows() as chunks:
+            hidden, weight = (torch.empty(n, width, device=device) for n in (3, 30))
+            linear_cross_entropy(hidden, weight, torch.empty(3, dtype=torch.int64, device=device))
+        assert chunks.seen == [rows]
 
 
 @pytest.mark.parametrize(

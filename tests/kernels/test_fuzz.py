@@ -28,6 +28,7 @@ from cdgen_kernels import (
     sample_candidates,
     select_candidates,
     select_candidates_linear,
+    silu_mul,
 )
 from tests.helpers.paged import make_paged
 
@@ -122,11 +123,12 @@ def calls() -> dict[str, Call]:
             public(add_rms_norm, ("x", "residual", "weight", "eps")),
             {"x": hidden, "residual": hidden * 2, "weight": weight[0], "eps": 1e-5},
         ),
+        "silu_mul": Call(ops.silu_mul, public(silu_mul, ("gate_up",)), {"gate_up": hidden}),
         "rope_and_store": Call(ops.rope_and_store, public(rope_and_store, ()), rope),
         "paged_attention": Call(
             ops.paged_attention,
             public(paged_attention, ()),
-            {**paged, "scale": 0.5, "window": 0, "dropout": 0.3, **noise, "layer": 0},
+            {**paged, "scale": 0.5, "window": 0, "dropout": 0.3, **noise, "layer": 0, "prefill": False},
         ),
         "softmax_gradient": Call(
             ops.softmax_gradient,

@@ -24,9 +24,10 @@ from cdgen_kernels import (
     reference,
     rope_and_store,
     select_candidates,
+    silu_mul,
 )
 from tests.helpers.implementations import IMPLEMENTATIONS, NO_CPP
-from tests.helpers.paged import Paged, decode, make_paged
+from tests.helpers.paged import Paged, decode, in_fp8, make_paged
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,6 +39,10 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
 def doubles(tensors: Iterable[Any]) -> list[Any]:
     """Return the arguments with all floating tensors in float64."""
     return [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors]
+
+
+def in_doubles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.double() for name, x in tensors.items()}
 
 
 def assert_rounded(ours: Tensor, exact: Tensor, scale: float | None = None) -> None:
@@ -91,6 +96,28 @@ def test_adding_zero_keeps_every_16_bit_number(dtype) -> None:
     torch.testing.assert_close(total, x, rtol=0, atol=0, equal_nan=True)
 
 
+# ------------------------------------------------------------------------------------------------------- silu_mul
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows, width", [(1, 1), (3, 7), (2, 8), (130, 33), (4, 1536), (3, 4100)])
+def test_silu_mul(rows, width, dtype) -> None:
+    gate_up = 4 * random(rows, 2 * width, dtype=dtype)
+    gated = silu_mul(gate_up)
+    assert gated.is_contiguous() and gated.dtype == dtype
+    assert_rounded(gated, reference.silu_mul(gate_up.double()))
+    assert torch.equal(silu_mul(gate_up.repeat(1, 2)[:, : 2 * width]), gated)  # rows with a stride of their own
+    assert torch.equal(silu_mul(gate_up[-1:])[0], gated[-1])
+
+
+def test_silu_mul_matches_torch_at_any_magnitude() -> None:
+    """Gates that exp overflows or underflows for, infinities and NaN."""
+    gate = torch.tensor([0.0, -0.0, 87, -87, -88, 1e4, -1e4, 3e38, -3e38, torch.inf, -torch.inf, torch.nan])
+    gated = silu_mul(torch.cat([gate, torch.full((12,), 2.0)])[None])[0]
+    expected = torch.nn.functional.silu(gate) * 2
+    torch.testing.assert_close(gated, expected, rtol=1e-6, atol=1e-35, equal_nan=True)
+
+
 # ------------------------------------------------------------------------------------------------- rope_and_store
 
 
@@ -123,6 +150,55 @@ def test_rope_and_store(heads, kv_heads, dim, page_size, dtype, cache_dtype) -> 
     for store, own in zip(stores, exact, strict=True):
         assert torch.equal(store.isnan(), own.isnan()), "memory outside slot_mapping was written"
         assert_rounded(store[~store.isnan()], own[~own.isnan()])
+
+
+def fp8_cache(pages: int, kv_heads: int, page_size: int, dim: int) -> list[Tensor]:
+    """Return keys, values and their scales, all NaN."""
+    shape = (pages, kv_heads, page_size)
+    numbers = torch.full((2, *shape, dim), torch.nan).to(torch.float8_e4m3fn)
+    return [*numbers, *torch.full((2, *shape), torch.nan, dtype=torch.bfloat16)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads, kv_heads, dim, page_size", [(1, 1, 2, 1), (9, 3, 64, 16), (4, 2, 80, 3)])
+def test_rope_and_store_in_fp8(heads, kv_heads, dim, page_size, dtype) -> None:
+    """Numbers are off by at most 1/16, the smallest by 2^-10 of the scale. Any order of tokens writes the same bits.
+
+    A head's scale is its own, whatever the size of the others.
+    """
+    tokens, pages = 13, 29
+    cos, sin = tables(50, dim // 2)
+    q, k, v = (random(tokens, n, dim, dtype=dtype, seed=n + i) for i, n in enumerate((heads, kv_heads, kv_heads)))
+    v = v * torch.logspace(-4, 3, tokens)[:, None, None].to(dtype)
+    position = torch.randint(50, (tokens,), generator=torch.Generator().manual_seed(1))
+    slots = torch.randperm(pages * page_size, generator=torch.Generator().manual_seed(2))[:tokens]
+    slots[3] = -1
+    cache = fp8_cache(pages, kv_heads, page_size, dim)
+    rotated = rope_and_store(q, k, v, cos, sin, position, slots, *cache)
+
+    exact = [torch.full((pages, kv_heads, page_size, dim), torch.nan, dtype=torch.float64) for _ in range(2)]
+    assert_rounded(rotated, reference.rope_and_store(*doubles((q, k, v, cos, sin, position, slots)), *exact))
+    for store, scales, own in zip(cache[:2], cache[2:], exact, strict=True):
+        unit = own.abs().amax(-1, keepdim=True) / 448
+        torch.testing.assert_close(scales.double().unsqueeze(-1), unit, rtol=2**-8, atol=0, equal_nan=True)
+        error = (store.double() * scales.double().unsqueeze(-1) - own).abs()
+        assert torch.equal(error.isnan(), own.isnan()), "memory outside slot_mapping was written"
+        assert not (error > own.abs() / 15.9 + unit * 2**-9.9).any()
+
+    again = fp8_cache(pages, kv_heads, page_size, dim)
+    for token in reversed(range(tokens)):
+        one = slice(token, token + 1)
+        rope_and_store(q[one], k[one], v[one], cos, sin, position[one], slots[one], *again)
+    for mine, other in zip(cache, again, strict=True):
+        assert torch.equal(mine.view(torch.uint8), other.view(torch.uint8))
+
+
+def test_heads_of_zeros_and_of_nan_in_fp8() -> None:
+    v = torch.stack([torch.zeros(1, 8), torch.full((1, 8), torch.nan), torch.full((1, 8), 1e-37)])
+    cache, at = fp8_cache(3, 1, 1, 8), torch.arange(3)
+    rope_and_store(v, v, v, *tables(3, 4), at, at, *cache)
+    stored = (cache[1].double() * cache[3].double().unsqueeze(-1)).flatten(1)
+    assert (stored[0] == 0).all() and stored[1].isnan().all() and (stored[2].abs() < 1e-30).all()
 
 
 def test_rope_matches_transformers() -> None:
@@ -173,6 +249,29 @@ def test_attention(heads, kv_heads, dim, page_size, dtype, cache_dtype) -> None:
     lengths = [1, 2, page_size, page_size + 1, 3 * page_size, 40, 7]
     tokens = [*decode(lengths), (-1, 0), (5, 0), (5, 20), (-1, 9)]  # also earlier tokens and unused cache rows
     check_attention(make_paged(lengths, tokens, heads, kv_heads, dim, page_size, dtype, cache_dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads, kv_heads, dim, page_size", [(1, 1, 2, 1), (9, 3, 64, 16), (8, 2, 96, 5)])
+def test_attention_in_fp8(heads, kv_heads, dim, page_size, dtype) -> None:
+    lengths = [1, page_size, page_size + 1, 40]
+    tokens = [*decode(lengths), (-1, 0), (3, 20)]
+    paged, scales = in_fp8(make_paged(lengths, tokens, heads, kv_heads, dim, page_size, dtype))
+    noise = {"seed": torch.tensor([5]), "sequence": torch.arange(len(tokens)), "layer": 2}
+    scale = dim**-0.5
+    for options in ({"window": 0, "dropout": 0.0}, {"window": 7, "dropout": 0.3}):
+        out = paged_attention(*paged, scale=scale, **options, **noise, **scales)
+        exact = reference.paged_attention(*doubles(paged), scale, **options, **noise, **in_doubles(scales))
+        assert_rounded(out, exact, scale=4.0)
+
+
+def test_fp8_keeps_attention_close() -> None:
+    """The output is off by 3 % of its norm or less: numbers by 2 % of theirs, and errors average out."""
+    paged = make_paged([500], [(0, 499)], 8, 2, 64)
+    narrow, scales = in_fp8(paged)
+    exact = exact_attention(paged, 0.125)
+    out = paged_attention(*narrow, scale=0.125, **scales)
+    assert 1e-3 < (out - exact).norm() / exact.norm() < 0.04
 
 
 @settings(max_examples=150, deadline=None)
@@ -278,7 +377,8 @@ def test_opcheck() -> None:
     checks = [
         (ops.add_rms_norm, (random(3, 8), random(3, 8), random(8), 1e-5)),
         (ops.add_rms_norm, (random(3, 8), None, random(8), 1e-5)),
-        (ops.paged_attention, (*paged, 0.5, 0, 0.2, torch.tensor([1]), at, 0)),
+        (ops.silu_mul, (random(3, 8),)),
+        (ops.paged_attention, (*paged, 0.5, 0, 0.2, torch.tensor([1]), at, 0, True)),
     ]
     q, k = random(2, 4, 8), random(2, 2, 8)
     store = torch.zeros(3, 2, 4, 8)
@@ -286,6 +386,13 @@ def test_opcheck() -> None:
     checks.append((ops.rope_and_store, (q, k, k, *tables(4, 4), at, slots, store, store.clone())))
     for op, arguments in checks:
         torch.library.opcheck(op.default, arguments)
+    narrow, scales = in_fp8(paged)
+    for op, arguments in (
+        (ops.paged_attention_fp8, (*narrow, 0.5, 0, 0.2, torch.tensor([1]), at, 0, True, *scales.values())),
+        (ops.rope_and_store_fp8, (q, k, k, *tables(4, 4), at, slots, *fp8_cache(3, 2, 4, 8))),
+    ):
+        # The other checks compare the inputs before and after a call, which torch cannot do for 8-bit numbers.
+        torch.library.opcheck(op.default, arguments, test_utils=("test_autograd_registration", "test_faketensor"))
 
 
 def test_mismatched_arguments_raise_an_error() -> None:
@@ -293,9 +400,12 @@ def test_mismatched_arguments_raise_an_error() -> None:
     x = random(3, 8)
     at, slots, store = torch.zeros(2, dtype=torch.long), torch.tensor([1, 7]), torch.zeros(3, 2, 4, 8)
     q, k = random(2, 4, 8), random(2, 2, 8)
+    cache, (narrow, scales) = fp8_cache(3, 2, 4, 8), in_fp8(paged)
     for call, message in [
         (lambda: add_rms_norm(x, random(3, 7), random(8), 1e-5), "expected x and residual"),
         (lambda: add_rms_norm(x, None, random(8, dtype=torch.bfloat16), 1e-5), "of the same dtype"),
+        (lambda: silu_mul(x.double()), "gate_up: expected"),
+        (lambda: silu_mul(x[:, :7]), "even number of columns"),
         (lambda: rope_and_store(q, k, k[:1], *tables(4, 4), at, slots, store, store), "expected q"),
         (lambda: rope_and_store(q, k, k, *tables(4, 3), at, slots, store, store), "cos, sin"),
         (lambda: rope_and_store(q, k, k, *tables(4, 4), at.int(), slots, store, store), "position: expected"),
@@ -307,6 +417,19 @@ def test_mismatched_arguments_raise_an_error() -> None:
         (lambda: paged_attention(*paged._replace(cache_row=at), scale=1.0), "cache_row: expected"),
         (lambda: paged_attention(*paged, scale=1.0, dropout=1.0), "must be at least 0"),
         (lambda: paged_attention(*paged, scale=1.0, dropout=0.5), "seed and sequence are required"),
+        (lambda: paged_attention(*narrow, scale=1.0), "key_scales: expected contiguous torch.bfloat16"),
+        (
+            lambda: paged_attention(*paged, scale=1.0, **scales),
+            "only float8_e4m3fn pages have scales, got torch.float32",
+        ),
+        (
+            lambda: rope_and_store(q, k, k, *tables(4, 4), at, slots, *cache[:3]),
+            "value_scales: expected .* got NoneType",
+        ),
+        (
+            lambda: rope_and_store(q, k, k, *tables(4, 4), at, slots, *cache[:3], cache[3].float()),
+            r"value_scales: expected contiguous torch.bfloat16 \(3, 2, 4\) on cpu, got torch.float32",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

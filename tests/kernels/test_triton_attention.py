@@ -8,20 +8,20 @@ in the cache that a token must not read is NaN: unused pages, places past the en
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from cdgen_kernels import reference
-from tests.helpers.paged import decode, make_paged
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
 from cdgen_kernels.triton import attention as triton_attention  # noqa: E402
+from cdgen_kernels.triton import settings as triton_settings  # noqa: E402
+from tests.helpers.attention import check, make_problem  # noqa: E402
 from tools.ptx_sim import Device, errors  # noqa: E402
 from tools.ptx_sim.device import Launch  # noqa: E402
 from tools.ptx_sim.faults import remove, shift_address, substitute, unguard  # noqa: E402
@@ -33,47 +33,10 @@ every_sm = pytest.mark.parametrize("sm", [80, 90, 100])
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
-def make_problem(
-    lengths: list[int],
-    heads: int = 2,
-    kv_heads: int = 2,
-    dim: int = 64,
-    dtype: torch.dtype = torch.bfloat16,
-    cache_dtype: torch.dtype | None = None,
-    page: int = 16,
-    tokens: list[tuple[int, int]] | None = None,
-    window: int = 0,
-    dropout: float = 0.0,
-) -> list[Any]:
-    """Return arguments of paged_attention: sequences of these lengths, queried by their last tokens or by `tokens`."""
-    tokens = tokens or decode(lengths)
-    paged = make_paged(lengths, tokens, heads, kv_heads, dim, page, dtype, cache_dtype, seed=sum(lengths) + dim)
-    wide = torch.full((len(tokens), heads, 3, dim), torch.nan, dtype=dtype)  # so that all strides differ
-    wide[:, :, 1] = paged.q
-    noise = (dropout, torch.tensor([-(2**60) + 12345]), torch.arange(len(tokens)) + 2**33, 5)
-    return [wide[:, :, 1], *paged[1:], dim**-0.5, window, *noise]
-
-
-def check(problem: list[Any], sm: int = 90, mutate: Callable[[str], str] | None = None) -> Launch:
-    """Compare with the reference, and return the only launch."""
-    with Device(sm, mutate, max_blocks=10_000_000) as device:
-        got = triton_attention.paged_attention(*problem)
-    (only,) = device.launches
-    q, keys, values = (x.double() for x in problem[:3])
-    exact = reference.paged_attention(q, keys, values, *problem[3:])
-    half_ulp = torch.finfo(got.dtype).eps / 2
-    allowed = half_ulp * exact.abs() + 4e-6
-    if any("mma" in opcode for opcode in only.report.warp_instructions):
-        allowed += half_ulp * reference.paged_attention(q, keys, values.abs(), *problem[3:])
-    same = (got == exact) | (got.isnan() & exact.isnan())
-    assert (same | ((got - exact).abs() <= allowed)).all()
-    return only
-
-
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make room on the device for only one program per token and key-value head."""
-    monkeypatch.setattr(triton_attention, "multiprocessors", lambda device: 0)
+    monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 0)
 
 
 @pytest.fixture(params=["alone", "shared"])
@@ -236,8 +199,8 @@ def test_programs_that_share_a_sequence_read_it_once() -> None:
 def test_settings_are_looked_up_at_each_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_attention, "THREADS", 128)
     monkeypatch.setattr(triton_attention, "KEYS", {1: 2, 2: 2, 4: 1, 8: 1})
-    monkeypatch.setattr(triton_attention, "PROGRAMS_PER_MULTIPROCESSOR", 3)
-    monkeypatch.setattr(triton_attention, "multiprocessors", lambda device: 4)
+    monkeypatch.setattr(triton_settings, "ATTENTION_PROGRAMS_PER_MULTIPROCESSOR", 3)
+    monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 4)
     problem = make_problem([200, 37])
     launch = check(problem)
     assert launch.grid == (2, 2, 3)  # room for 12 programs
@@ -263,7 +226,7 @@ def without(ptx: str, opcode: str) -> str:
 
 
 FAULTS = {
-    "the result is not stored": lambda ptx: remove(ptx, "st.global", 3),
+    "the result is not stored": lambda ptx: remove(ptx, "st.global", 4),
     "scores are not masked": lambda ptx: ptx.replace("0fFF800000", "0f00000000"),
     "values are not masked": lambda ptx: unguard(ptx, "ld.global.v4", 8),
     "keys 16 bytes further": lambda ptx: shift_address(ptx, "ld.global.v4", 16, 1),
@@ -274,6 +237,7 @@ FAULTS = {
     "no barriers": lambda ptx: without(ptx, "bar.sync"),
     "arrivals do not acquire": lambda ptx: ptx.replace("atom.global.gpu.acq_rel", "atom.global.gpu.relaxed"),
     "no program counts as last": lambda ptx: remove(ptx, "atom.global"),
+    "the last program does not reset its counter": lambda ptx: remove(ptx, "st.global", 3),
     "a part is not stored": lambda ptx: remove(ptx, "st.global", 1),
 }
 
@@ -327,18 +291,20 @@ def test_source_in_tritons_interpreter() -> None:
 import torch
 from cdgen_kernels import reference
 from cdgen_kernels.triton import attention as triton_attention
+from cdgen_kernels.triton import settings
 torch.manual_seed(0)
 float32, float16, bfloat16 = torch.float32, torch.float16, torch.bfloat16
 for dtype, cache_dtype in ((float32,) * 2, (float16,) * 2, (float16, float32), (bfloat16,) * 2):
     for room in (0, 132):
-        triton_attention.multiprocessors = lambda device: room
+        settings.multiprocessors = lambda device: room
         if dtype == torch.bfloat16:  # this interpreter's tl.dot reads the bits as integers
             triton_attention.MATRIX_GROUP = 99
         cache = torch.randn(2, 40, 2, 4, 20).to(cache_dtype)
         q, table = torch.randn(3, 12, 20).to(dtype), torch.randperm(40)[:36].view(3, 12).int()
         row, position = torch.tensor([2, -1, 0]).int(), torch.tensor([46, 3, 8])
-        for window, dropout in ((0, 0.0), (7, 0.5)):
-            rest = (table, row, position, 0.3, window, dropout, torch.tensor([7]), torch.arange(3) + 2**35, 2)
+        for window, dropout, prefill in ((0, 0.0, False), (7, 0.5, False), (7, 0.0, dtype == float16)):
+            noise = (torch.tensor([7]), torch.arange(3) + 2**35, 2)
+            rest = (table, row, position, 0.3, window, dropout, *noise, prefill)
             wanted, got = (m.paged_attention(q, *cache, *rest) for m in (reference, triton_attention))
             torch.testing.assert_close(got, wanted, rtol=torch.finfo(dtype).eps, atol=max(torch.finfo(dtype).eps, 2e-6))
 """

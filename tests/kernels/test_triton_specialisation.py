@@ -21,12 +21,21 @@ from cdgen_kernels.triton import candidates as triton_candidates  # noqa: E402
 from cdgen_kernels.triton import cross_entropy as triton_cross_entropy  # noqa: E402
 from cdgen_kernels.triton import layers as triton_layers  # noqa: E402
 from cdgen_kernels.triton import linear as triton_linear  # noqa: E402
+from cdgen_kernels.triton import prefill_attention  # noqa: E402
 from cdgen_kernels.triton import sample as triton_sample  # noqa: E402
 from tools.ptx_sim import intercept  # noqa: E402
 from tools.ptx_sim.compile import specialise  # noqa: E402
 
 B, V, D, C = 6, 96, 64, 16
-MODULES = (triton_attention, triton_cross_entropy, triton_candidates, triton_layers, triton_linear, triton_sample)
+MODULES = (
+    prefill_attention,
+    triton_attention,
+    triton_cross_entropy,
+    triton_candidates,
+    triton_layers,
+    triton_linear,
+    triton_sample,
+)
 KERNELS = {value for module in MODULES for name, value in vars(module).items() if name.endswith("_kernel")}
 
 
@@ -55,9 +64,12 @@ def record(shift: int) -> list[tuple[triton.JITFunction, dict[str, Any]]]:
         triton_linear.gather_logits(hidden, weight, found.token, found.count)
         triton_cross_entropy.softmax_gradient(logits, place, -100, True)
         triton_layers.add_rms_norm(hidden, hidden, weight[0], 1e-5)
+        triton_layers.silu_mul(hidden)
         triton_layers.rope_and_store(heads, heads, heads, angles, angles, place, slot_mapping, *cache)
         noise = (0.1, sampling.seed[:1], sampling.sequence, 3)
         triton_attention.paged_attention(heads, *cache, table, row, place, 1.0, 0, *noise)
+        cache = cache.bfloat16()
+        triton_attention.paged_attention(heads, *cache, table, row, place, 1.0, 0, 0.0, *noise[1:], True)
     return noted
 
 

@@ -9,6 +9,7 @@ import transformers
 
 from cdgen.models.bad import attention_dropout, first_layers
 from cdgen.models.language_model import LanguageModel
+from cdgen.models.layer_cache import LayerCache
 from cdgen.models.llama import LlamaRunner, slot_mapping, unsupported
 from cdgen.models.loading import load
 from cdgen_kernels import paged_attention
@@ -29,6 +30,7 @@ CONFIGS = {
     "llama, tied and with biases": lambda: transformers.LlamaConfig(
         **LLAMA_LIKE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
     ),
+    "llama, GELU": lambda: transformers.LlamaConfig(**LLAMA_LIKE, hidden_act="gelu"),
     "linear rope": lambda: rope(rope_type="linear", factor=4.0),
     "llama3 rope": lambda: rope(
         rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
@@ -59,7 +61,8 @@ class Pages:
         config, pages = runner.config, -(-length // 4) * rows
         shape = (config.num_hidden_layers, pages, runner.num_kv_heads, 4, runner.head_dim)
         self.runner = runner
-        self.keys, self.values = (torch.full(shape, float("nan"), dtype=runner.embedding.dtype) for _ in range(2))
+        keys, values = (torch.full(shape, float("nan"), dtype=runner.embedding.dtype) for _ in range(2))
+        self.layers = [LayerCache(*both) for both in zip(keys, values, strict=True)]
         self.table = torch.randperm(pages, generator=torch.Generator().manual_seed(0)).view(rows, -1).int()
 
     @torch.inference_mode()
@@ -74,8 +77,8 @@ class Pages:
         """Return the logits of tokens, each in a row of the page table and at a position; all lists of one length."""
         row = torch.tensor(rows, dtype=torch.int32)
         at = torch.tensor(positions)
-        where = at, row, slot_mapping(self.table, row, at, 4), self.table, self.keys, self.values
-        return self.runner.hidden_states(torch.tensor(tokens), *where, seed, sequence) @ self.runner.output_weight.T
+        where = at, row, slot_mapping(self.table, row, at, 4), self.table, self.layers
+        return self.runner.logits(self.runner.hidden_states(torch.tensor(tokens), *where, seed, sequence))
 
 
 def ragged(runner: LlamaRunner, sequences: list[list[int]], prompts: Sequence[int]) -> list[torch.Tensor]:
@@ -172,21 +175,40 @@ def test_slot_mapping() -> None:
     assert slot_mapping(table, row, position, 4).tolist() == [31, 8, -1, 17, -1]
 
 
-def test_weights_are_shared_with_the_module_and_with_bads_made_from_it(tmp_path) -> None:
+@pytest.mark.parametrize("packing", [True, False])
+def test_weights_stay_in_the_module_and_are_shared_by_bads_made_from_it(packing, tmp_path, monkeypatch) -> None:
+    if not packing:
+        monkeypatch.setattr("cdgen.models.products.can_pack", lambda weight: False)
     model = make_llama(0)
     before = {name: x.clone() for name, x in model.state_dict().items()}
     good = LanguageModel(model, "good")
+    text = ids(1, 12)[0].tolist()
     runners = [LlamaRunner(m.module, 64) for m in (good, first_layers(good, 1), attention_dropout(good, 0.3), good)]
-    first = runners[0].layers[0]
-    assert all(runner.layers[0].qkv[0].data_ptr() == first.qkv[0].data_ptr() for runner in runners)
-    assert all(runner.layers[0].gate_up[0].data_ptr() == first.gate_up[0].data_ptr() for runner in runners)
-    attention = model.model.layers[0].self_attn
-    assert attention.k_proj.weight.untyped_storage().data_ptr() == first.qkv[0].untyped_storage().data_ptr()
+    for runner in runners:
+        ragged(runner, [text], prompts=(9,))
+    assert len({id(runner.layers[0].qkv._packed) for runner in runners}) == 1
+    pointers = {runner.layers[0].gate_up.layers[1].weight.data_ptr() for runner in runners}
+    assert pointers == {model.model.layers[0].mlp.up_proj.weight.data_ptr()}
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     model.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(before[name], loaded[name]) for name in before)
+
+
+def test_a_training_step_changes_the_logits() -> None:
+    """A new runner has the new weights; an old one gets them by `refresh`."""
+    model, text = make_llama(0), ids(1, 12)[0].tolist()
+    runner = LlamaRunner(model, 64)
+    ragged(runner, [text], prompts=(12,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(torch.tensor([text]), labels=torch.tensor([text])).loss.backward()
+    optimizer.step()
+    with torch.inference_mode():
+        theirs = model(torch.tensor([text])).logits[0]
+    runner.refresh()
+    for each in (runner, LlamaRunner(model, 64)):
+        torch.testing.assert_close(ragged(each, [text], prompts=(9,))[0], theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_depends_on_the_sequence_and_not_on_the_batch(monkeypatch) -> None:

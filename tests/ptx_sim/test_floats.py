@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers.awkward_operands import COUNT, RANDOM, ints, one, signed
 from tools.ptx_sim.snippet import execute
@@ -168,6 +169,39 @@ def test_conversion_from_float32(to: str, modes: tuple[str, ...]) -> None:
             pair = one(f"cvt.{mode}.{to}x2.f32 {{d}}, {{a}}, {{b}}", a, a[::-1]).view(np.uint16).reshape(-1, 2)
             same(as_float(pair[:, 1].copy(), to), values)
             same(as_float(pair[:, 0].copy(), to), values[::-1])
+
+
+def test_conversions_of_e4m3() -> None:
+    """All 256 numbers; and rounding to them with torch, where halves, infinities and too large numbers matter most."""
+    codes = np.arange(256, dtype=np.uint8)
+    exact = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
+    pairs = np.stack([codes, codes[::-1]], 1).view(np.uint16)[:, 0]
+    halves = one("cvt.rn.f16x2.e4m3x2 {d}, {a}", pairs).view(np.float16).reshape(-1, 2)
+    same(halves[:, 0], exact)
+    same(halves[:, 1], exact[::-1])
+    halves = one("cvt.rn.bf16x2.e4m3x2 {d}, {a}", pairs).view(np.uint16).reshape(-1, 2)
+    same(as_float(halves[:, 1].copy(), "bf16"), exact[::-1])
+
+    finite = exact[np.isfinite(exact)]
+    between = (np.sort(finite)[1:] + np.sort(finite)[:-1]) / 2
+    near = np.concatenate([np.nextafter(between, np.float32(side)) for side in (-np.inf, np.inf)])
+    a = np.concatenate([finite, between, near, np.float32([470, -1e30, 2**-11, 1e-30]), floats()])
+    wanted = torch.from_numpy(a).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    wanted = np.where(np.isnan(a), 127, wanted)
+    found = one("cvt.rn.satfinite.e4m3x2.f32 {d}, {a}, {b}", a, a[::-1], out=np.uint16).view(np.uint8).reshape(-1, 2)
+    assert (found[:, 1] == wanted).all() and (found[:, 0] == wanted[::-1]).all()
+
+
+def test_scoped_registers_may_share_a_prefix() -> None:
+    """Triton converts e4m3 to bfloat16 in a block of inline assembly with registers a, a0 and a1."""
+    a = np.arange(256, dtype=np.uint16)
+    body = """{{
+    .reg .b32 a; .reg .f16 a<2>; .reg .b16 b<2>;
+    cvt.rn.f16x2.e4m3x2 a, {a}; mov.b32 {{a0, a1}}, a;
+    cvt.bf16.f16 b0, a0; cvt.bf16.f16 b1, a1; mov.b32 {d}, {{b0, b1}};
+    }}"""
+    found = one(body, a).view(np.uint16).reshape(-1, 2)[:, 0].copy()
+    same(as_float(found, "bf16"), torch.from_numpy(a).to(torch.uint8).view(torch.float8_e4m3fn).float().numpy())
 
 
 @pytest.mark.parametrize("to", ("s32", "u32", "s64", "u8", "s16"))

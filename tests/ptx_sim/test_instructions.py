@@ -150,7 +150,7 @@ def test_stack() -> None:
     (
         "frobnicate.b32 %r1, %r0;",
         "add.sat.s32 %r1, %r0, %r0;",
-        "cvt.rn.satfinite.e4m3x2.f32 %h1, %a0, %a0;",
+        "cvt.rn.satfinite.e5m2x2.f32 %h1, %a0, %a0;",
         "wgmma.fence.sync.aligned;",
         "mov.u32 %r1, %clock;",
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r1, %r2, %r3, %r4}, {%r1}, {%r1}, {%r1};",
@@ -173,3 +173,11 @@ def test_a_half_that_nothing_writes_is_nan() -> None:
     assert np.isnan(execute(pack + "mov.b64 {_, %d0}, %q1;", [values], [np.float32])[0]).all()
     with pytest.raises(Uninitialised):
         execute(pack + "mov.b32 %r9, 0; mov.b64 {%d0, _}, %q1;", [values], [np.float32])
+
+
+def test_an_upper_e4m3_that_nothing_writes_is_nan() -> None:
+    """A thread that holds one number converts a pair."""
+    one, code = np.ones(4, dtype=np.float32), "cvt.rn.satfinite.e4m3x2.f32 %d0, %r9, %a0;"
+    assert (execute(code, [one], [np.uint16])[0] == 0x7F38).all()
+    with pytest.raises(Uninitialised):
+        execute(code + " mov.b32 %r9, 0;", [one], [np.uint16])

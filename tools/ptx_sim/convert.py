@@ -5,7 +5,7 @@ import numpy as np
 from .floating import flush
 from .lanes import Lanes, Step
 from .operands import Op, semantics
-from .rounding import INTEGRAL, decode, encode, odd_float64, round_to
+from .rounding import INTEGRAL, decode, encode, encode_e4m3, odd_float64, round_to
 from .types import DTYPES, FLOATS, Array, Function, Mask, bits_type
 
 # Generic addresses at which a thread's stack and its CTA's shared memory appear. Tensors lie above both
@@ -64,6 +64,8 @@ _TO_INTEGRAL = {f"{mode}i": function for mode, function in INTEGRAL.items()}
 @semantics("cvt")
 def convert(op: Op) -> Step:
     to, from_ = op.qualifiers[-2], op.typed()
+    if "e4m3x2" in (to, from_):
+        return _convert_fp8(op, to, from_)
     op.allow(to, "ftz", "sat", *INTEGRAL, *_TO_INTEGRAL)
     if to in ("f16x2", "bf16x2"):
         return _convert_pair(op, to.removesuffix("x2"))
@@ -87,6 +89,22 @@ def _convert_pair(op: Op, name: str) -> Step:
 
     def function(high: Array, low: Array) -> Array:
         return encode(np.stack([low, high], 1).astype(np.float64), name, mode).view(np.uint32)[:, 0]
+
+    return op.compute(function, *op.sources("f32"))
+
+
+def _convert_fp8(op: Op, to: str, from_: str) -> Step:
+    """Convert a pair of e4m3 to f16x2 or bf16x2, or two float32 to a pair; the first becomes the upper byte."""
+    if to in ("f16x2", "bf16x2"):
+        op.allow("rn", to, count=2)
+        name, read = to.removesuffix("x2"), op.source(1, from_)
+        return op.compute(lambda pairs: encode(decode(pairs.view(np.uint8), "e4m3"), name).view(np.uint32), read)
+    if (to, from_) != ("e4m3x2", "f32") or not op.has("satfinite"):
+        raise op.unknown()
+    op.allow("rn", "satfinite", to, count=3)
+
+    def function(high: Array, low: Array) -> Array:
+        return encode_e4m3(np.stack([low, high], 1).astype(np.float64)).view(np.uint16)[:, 0]
 
     return op.compute(function, *op.sources("f32"))
 

@@ -42,11 +42,17 @@ class Traffic:
 
 
 class Counters:
-    def __init__(self) -> None:
+    def __init__(self, ctas: int) -> None:
+        self.by_cta = np.zeros(ctas, np.int64)  # instructions that the warps of each CTA issued
         # Warps that issued the straight run of instructions (first, last).
         self.runs: Counter[tuple[int, int]] = Counter()
         # Traffic by PTX line, tensor and "load", "store" or "atomic".
         self.traffic: defaultdict[tuple[int, str, str], Traffic] = defaultdict(Traffic)
+
+    def issue(self, first: int, last: int, ctas: Array) -> None:
+        """Count a straight run of instructions, issued by one warp of each of the given CTAs."""
+        self.runs[first, last] += ctas.size
+        np.add.at(self.by_cta, ctas, last - first + 1)
 
     def request(self, line: int, tensor: str, access: Access) -> None:
         warps = 1 + int(np.count_nonzero(np.diff(access.warp)))

@@ -83,8 +83,22 @@ def float_arithmetic(op: Op) -> Step:
     if family in _EXACT_SIGN:
         op.allow("ftz", count=2)
         return _on_format(op, _EXACT_SIGN[family], _EXACT_SIGN[family])
+    if family in ("add", "sub") and op.type in ("f16", "bf16") and op.has("f32"):
+        return _widened(op)
     op.allow("ftz", "full", "approx", *_ROUNDINGS, count=3)
     return _on_format(op, _ROUNDED[family], _ODD[family])
+
+
+def _widened(op: Op) -> Step:
+    """Compile add.f32.bf16 and the like (sm_100): the first operand is converted to f32, which is exact."""
+    op.allow("f32", *_ROUNDINGS, count=3)
+    family, name = op.instruction.family, op.type
+    in_float32 = _in_float32(_ROUNDED[family], _ODD[family], op.one_of(_ROUNDINGS, "rn"), False, False)
+
+    def function(narrow: Array, wide: Array) -> Array:
+        return in_float32(decode(narrow.view(np.uint16), name).astype(np.float32), wide)
+
+    return op.compute(function, op.source(1, name), op.source(2, "f32"))
 
 
 @semantics("fma")

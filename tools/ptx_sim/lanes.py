@@ -12,7 +12,7 @@ from .global_memory import GlobalMemory
 from .parser import Program
 from .shared_memory import LocalMemory, SharedMemory
 from .tracked import CTA_SHIFT, INTERVAL_SHIFT
-from .types import DTYPES, Array, Mask
+from .types import DTYPES, Array, Mask, bits_type
 
 WARP = 32
 
@@ -31,7 +31,7 @@ class Registers(dict[str, Array]):
         return self.undefined(name)
 
     def undefined(self, name: str) -> Array:
-        return ~np.zeros(self.count, DTYPES[self.program.register_type(name)])
+        return ~np.zeros(self.count, DTYPES[bits_type(self.program.register_type(name))])
 
 
 @dataclass

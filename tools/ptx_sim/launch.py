@@ -74,7 +74,8 @@ def launch(
     scratch_pointers = len(program.parameters) - len(names)
     if scratch_pointers not in _SCRATCH_POINTERS:
         raise TypeError(f"the PTX has {len(program.parameters)} parameters for the arguments {names}")
-    counters = Counters()
+    width, height, depth = (*grid, *(1,) * (3 - len(grid)))
+    counters = Counters(width * height * depth)
     memory = GlobalMemory(counters)
     packed = []
     for name, type_, value in zip(names, program.parameters, arguments, strict=False):
@@ -84,7 +85,6 @@ def launch(
         packed.append(_pack(name, type_, value))
     constants = {name: torch.tensor(list(values), dtype=torch.uint8) for name, values in program.constants.items()}
     program.symbols = {name: memory.add(name, tensor, True) for name, tensor in constants.items()}
-    width, height, depth = (*grid, *(1,) * (3 - len(grid)))
     running = Grid(
         program=program,
         shape=(width, height, depth),
@@ -134,6 +134,11 @@ class Report:
     def thread_instructions(self) -> int:
         """Number of instructions issued by warps, times 32: inactive lanes count as well."""
         return 32 * self.warp_instructions.total()
+
+    @property
+    def instructions_per_thread(self) -> Array:
+        """Number of instructions that a thread of each CTA issued, on average over its warps: float64 [CTAs]."""
+        return self._counters.by_cta * 32 / self._program.threads
 
     def traffic(self, name: str | None = None, kind: str | None = None, width: int | None = None) -> Traffic:
         """Return the global memory traffic, optionally of one tensor, one kind and one width.

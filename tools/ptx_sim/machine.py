@@ -118,8 +118,8 @@ class Group:
             self._enter(last, mask)
             last -= 1
         if last >= block.first:
-            warps = lanes.count // WARP if everywhere else int(mask.reshape(-1, WARP).any(1).sum())
-            self.counters.runs[block.first, last] += warps
+            warps = lanes.cta[::WARP] if everywhere else lanes.cta[::WARP][mask.reshape(-1, WARP).any(1)]
+            self.counters.issue(block.first, last, warps)
 
     def _guarded(self, guard: str, is_negated: bool, mask: Array) -> Array:
         chosen = self.lanes.registers[guard]

@@ -44,7 +44,7 @@ class Program:
     parameters: list[str] = field(default_factory=list)  # PTX types, in order
     threads: int = 0  # threads per CTA
     local_bytes: int = 0  # size of a thread's stack
-    register_types: dict[str, str] = field(default_factory=dict)  # PTX type by prefix ("%r" -> "b32") or full name
+    register_types: dict[str, str] = field(default_factory=dict)  # PTX type by prefix ("%r<" -> "b32") or full name
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)  # index of an instruction by label
     constants: dict[str, bytes] = field(default_factory=dict)  # module-level data by name
@@ -54,7 +54,7 @@ class Program:
 
     def register_type(self, name: str) -> str:
         try:
-            return self.register_types.get(name) or self.register_types[name.rstrip("0123456789")]
+            return self.register_types.get(name) or self.register_types[name.rstrip("0123456789") + "<"]
         except KeyError:
             raise UnknownOpcode(f"operand {name} is not a declared register") from None
 
@@ -124,7 +124,7 @@ def _swapped(program: Program) -> set[tuple[str, ...]]:
 
 
 def _undefined_halves(program: Program) -> set[str]:
-    """Return the registers that are packed into half of a 64-bit register but never written.
+    """Return the registers that are packed into half of a 64-bit register or a pair of e4m3 but never written.
 
     LLVM uses them for a half that is not needed.
     """
@@ -134,6 +134,8 @@ def _undefined_halves(program: Program) -> set[str]:
         written.update(_REGISTER.findall(" ".join(instruction.operands[:1])))
         if instruction.opcode == "mov.b64":
             packed.update(_REGISTER.findall(instruction.operands[1]) if "{" in instruction.operands[1] else ())
+        if instruction.opcode.endswith(".e4m3x2.f32"):
+            packed.add(instruction.operands[1])
     return packed - written
 
 
@@ -180,7 +182,8 @@ def _statement(program: Program, text: str, line: int, source: str) -> None:
 def _directive(program: Program, text: str) -> None:
     if found := _REGISTERS.match(text):
         for name in found.group(2).split(","):
-            program.register_types[name.partition("<")[0].strip()] = found.group(1)
+            prefix, bracket, _ = name.strip().partition("<")
+            program.register_types[prefix + bracket] = found.group(1)
     elif found := re.match(r"\.local\s.*\[(\d+)\]", text):
         program.local_bytes += int(found.group(1))
     elif not text.startswith(".pragma"):

@@ -22,6 +22,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {
+    "e4m3": Format(4, -6, 448.0),
     "f16": Format(11, -14, 65504.0),
     "bf16": Format(8, -126, float.fromhex("0x1.fep127")),
     "tf32": Format(11, -126, float.fromhex("0x1.ffcp127")),
@@ -96,11 +97,24 @@ def round_to(values: Array, name: str, mode: str = "rn") -> Array:
 
 
 def decode(bits: Array, name: str) -> Array:
-    """Convert the raw bits of f16, bf16 or tf32 numbers to float64, exactly."""
+    """Convert the raw bits of e4m3, f16, bf16 or tf32 numbers to float64, exactly."""
+    if name == "e4m3":
+        exponent, fraction = (bits >> 3 & 15).astype(np.int64), (bits & 7).astype(np.float64)
+        sizes = np.ldexp(np.where(exponent > 0, fraction + 8, fraction), np.maximum(exponent, 1) - 10)
+        return np.copysign(np.where(bits & 127 == 127, np.nan, sizes), np.where(bits >> 7, -1.0, 1.0))
     if name == "f16":
         return bits.view(np.float16).astype(np.float64)
     wide = bits.astype(np.uint32) << 16 if name == "bf16" else bits
     return wide.view(np.float32).astype(np.float64)
+
+
+def encode_e4m3(values: Array) -> Array:
+    """Round float64 values to e4m3 and return the raw bits; infinities and numbers that are too large become 448."""
+    sizes = np.minimum(np.abs(round_to(values, "e4m3")), FORMATS["e4m3"].largest)
+    exponent = np.frexp(np.maximum(sizes, 2.0 ** FORMATS["e4m3"].lowest_exponent))[1] - 1
+    # The hidden bit of a normal number, which is bit 3 of its significand, adds 1 to the stored exponent.
+    bits = np.ldexp(sizes, 3 - exponent) + 8.0 * (exponent + 6) + 128.0 * np.signbit(values)
+    return np.where(np.isnan(values), 127, bits).astype(np.uint8)
 
 
 def encode(values: Array, name: str, mode: str = "rn") -> Array:

@@ -18,7 +18,7 @@ DTYPES["pred"] = np.bool_
 for _bytes in (1, 2, 4, 8):
     DTYPES[f"s{8 * _bytes}"] = SIGNED[_bytes]
     DTYPES[f"u{8 * _bytes}"] = DTYPES[f"b{8 * _bytes}"] = UNSIGNED[_bytes]
-for _packed, _bits in (("f16x2", 32), ("bf16x2", 32), ("u16x2", 32), ("s16x2", 32), ("f32x2", 64)):
+for _packed, _bits in (("e4m3x2", 16), ("f16x2", 32), ("bf16x2", 32), ("u16x2", 32), ("s16x2", 32), ("f32x2", 64)):
     DTYPES[_packed] = DTYPES[f"b{_bits}"]
 
 FLOATS = {"f16", "bf16", "f32", "f64", "f16x2", "bf16x2", "f32x2"}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cdgen.engine.batch_sampling import sampling_tensors
+from cdgen.engine.device_state import sampling_tensors
 from cdgen.engine.requests import ModelPair
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError

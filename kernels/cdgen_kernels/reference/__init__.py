@@ -1,6 +1,13 @@
 """The definition of every op in plain PyTorch, under the op's own name."""
 
-from cdgen_kernels.reference.layers import add_rms_norm, dropped, paged_attention, rope_and_store
+from cdgen_kernels.reference.layers import (
+    add_rms_norm,
+    dropped,
+    linear_rows,
+    paged_attention,
+    rope_and_store,
+    silu_mul,
+)
 from cdgen_kernels.reference.noise import gumbel, philox, philox_block
 from cdgen_kernels.reference.sampling import (
     contrastive_sample,
@@ -22,6 +29,7 @@ __all__ = [
     "gumbel",
     "keep_top",
     "linear_cross_entropy",
+    "linear_rows",
     "paged_attention",
     "philox",
     "philox_block",
@@ -29,4 +37,5 @@ __all__ = [
     "sample_candidates",
     "select_candidates",
     "select_candidates_linear",
+    "silu_mul",
 ]

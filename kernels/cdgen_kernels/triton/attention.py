@@ -1,176 +1,30 @@
 """`paged_attention` on GPUs in one launch: an online softmax (Milakov and Gimelshein 2018) in one pass over the cache.
 
-A program computes the query heads of one token that share a key-value head, over tiles of LINES x KEYS keys. A line is
-the group of lanes that one key needs at 16 bytes per lane. It processes KEYS neighbouring keys at a time and keeps its
-own maximum, total and weighted sum of values, so within the loop lanes communicate only to add up a score. Lines are
-merged at the end. Larger groups of heads become the rows of a matrix product, with weights rounded to 16 bits.
+A program computes the query heads of one token that share a key-value head (:mod:`attention_tiles`). In a prefill, it
+computes those of a block of tokens (:mod:`prefill_attention`), if they can be computed on matrix units.
 
 If there are fewer programs than the device has room for, several programs share the keys of a sequence (flash-decoding,
 Dao et al. 2023), and the last one to finish merges their results.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from cdgen_kernels.reference.layers import GOLDEN
+from cdgen_kernels.triton import arrivals, settings
+from cdgen_kernels.triton.arrivals import is_last_to_arrive
+from cdgen_kernels.triton.attention_tiles import Noise, Span, cache_of, line_attention, matrix_attention, merge
 from cdgen_kernels.triton.constants import LOWEST
-from cdgen_kernels.triton.noise import philox_block
-from cdgen_kernels.triton.passes import is_last_to_arrive
-from cdgen_kernels.triton.settings import SCALAR_POINTERS, multiprocessors
+from cdgen_kernels.triton.prefill_attention import prefill_attention
 
 # Launch settings; they have not been measured on a GPU yet. A program has up to 8 KiB of keys and values in flight.
 THREADS = 64
 KEYS = {1: 4, 2: 4, 4: 4, 8: 2}  # heads per program -> keys per line at a time, limited by registers; divisors of 4
 MATRIX_GROUP = 4  # smallest group of heads, rounded up to a power of two, that is computed on matrix units
 MATRIX_TILE = 4096  # numbers per tile of keys, at most 32 keys
-PROGRAMS_PER_MULTIPROCESSOR = 4  # limit on the programs that share the keys of a sequence
 MERGED = 2048  # numbers of the programs' sums that the merging program reads at once
-
-_GOLDEN = tl.constexpr(GOLDEN)
-
-
-class Cache(NamedTuple):
-    """Keys and values of one key-value head, page by page."""
-
-    keys_ptr: tl.tensor  # [pages, PAGE, DIM], pages page_stride apart
-    values_ptr: tl.tensor
-    page_stride: tl.tensor  # int64
-
-
-class Span(NamedTuple):
-    """The keys that a program reads: [begin, stop), without those before `first`; int32."""
-
-    begin: tl.tensor  # a multiple of the tile
-    stop: tl.tensor
-    first: tl.tensor  # first key of the window
-
-
-class Noise(NamedTuple):
-    """What a dropout mask depends on."""
-
-    seed_ptr: tl.tensor  # int64, one element
-    sequence_ptr: tl.tensor  # int64, one element
-    position: tl.tensor  # int64
-    head: tl.tensor  # int64, number of the first head, counted over all layers from 1
-
-
-@triton.jit
-def merge(best, total, sums):
-    """Merge softmaxes over different keys, in base 2.
-
-    Args:
-        best, total: maxima and totals, float32 [G, n]. sums: weighted sums of values, float32 [G, n, D].
-    Returns:
-        (maxima [G], totals [G], sums [G, D])
-    """
-    highest = tl.max(best, 1)
-    factor = tl.exp2(best - highest[:, None])
-    # With plain products, each lane would fuse its own product with the sum of the others, and lanes would round the
-    # same sum differently.
-    return highest, tl.sum(tl.fma(total, factor, 0.0), 1), tl.sum(tl.fma(sums, factor[:, :, None], 0.0), 1)
-
-
-@triton.jit
-def is_dropped(lead, key, seed, sequence, position, dropped):
-    """Return whether dropout removes the weight of each key [1, KEYS, LINES], for heads with seeds [G, 1, 1].
-
-    The keys that start at each `lead` [1, 1, LINES] take their words from one block. A key is dropped if its word is
-    below `dropped`.
-    """
-    w0, w1, w2, w3 = philox_block(lead >> 2, seed, sequence, position)
-    word = key & 3
-    return tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3)) < dropped
-
-
-@triton.jit
-def line_attention(
-    q_ptr, head_stride, count, scale, cache, page_table_ptr, span, noise,
-    PAGE: tl.constexpr, DIM: tl.constexpr, DROPPED: tl.constexpr,
-    G: tl.constexpr, KEYS: tl.constexpr, LINES: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """Compute attention of `count` heads over the keys of a :class:`Span`, in float32.
-
-    Args:
-        q_ptr: queries [count, DIM], heads head_stride apart. scale: float32, includes log2(e).
-        page_table_ptr: int32 page numbers of the sequence. noise: read if DROPPED > 0.
-    Returns:
-        (maxima [G], totals [G], sums of values [G, D]) in base 2
-    """
-    # Tensors here are [G, KEYS, LINES, D], with some of the dimensions left out.
-    n = tl.arange(0, D)[None, None, None, :]
-    r = tl.arange(0, KEYS)[None, :, None]
-    g = tl.arange(0, G)[:, None, None]
-    q_ptrs = q_ptr + (g.to(tl.int64) * head_stride)[:, :, :, None] + n
-    query = tl.load(q_ptrs, mask=(g < count)[:, :, :, None] & (n < DIM), other=0.0).to(tl.float32) * scale
-    if DROPPED > 0:
-        seeds = tl.load(noise.seed_ptr) + ((noise.head + g) * _GOLDEN << 32)
-        sequence = tl.load(noise.sequence_ptr)
-    best = tl.full([G, LINES], LOWEST, tl.float32)
-    total = tl.zeros([G, LINES], tl.float32)
-    sums = tl.zeros([G, LINES, D], tl.float32)
-    lead = span.begin + tl.arange(0, LINES)[None, None, :] * KEYS  # a page holds all keys of a line, or none
-    page = tl.load(page_table_ptr + lead // PAGE, mask=(lead + KEYS > span.first) & (lead < span.stop), other=0)
-    for _ in range(span.begin, span.stop, KEYS * LINES):
-        key = lead + r
-        seen = (key >= span.first) & (key < span.stop)
-        offset = (page.to(tl.int64) * cache.page_stride + (lead % PAGE + r) * DIM)[:, :, :, None] + n
-        # Only D is contiguous. Without this hint, Triton 3.4 and 3.6 distribute lanes over KEYS next, so that every sum
-        # over keys crosses lanes. With it they distribute them over LINES, as 3.9 does.
-        offset = tl.max_contiguous(offset, [1, 1, 2, D])
-        inside = seen[:, :, :, None] & (n < DIM)
-        k = tl.load(cache.keys_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(cache.values_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-        ahead = lead + KEYS * LINES
-        page = tl.load(page_table_ptr + ahead // PAGE, mask=ahead < span.stop, other=0)  # one tile ahead
-        score = tl.where(seen, tl.sum(query * k, 3), float("-inf"))
-        higher = tl.maximum(best, tl.max(score, 1))
-        share = tl.exp2(score - higher[:, None, :])
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.sum(share, 1)
-        if DROPPED > 0:
-            share = tl.where(is_dropped(lead, key, seeds, sequence, noise.position, DROPPED), 0.0, share)
-        sums = sums * shrink[:, :, None] + tl.sum(share[:, :, :, None] * v, 1)
-        best = higher
-        lead = ahead
-    return merge(best, total, sums)
-
-
-@triton.jit
-def matrix_attention(
-    q_ptr, head_stride, count, scale, cache, page_table_ptr, span,
-    PAGE: tl.constexpr, DIM: tl.constexpr, G: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """Compute :func:`line_attention` on matrix units, with weights rounded to the dtype of the values.
-
-    Totals are not rounded.
-    """
-    g = tl.arange(0, G)[:, None]
-    i = tl.arange(0, D)[None, :]
-    query = tl.load(q_ptr + g.to(tl.int64) * head_stride + i, mask=(g < count) & (i < DIM), other=0.0)
-    best = tl.full([G], LOWEST, tl.float32)
-    total = tl.zeros([G], tl.float32)
-    sums = tl.zeros([G, D], tl.float32)
-    key = span.begin + tl.arange(0, TILE)
-    page = tl.load(page_table_ptr + key // PAGE, mask=(key >= span.first) & (key < span.stop), other=0)
-    for _ in range(span.begin, span.stop, TILE):
-        seen = (key >= span.first) & (key < span.stop)
-        offset = (page.to(tl.int64) * cache.page_stride + key % PAGE * DIM)[:, None] + i
-        k = tl.load(cache.keys_ptr + offset, mask=seen[:, None] & (i < DIM), other=0.0)
-        v = tl.load(cache.values_ptr + offset, mask=seen[:, None] & (i < DIM), other=0.0)
-        key += TILE
-        page = tl.load(page_table_ptr + key // PAGE, mask=key < span.stop, other=0)  # one tile ahead
-        score = tl.where(seen[None, :], tl.dot(query, tl.trans(k)) * scale, float("-inf"))
-        higher = tl.maximum(best, tl.max(score, 1))
-        share = tl.exp2(score - higher[:, None])
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.sum(share, 1)
-        sums = tl.dot(share.to(v.dtype), v, sums * shrink[:, None])
-        best = higher
-    return best, total, sums
 
 
 @triton.jit
@@ -211,15 +65,19 @@ def store_heads(out_ptr, x, count, DIM: tl.constexpr, G: tl.constexpr, D: tl.con
     tl.store(out_ptr + h * DIM + i, x.to(out_ptr.dtype.element_ty), mask=(h < count) & (i < DIM))
 
 
-@triton.jit(do_not_specialize=["table_stride", "window", "layer"], do_not_specialize_on_alignment=SCALAR_POINTERS)
+@triton.jit(
+    do_not_specialize=["table_stride", "window", "layer"], do_not_specialize_on_alignment=settings.SCALAR_POINTERS
+)
 def paged_attention_kernel(
     # queries [N, H, DIM] with unit stride along DIM, and the cache, contiguous [pages, K, PAGE, DIM]
     q_ptr, keys_ptr, values_ptr,
+    # bfloat16 [pages, K, PAGE], if the cache is fp8
+    key_scales_ptr, value_scales_ptr,
     # int32 [sequences, pages per sequence], int32 [N], int64 [N]
     page_table_ptr, cache_row_ptr, position_ptr,
     # dropout: int64, one element, and int64 [N]
     seed_ptr, sequence_ptr,
-    # scratch if SPLIT: int32 zeros [N, jobs], and float32 [N, jobs, splits, 2, G] and [N, jobs, splits, G, D]
+    # scratch if SPLIT: counters, int32 [N, jobs], and float32 [N, jobs, splits, 2, G] and [N, jobs, splits, G, D]
     arrivals_ptr, part_ends_ptr, part_sums_ptr,
     # result, contiguous [N, H, DIM]
     out_ptr,
@@ -261,8 +119,9 @@ def paged_attention_kernel(
             return
 
     q_ptr += token * q_row_stride + head * q_head_stride
-    head_offset = kv_head * (PAGE * DIM)
-    cache = Cache(keys_ptr + head_offset, values_ptr + head_offset, kv_heads * (PAGE * DIM))
+    cache = cache_of(
+        keys_ptr, values_ptr, key_scales_ptr, value_scales_ptr, kv_head, kv_heads, PAGE, DIM
+    )  # fmt: skip
     page_table_ptr += cache_row.to(tl.int64) * table_stride
     span = Span(begin, stop, first)
     if MATRIX:
@@ -294,6 +153,19 @@ def paged_attention_kernel(
         store_heads(out_ptr, sums / (total * kept)[:, None], count, DIM, G, D)
 
 
+def tile_shape(rows: int, width: int, page: int, itemsize: int, matrix: bool) -> tuple[int, int, int]:
+    """Return (heads per program, keys per line, lines per tile).
+
+    Args:
+        rows, width: heads that share a key-value head, and numbers of a head, rounded up to powers of two.
+        page, itemsize: keys per page, and bytes per number of a key.
+    """
+    if matrix:
+        return 16, 1, min(max(MATRIX_TILE // width, 16), 32)
+    heads = min(rows, max(KEYS))
+    return heads, math.gcd(page, KEYS[heads]), max(THREADS * 16 // itemsize // width, 1)
+
+
 def paged_attention(
     q: torch.Tensor,
     keys: torch.Tensor,
@@ -307,40 +179,42 @@ def paged_attention(
     seed: torch.Tensor,
     sequence: torch.Tensor,
     layer: int,
+    prefill: bool = False,
+    key_scales: torch.Tensor | None = None,
+    value_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute :func:`cdgen_kernels.reference.layers.paged_attention` in one launch, in float32 arithmetic.
 
-    Groups that round up to MATRIX_GROUP or more heads, in the 16-bit dtype of the cache and without dropout, round
-    weights to that dtype.
+    With 16-bit queries on pages of their dtype or fp8, and without dropout, a prefill and groups that round up to
+    MATRIX_GROUP or more heads round weights to 16 bits.
 
     Args:
         q: [N, H, d] with unit stride along d. keys, values: contiguous [pages, K, page size, d].
+        key_scales, value_scales: bfloat16 [pages, K, page size], contiguous, if the cache is float8_e4m3fn.
         page_table: int32 [sequences, pages per sequence]. cache_row: int32 [N], negative for unused tokens.
         position: int64 [N]. seed: int64, one element. sequence: int64 [N].
     """
     tokens, heads, dim = q.shape
+    width = triton.next_power_of_2(dim)
+    matrix = width >= 16 and (q.dtype == keys.dtype or key_scales is not None) and q.itemsize == 2 and not dropout
+    cache = (keys, values, keys if key_scales is None else key_scales, values if value_scales is None else value_scales)
+    if prefill and matrix and tokens:
+        return prefill_attention(q, cache, page_table, cache_row, position, scale, window)
     out = q.new_empty(q.shape)
     if tokens:
         _, kv_heads, page, _ = keys.shape
-        group = heads // kv_heads
-        width = triton.next_power_of_2(dim)
-        rows = triton.next_power_of_2(group)
-        matrix = rows >= MATRIX_GROUP and width >= 16 and q.dtype == keys.dtype and q.itemsize == 2 and not dropout
-        heads_per_program = 16 if matrix else min(rows, max(KEYS))
-        jobs = kv_heads * triton.cdiv(group, heads_per_program)
-        keys_per_line = 1 if matrix else math.gcd(page, KEYS[heads_per_program])
-        lines = THREADS * 16 // keys.itemsize // width
-        lines = min(max(MATRIX_TILE // width, 16), 32) if matrix else max(lines, 1)
-        rows = min(rows, heads_per_program)
-        length = page_table.shape[1] * page
-        tile = keys_per_line * lines
+        group, rows = heads // kv_heads, triton.next_power_of_2(heads // kv_heads)
+        matrix = matrix and rows >= MATRIX_GROUP
+        heads_per_program, keys_per_line, lines = tile_shape(rows, width, page, keys.itemsize, matrix)
+        jobs, rows = kv_heads * triton.cdiv(group, heads_per_program), min(rows, heads_per_program)
+        length, tile = page_table.shape[1] * page, keys_per_line * lines
         tiles = triton.cdiv(min(length, window + tile) if window else length, tile)  # a window may begin within a tile
-        room = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(q.device)
+        room = settings.ATTENTION_PROGRAMS_PER_MULTIPROCESSOR * settings.multiprocessors(q.device)
         splits = max(1, min(tiles, room // (tokens * jobs)))
         parts = tokens * jobs * splits if splits > 1 else 0
         paged_attention_kernel[(tokens, jobs, splits)](
-            q, keys, values, page_table, cache_row, position, seed, sequence,
-            q.new_zeros(tokens * jobs if parts else 0, dtype=torch.int32),
+            q, *cache, page_table, cache_row, position, seed, sequence,
+            arrivals.counters(q.device, tokens * jobs if parts else 0),
             q.new_empty((parts, 2, heads_per_program), dtype=torch.float32),
             q.new_empty((parts, heads_per_program, width), dtype=torch.float32), out,
             *q.stride()[:2], page_table.stride(0), window,

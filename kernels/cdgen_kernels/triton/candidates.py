@@ -21,9 +21,12 @@ from cdgen_kernels.triton.draw import Cuts, Noise, draw_few, draw_many
 from cdgen_kernels.triton.passes import (
     Bans,
     CandidateList,
-    begin_row,
+    arrive,
     candidate_threshold,
     collect,
+    find_row,
+    first_pass,
+    leave_out_banned,
     parameters_are_valid,
     row_maximum,
     second_pass,
@@ -71,11 +74,12 @@ def select_candidates_kernel(
     hits_ptr += number * chunks_stride
     candidates = CandidateList(list_token_ptr + number * CAPACITY, list_logit_ptr + number * CAPACITY)
     out = CandidateList(token_out_ptr + number * capacity, logit_out_ptr + number * capacity)
-    row, is_last = begin_row(
-        good_ptr, good_stride, vocab_size, banned_ptr, banned_count, maxima_ptr, arrivals_ptr, segment, SPLIT, T, G, R
-    )
-    if not is_last:
+    row = find_row(good_ptr, good_stride, vocab_size, banned_ptr, banned_count, G)
+    begin = tl.program_id(1) * segment
+    first_pass(row.groups_ptr, begin, tl.minimum(begin + segment, row.full), maxima_ptr, T, G, R)
+    if not arrive(arrivals_ptr, SPLIT):
         return
+    leave_out_banned(row, maxima_ptr, 0, vocab_size, 1.0, 0.0, T, G, R)
     best, has_nan = row_maximum(row, maxima_ptr, T, G, R)
     best = tl.where(has_nan > 0, float("nan"), best)  # no logit reaches NaN, so the list stays empty
     margin = tl.load(margin_ptr + number)

@@ -16,7 +16,6 @@ that: 0.007 for D = 768 and logits up to 20, which rarely costs a chunk. If logi
 differ by more, a token that close to the threshold may be missed.
 """
 
-import re
 from typing import NamedTuple
 
 import torch
@@ -27,16 +26,13 @@ from cdgen_kernels.sampling_tensors import Candidates
 from cdgen_kernels.triton import settings
 from cdgen_kernels.triton.constants import INVALID_PARAMETERS
 from cdgen_kernels.triton.passes import Bans, candidate_threshold, is_allowed, with_fault
+from cdgen_kernels.triton.settings import ASYNC_ROWS, HAS_FENCE
 
 # Launch settings; they have not been measured on a GPU yet. Tiles fit in 99 KiB of shared memory (64 KiB on AMD).
 CHUNK = 16  # tokens that share a maximum
 TILE_TOKENS = 128
 TILE_BYTES = 128  # bytes of each row of hidden and weight per step of the product
 TILES = {16: (4, 4), 32: (4, 4), 64: (4, 3), 128: (8, 3)}  # rows per tile -> (warps, stages)
-# With 64 or more rows, sm_90 and later read 16-bit operands through the async proxy. Before 3.7.1, Triton omits the
-# fence between pipelined copies and these reads (triton pull request 9610); with a single stage it emits the fence.
-ASYNC_ROWS = 64
-HAS_FENCE = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3])) >= (3, 7, 1)
 SELECT_WARPS = 8
 SELECT_TOKENS = 32  # dot products computed at once, in whole chunks
 GATHER_WARPS = 4

@@ -112,6 +112,28 @@ def first_pass(groups_ptr, begin, end, maxima_ptr, T: tl.constexpr, G: tl.conste
 
 
 @triton.jit
+def leave_out_banned(row, table_ptr, begin, end, factor, summand, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
+    """Replace the entries of chunks with banned tokens by factor * (maximum of the other tokens) + summand.
+
+    Entries that are NaN stay NaN.
+
+    Args:
+        table_ptr: float32 [chunks]. begin, end: places of the chunks that this program has written.
+    """
+    for i in range(0, row.bans.count):
+        place = tl.load(row.bans.token_ptr + i).to(tl.int32) - row.skip
+        if (place >= begin) & (place < tl.minimum(end, row.full)):
+            chunk = place // (T * G * R) * T + place % (T * G) // G
+            inside = place_in_chunk(chunk, tl.arange(0, R * G), T, G, R)
+            counts = (inside < row.full) & is_allowed(inside + row.skip, row.bans)
+            rest = tl.load(row.logits_ptr + row.skip + inside, mask=counts, other=float("-inf")).to(tl.float32)
+            tl.debug_barrier()  # the previous iteration, or the pass over the row, has stored
+            before = tl.load(table_ptr + chunk)
+            tl.debug_barrier()
+            tl.store(table_ptr + chunk, tl.where(before != before, before, tl.max(rest, 0) * factor + summand))
+
+
+@triton.jit
 def is_last_to_arrive(arrivals_ptr, programs):
     """Count this program in, and return whether it is the last of the `programs` that share a row.
 
@@ -122,32 +144,31 @@ def is_last_to_arrive(arrivals_ptr, programs):
 
 
 @triton.jit
-def begin_row(
-    logits_ptr, logits_stride, vocab_size, banned_ptr, banned_count, maxima_ptr, arrivals_ptr, segment,
-    SPLIT: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
-    """Do this program's share of the first pass over row program_id(0).
+def find_row(logits_ptr, logits_stride, vocab_size, banned_ptr, banned_count, G: tl.constexpr):
+    """Return row program_id(0) as a :class:`Row`.
 
     Args:
         logits_ptr: [B, V'] with unit stride along V', from a multiple of 16 bytes. banned_ptr: int64 [B, banned_count].
-        maxima_ptr: float32 [chunks], of this row. arrivals_ptr: int32 [B], zeros; read only if SPLIT.
-        segment: places per program, a multiple of T G R.
-    Returns:
-        (:class:`Row`, whether this program has to continue: all of the row's maxima are written)
     """
     number = tl.program_id(0).to(tl.int64)
     skip = tl.minimum((G - number * logits_stride % G) % G, vocab_size).to(tl.int32)
     full = (vocab_size - skip) // G * G
     groups_ptr = logits_ptr + (number * logits_stride + skip) // G * G
     bans = Bans(banned_ptr + number * banned_count, banned_count)
-    row = Row(logits_ptr + number * logits_stride, groups_ptr, skip, full, vocab_size, bans)
+    return Row(logits_ptr + number * logits_stride, groups_ptr, skip, full, vocab_size, bans)
 
-    begin = tl.program_id(1) * segment
-    first_pass(groups_ptr, begin, tl.minimum(begin + segment, full), maxima_ptr, T, G, R)
+
+@triton.jit
+def arrive(arrivals_ptr, SPLIT: tl.constexpr):
+    """Return whether this program has to continue: all programs of its row have done their share.
+
+    Args:
+        arrivals_ptr: int32 [B], zeros; read only if SPLIT.
+    """
     is_last = True
     if SPLIT:
-        is_last = is_last_to_arrive(arrivals_ptr + number, tl.num_programs(1))
-    return row, is_last
+        is_last = is_last_to_arrive(arrivals_ptr + tl.program_id(0).to(tl.int64), tl.num_programs(1))
+    return is_last
 
 
 @triton.jit
@@ -158,10 +179,7 @@ def chunk_count(row, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
 
 @triton.jit
 def row_maximum(row, maxima_ptr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
-    """Return (the row's maximum without banned tokens, 1 if the row has NaN else 0).
-
-    The maxima [chunks] of chunks with banned tokens are corrected in place.
-    """
+    """Return (the row's maximum without banned tokens, 1 if the row has NaN else 0)."""
     tl.debug_barrier()  # the first pass has stored them
     best = float("-inf")
     has_nan = 0
@@ -170,20 +188,6 @@ def row_maximum(row, maxima_ptr, T: tl.constexpr, G: tl.constexpr, R: tl.constex
         z = tl.load(row.logits_ptr + edge, mask=on_edge, other=float("-inf")).to(tl.float32)
         has_nan = tl.max((z != z).to(tl.int32), 0)
         best = tl.max(tl.where(is_allowed(edge, row.bans), z, float("-inf")), 0)
-
-    for i in range(0, row.bans.count):  # reread the chunk of each banned token without the banned ones
-        place = tl.load(row.bans.token_ptr + i).to(tl.int32) - row.skip
-        if (place >= 0) & (place < row.full):
-            chunk = place // (T * G * R) * T + place % (T * G) // G
-            inside = place_in_chunk(chunk, tl.arange(0, R * G), T, G, R)
-            counts = (inside < row.full) & is_allowed(inside + row.skip, row.bans)
-            rest = tl.load(row.groups_ptr + inside, mask=counts, other=float("-inf")).to(tl.float32)
-            tl.debug_barrier()  # the previous iteration has stored
-            before = tl.load(maxima_ptr + chunk)
-            tl.debug_barrier()
-            tl.store(maxima_ptr + chunk, tl.where(before != before, before, tl.max(rest, 0)))
-    if row.bans.count > 0:
-        tl.debug_barrier()
 
     chunks = chunk_count(row, T, G, R)
     c = tl.arange(0, 8 * T)
@@ -232,6 +236,23 @@ def collect(logits_ptr, token, valid, threshold, bans, candidates, count, CAPACI
 
 
 @triton.jit
+def chunks_reaching(table_ptr, chunks, least, hits_ptr, N: tl.constexpr):
+    """Write the chunks whose entry in a table, float32 [chunks], is at least `least` to hits; return their number.
+
+    N chunks are compared at a time.
+    """
+    c = tl.arange(0, N)
+    hit_count = 0
+    for start in range(0, chunks, N):
+        entry = tl.load(table_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
+        hit = (entry >= least) & (entry > float("-inf"))
+        tl.store(hits_ptr + hit_count + tl.cumsum(hit.to(tl.int32), 0) - 1, start + c, mask=hit)
+        hit_count += tl.sum(hit.to(tl.int32), 0)
+    tl.debug_barrier()
+    return hit_count
+
+
+@triton.jit
 def second_pass(row, threshold, maxima_ptr, hits_ptr, candidates,
                 CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """Write the row's candidates to the list, in no particular order, as far as they fit; return their number.
@@ -239,15 +260,7 @@ def second_pass(row, threshold, maxima_ptr, hits_ptr, candidates,
     Args:
         maxima_ptr: float32 [chunks], from the first pass. hits_ptr: int32 [chunks], scratch for chunks to read.
     """
-    chunks = chunk_count(row, T, G, R)
-    c = tl.arange(0, 8 * T)
-    hit_count = 0
-    for start in range(0, chunks, 8 * T):
-        highest = tl.load(maxima_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
-        hit = (highest >= threshold) & (highest > float("-inf"))
-        tl.store(hits_ptr + hit_count + tl.cumsum(hit.to(tl.int32), 0) - 1, start + c, mask=hit)
-        hit_count += tl.sum(hit.to(tl.int32), 0)
-    tl.debug_barrier()
+    hit_count = chunks_reaching(maxima_ptr, chunk_count(row, T, G, R), threshold, hits_ptr, 8 * T)
     count = 0
     if row.full < row.vocab_size:
         edge, on_edge = edge_tokens(row, G)
@@ -261,30 +274,3 @@ def second_pass(row, threshold, maxima_ptr, hits_ptr, candidates,
         count = collect(row.logits_ptr, place + row.skip, valid, threshold, row.bans, candidates, count, CAPACITY)
     tl.debug_barrier()
     return count
-
-
-@triton.jit
-def bound_by_chunks(maxima_ptr, chunks, best, scale, wanted, BY_MASS: tl.constexpr, T: tl.constexpr):
-    """Return the greatest float32 that `wanted` chunk maxima reach, or chunk maxima of mass `wanted`; else -inf.
-
-    At least as many of the row's tokens, or tokens of at least as much mass, then reach it, so top-k or top-p keeps no
-    token below it. Mass is exp((z - best) / scale). The bound is found bit by bit, in the order of the float's bits.
-    """
-    c = tl.arange(0, 8 * T)
-    key = tl.full([], 0, tl.int64)
-    for bit in range(0, 32):
-        tried = key | (tl.full([], 1, tl.int64) << (31 - bit))
-        reached = 0.0
-        for start in range(0, chunks, 8 * T):
-            z = tl.load(maxima_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
-            bits = z.to(tl.int32, bitcast=True)
-            ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
-            counts = (ordered >= tried) & (z > float("-inf"))
-            if BY_MASS:
-                reached += tl.sum(tl.where(counts, tl.exp((z - best) / scale), 0.0), 0)
-            else:
-                reached += tl.sum(counts.to(tl.float32), 0)
-        key = tl.where(reached >= wanted, tried, key)
-    bits = (key - 2147483648).to(tl.int32)
-    bound = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    return tl.where(key == 0, float("-inf"), bound)

@@ -19,16 +19,17 @@ from cdgen_kernels.triton.draw import Cuts, Noise, draw_few, draw_many
 from cdgen_kernels.triton.passes import (
     Bans,
     CandidateList,
-    begin_row,
-    bound_by_chunks,
+    arrive,
     candidate_threshold,
-    chunk_count,
-    is_allowed,
+    find_row,
+    first_pass,
+    leave_out_banned,
     parameters_are_valid,
     row_maximum,
     second_pass,
     with_fault,
 )
+from cdgen_kernels.triton.race import greatest_bound, token_row
 from cdgen_kernels.triton.scores import (
     Entries,
     Logits,
@@ -41,44 +42,14 @@ from cdgen_kernels.triton.scores import (
     nothing_outside,
     score_tile,
 )
-
-
-@triton.jit
-def row_mass(row, best, scale, N: tl.constexpr):
-    """Return the sum of exp((z - best) / scale) over the logits z of the tokens that are not banned."""
-    i = tl.arange(0, N)
-    total = tl.zeros([N], tl.float32)
-    for start in range(0, row.vocab_size, N):
-        inside = (start + i < row.vocab_size) & is_allowed(start + i, row.bans)
-        z = tl.load(row.logits_ptr + start + i, mask=inside, other=float("-inf")).to(tl.float32)
-        total += tl.exp((z - best) / scale)
-    return tl.sum(total, 0)
-
-
-@triton.jit
-def threshold_of_row(row, maxima_ptr, best, margin, weights, top_k, top_p, BAD: tl.constexpr, OUTSIDE: tl.constexpr,
-                     CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """Return (the threshold of the second pass, `mass` of :class:`Cuts`).
-
-    If every token is a candidate and GOOD's logits alone decide, top-k and top-p keep nothing below a bound that the
-    chunk maxima give. The bound then serves as the threshold.
-    """
-    threshold = candidate_threshold(best, margin)
-    mass = -1.0
-    if OUTSIDE == MASK:
-        good_decides = (weights.good_weight > 0) & (best < float("inf")) & (best > float("-inf"))
-        if BAD != NO_BAD:
-            good_decides = good_decides & (weights.contrast_strength == 0)
-        if (margin == float("inf")) & good_decides & (row.vocab_size > CAPACITY):
-            chunks = chunk_count(row, T, G, R)
-            scale = weights.scale / weights.good_weight
-            if (top_k > 0) & (top_k < row.vocab_size):
-                threshold = bound_by_chunks(maxima_ptr, chunks, best, scale, top_k.to(tl.float32), False, T)
-            elif top_p < 1:
-                mass = row_mass(row, best, scale, 4 * T)
-                wanted = top_p * mass * 1.0001  # more than any difference in rounding
-                threshold = bound_by_chunks(maxima_ptr, chunks, best, scale, wanted, True, T)
-    return threshold, mass
+from cdgen_kernels.triton.whole_row import (
+    CANDIDATES,
+    RACE,
+    draw_by_race,
+    method_of_row,
+    share_work,
+    threshold_of_row,
+)
 
 
 @triton.jit
@@ -150,6 +121,24 @@ def store_logprobs(drawn, row, bad_ptr, logprobs_ptr, batch, BAD: tl.constexpr, 
     tl.store(logprobs_ptr + 2 * batch, bad_logprob)
 
 
+@triton.jit
+def parameters_of_row(good_weight_ptr, contrast_strength_ptr, temperature_ptr, top_p_ptr, top_k_ptr,
+                      seed_ptr, sequence_ptr, position_ptr):  # fmt: skip
+    """Return (:class:`Weights`, :class:`Cuts`, :class:`Noise`) of row program_id(0)."""
+    number = tl.program_id(0).to(tl.int64)
+    temperature = tl.load(temperature_ptr + number)
+    weights = Weights(
+        tl.load(good_weight_ptr + number),
+        tl.load(contrast_strength_ptr + number),
+        tl.where(temperature == 0, 1.0, temperature),
+    )
+    noise = Noise(
+        tl.load(seed_ptr + number), tl.load(sequence_ptr + number), tl.load(position_ptr + number), temperature
+    )
+    cuts = Cuts(tl.load(top_k_ptr + number).to(tl.int32), tl.load(top_p_ptr + number), -1.0)
+    return weights, cuts, noise
+
+
 @triton.jit(
     do_not_specialize=["vocab_size", "banned_count", "chunks_stride", "batch"],
     do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
@@ -162,8 +151,8 @@ def contrastive_sample_kernel(
     seed_ptr, sequence_ptr, position_ptr,
     # banned tokens, int64 [B, banned_count]
     banned_ptr,
-    # scratch: settings.Scratch, and float32 [B, T]
-    arrivals_ptr, maxima_ptr, hits_ptr, list_token_ptr, list_logit_ptr, scores_ptr,
+    # scratch: settings.Scratch, float32 [B, chunks] and [B, 2 * the greater of T and the number of programs]
+    arrivals_ptr, maxima_ptr, hits_ptr, list_token_ptr, list_logit_ptr, bounds_ptr, scores_ptr,
     # results: int64 [B], and if LOGPROBS float32 [3, B]
     token_out_ptr, logprobs_out_ptr,
     # sizes; a segment is what one program reads in the first pass, and value the score of the mode CONSTANT
@@ -174,28 +163,66 @@ def contrastive_sample_kernel(
     """Draw one token per row. Grid: (B, programs per row; more than 1 if SPLIT)."""
     N: tl.constexpr = 4 * T
     number = tl.program_id(0).to(tl.int64)
+    programs = tl.num_programs(1)
     bad_ptr += number * bad_stride
     maxima_ptr += number * chunks_stride
+    bounds_ptr += number * chunks_stride
     hits_ptr += number * chunks_stride
     candidates = CandidateList(list_token_ptr + number * CAPACITY, list_logit_ptr + number * CAPACITY)
-    scores_ptr += number * T
-    row, is_last = begin_row(
-        good_ptr, good_stride, vocab_size, banned_ptr, banned_count, maxima_ptr, arrivals_ptr, segment, SPLIT, T, G, R
-    )
-    if not is_last:
+    scores_ptr += number * 2 * (tl.maximum(T, programs) if BAD == NO_BAD else T)
+    row = find_row(good_ptr, good_stride, vocab_size, banned_ptr, banned_count, G)
+    begin = tl.program_id(1) * segment
+    first_pass(row.groups_ptr, begin, tl.minimum(begin + segment, row.full), maxima_ptr, T, G, R)
+    method = 0
+    SHARED: tl.constexpr = OUTSIDE == MASK and BAD == NO_BAD
+    if SHARED:
+        leave_out_banned(row, maxima_ptr, begin, begin + segment, 1.0, 0.0, T, G, R)
+        if tl.load(margin_ptr + number) == float("inf"):
+            weights, cuts, noise = parameters_of_row(
+                good_weight_ptr, contrast_strength_ptr, temperature_ptr, top_p_ptr, top_k_ptr,
+                seed_ptr, sequence_ptr, position_ptr,
+            )  # fmt: skip
+            method = method_of_row(vocab_size, weights, cuts, noise.temperature, BAD, LOGPROBS, CAPACITY, T)
+            mass_ptr = scores_ptr + 2 * tl.program_id(1)
+            share_work(
+                row, method, maxima_ptr, bounds_ptr, mass_ptr, begin, begin + segment, weights, cuts, noise,
+                LOGPROBS, T, G, R,
+            )  # fmt: skip
+    if not arrive(arrivals_ptr, SPLIT):
         return
-    best, nan_good = row_maximum(row, maxima_ptr, T, G, R)
+    if not SHARED:
+        leave_out_banned(row, maxima_ptr, 0, vocab_size, 1.0, 0.0, T, G, R)
 
+    best, nan_good = row_maximum(row, maxima_ptr, T, G, R)
     margin = tl.load(margin_ptr + number)
-    good_weight = tl.load(good_weight_ptr + number)
-    contrast_strength = tl.load(contrast_strength_ptr + number)
-    temperature = tl.load(temperature_ptr + number)
-    weights = Weights(good_weight, contrast_strength, tl.where(temperature == 0, 1.0, temperature))
-    top_p = tl.load(top_p_ptr + number)
-    top_k = tl.load(top_k_ptr + number).to(tl.int32)
-    threshold, mass = threshold_of_row(
-        row, maxima_ptr, best, margin, weights, top_k, top_p, BAD, OUTSIDE, CAPACITY, T, G, R
-    )
+    weights, cuts, noise = parameters_of_row(
+        good_weight_ptr, contrast_strength_ptr, temperature_ptr, top_p_ptr, top_k_ptr,
+        seed_ptr, sequence_ptr, position_ptr,
+    )  # fmt: skip
+    rate = weights.good_weight / weights.scale
+    parts = programs
+    if OUTSIDE == MASK and BAD != NO_BAD:
+        # Few rows with BAD have no margin. The others should not pay for them, so this program does it all.
+        parts = 1
+        if margin == float("inf"):
+            method = method_of_row(vocab_size, weights, cuts, noise.temperature, BAD, LOGPROBS, CAPACITY, T)
+            share_work(
+                row, method, maxima_ptr, bounds_ptr, scores_ptr, 0, vocab_size, weights, cuts, noise,
+                LOGPROBS, T, G, R,
+            )  # fmt: skip
+            tl.debug_barrier()
+    mass = -1.0
+    threshold = candidate_threshold(best, margin)
+    top = 0.0
+    if method != CANDIDATES:
+        if (best > float("-inf")) & (best < float("inf")):
+            threshold, mass = threshold_of_row(
+                row, method, threshold, maxima_ptr, scores_ptr, parts, best, rate, cuts, LOGPROBS, T, G, R
+            )
+            if method == RACE:
+                top = greatest_bound(token_row(row, G), bounds_ptr, T, G, R)
+        is_finite = (tl.abs(best) < float("inf")) & (tl.abs(top) < float("inf"))
+        method = tl.where(is_finite, method, CANDIDATES)  # infinite logits or scores are not raced
     count = vocab_size
     if (threshold > float("-inf")) | (vocab_size <= CAPACITY):
         count = second_pass(row, threshold, maxima_ptr, hits_ptr, candidates, CAPACITY, T, G, R)
@@ -203,14 +230,13 @@ def contrastive_sample_kernel(
     listed = (count <= CAPACITY) & (OUTSIDE == MASK)
     entries = Entries(listed, tl.where(listed, count, vocab_size), candidates)
     logits = Logits(row.logits_ptr, bad_ptr, row.bans, threshold, best)
-    cuts = Cuts(top_k, top_p, mass)
-    noise = Noise(
-        tl.load(seed_ptr + number), tl.load(sequence_ptr + number), tl.load(position_ptr + number), temperature
-    )
+    cuts = Cuts(cuts.top_k, cuts.top_p, mass)
     undefined = False
     if OUTSIDE == MASK:
         if listed & (count <= T):
             drawn = draw_few(entries, logits, weights, cuts, noise, scores_ptr, BAD, T)
+        elif method == RACE:
+            drawn = draw_by_race(row, bounds_ptr, maxima_ptr, hits_ptr, top, best, weights, cuts, noise, T, G, R)
         else:
             outside = nothing_outside()
             reference = find_reference(entries, logits, weights, outside, BAD, MASK, N)
@@ -224,7 +250,9 @@ def contrastive_sample_kernel(
     if LOGPROBS:
         store_logprobs(drawn, row, bad_ptr, logprobs_out_ptr + number, batch, BAD, N)
     result = tl.where(drawn.bad_has_nan | undefined, NAN_BAD, drawn.token.to(tl.int64))
-    valid = (margin >= 0) & parameters_are_valid(good_weight, contrast_strength, temperature, top_p, top_k)
+    valid = (margin >= 0) & parameters_are_valid(
+        weights.good_weight, weights.contrast_strength, noise.temperature, cuts.top_p, cuts.top_k
+    )
     tl.store(token_out_ptr + number, tl.where(valid, with_fault(result, best, nan_good), INVALID_PARAMETERS))
 
 
@@ -256,7 +284,8 @@ def contrastive_sample(
         shape = settings.split(good, vocab_size)
         contrastive_sample_kernel[(batch, shape.programs)](
             good, good if bad is None else bad, *sampling, token if banned is None else banned,
-            *shape.scratch(good), good.new_empty((batch, settings.THREADS), dtype=torch.float32), token, out,
+            *shape.scratch(good), good.new_empty((batch, shape.chunks), dtype=torch.float32),
+            good.new_empty((batch, 2 * max(settings.THREADS, shape.programs)), dtype=torch.float32), token, out,
             vocab_size, good.stride(0), 0 if bad is None else bad.stride(0), 0 if banned is None else banned.shape[1],
             shape.chunks, batch, shape.segment, float(value),
             BAD=(NO_BAD if bad is None else BAD_DENSE).value, OUTSIDE=outside, LOGPROBS=logprobs,

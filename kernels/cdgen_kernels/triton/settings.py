@@ -1,13 +1,15 @@
-"""Launch settings of the kernels that read rows of logits. They have not been measured on a GPU yet.
+"""Launch settings that several kernels share. They have not been measured on a GPU yet.
 
 Settings are looked up at each launch, here and in the other kernel modules, so a sweep can assign them:
 `settings.THREADS = 256`.
 """
 
+import re
 from functools import cache
 from typing import NamedTuple
 
 import torch
+import triton
 
 from cdgen_kernels.sampling_tensors import SamplingTensors
 
@@ -17,6 +19,8 @@ CAPACITY = 256  # entries of a row's list of candidates; more candidates take th
 # A program has THREADS * GROUPS * 16 = 8 KiB of loads in flight. By Little's law an H100 needs about 18 KiB per
 # multiprocessor (3.35 TB/s, 0.7 microseconds), other devices less.
 PROGRAMS_PER_MULTIPROCESSOR = 4
+# Programs of attention also have 8 KiB in flight, but fewer warps, and their loads wait for page numbers.
+ATTENTION_PROGRAMS_PER_MULTIPROCESSOR = 8
 # Lets PROGRAMS_PER_MULTIPROCESSOR programs fit. Without a limit ptxas takes fewer registers and spills, to fit more.
 MAX_REGISTERS = 128
 # Pointers that kernels read one element at a time. Alignment does not change their code, but Triton would compile a
@@ -31,6 +35,10 @@ SCALAR_POINTERS = (
     "slot_mapping_ptr",
     "target_ptr",
 )
+# With 64 or more rows, sm_90 and later read 16-bit operands through the async proxy. Before 3.7.1, Triton omits the
+# fence between pipelined copies and these reads (triton pull request 9610); with a single stage it emits the fence.
+ASYNC_ROWS = 64
+HAS_FENCE = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3])) >= (3, 7, 1)
 MULTIPROCESSORS = 132  # assumed for a device that cannot be asked, such as the CPU in a test
 
 

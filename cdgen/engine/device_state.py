@@ -1,0 +1,146 @@
+"""What the device knows of the running sequences: newest tokens, positions and sequence numbers, by cache row.
+
+Since every step reads and writes it, a step can follow another one before the host has seen what was drawn.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from cdgen.engine.bans import repeated_ngram_bans
+from cdgen.engine.sampling_params import SamplingParams
+from cdgen.hardware import to_device
+from cdgen_kernels import SamplingTensors, make_sampling_tensors
+
+
+class Newest(NamedTuple):
+    """The newest token of each sequence, which the models have not read."""
+
+    token: torch.Tensor  # int64 [A]
+    position: torch.Tensor  # int64 [A], position of that token in its sequence
+    sequence: torch.Tensor  # int64 [A], sequence numbers
+
+
+def sampling_tensors(params: SamplingParams, batch: int, device: torch.device) -> SamplingTensors:
+    """Return sampling parameters as tensors [batch], the same in each row."""
+    return make_sampling_tensors(
+        batch,
+        alpha=params.alpha,
+        good_weight=params.good_weight,
+        contrast_strength=params.contrast_strength,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        seed=params.seed,
+        device=device,
+    )
+
+
+class DeviceState:
+    """The state of the running sequences, and the sampling parameters, which are the same for all of them.
+
+    Memory stays where it is for the lifetime of an instance, as CUDA graphs require.
+
+    Args:
+        params: sampling parameters; `begin` replaces them.
+        stop_token_ids: tokens that end a sequence.
+        cache_rows: cache rows are below this number. A row of -1 is an unused row: it reads position 0.
+        max_num_seqs: greatest number of sequences in one batch.
+        device: device of the state.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        stop_token_ids: Sequence[int],
+        *,
+        cache_rows: int,
+        max_num_seqs: int,
+        device: torch.device,
+    ) -> None:
+        # Column r + 1 is that of cache row r. Unused rows read column 0, and write the last one as index -1, so column
+        # 0 stays 0. Lines: Newest, and the position from which stop tokens may be drawn.
+        self._table = torch.zeros(4, cache_rows + 2, dtype=torch.long, device=device)
+        self._token, self._position, *_ = self._table[:, 1:].unbind()
+        self._stop_from = self._table[3]
+        self._sampling = sampling_tensors(params, max_num_seqs, device)
+        self._history: torch.Tensor | None = None  # int64 [cache_rows + 2, L], all tokens; rows as the table's columns
+        self._stop = self._table.new_empty(0)  # int64, the stop tokens that `min_tokens` bans
+        self._stop_token_ids: list[int] = []  # the same on the host
+        self._set_bans(params, stop_token_ids)
+
+    def begin(self, params: SamplingParams, stop_token_ids: Sequence[int]) -> None:
+        """Replace the sampling parameters."""
+        new = sampling_tensors(params, len(self._sampling.margin), self._sampling.margin.device)
+        for own, value in zip(self._sampling, new, strict=True):
+            own.copy_(value)
+        self._set_bans(params, stop_token_ids)
+
+    def _set_bans(self, params: SamplingParams, stop_token_ids: Sequence[int]) -> None:
+        self._min_tokens, self._ngram_size = params.min_tokens, params.no_repeat_ngram_size
+        stops = list(stop_token_ids) if params.min_tokens else []
+        if stops != self._stop_token_ids:  # a graph that is kept reads the tensor of the same tokens
+            self._stop_token_ids, self._stop = stops, self._table.new_tensor(stops)
+
+    def start(
+        self, cache_row: torch.Tensor, prompts: Sequence[Sequence[int]], numbers: Sequence[int], max_length: int
+    ) -> Newest:
+        """Set the state of new sequences to the last tokens of their prompts, and return it.
+
+        Args:
+            cache_row: int32 [A], distinct.
+            prompts: the prompt of each sequence.
+            numbers: their sequence numbers.
+            max_length: number of tokens of the longest sequence, the same in each call.
+        """
+        last = [len(prompt) - 1 for prompt in prompts]
+        stop_from = [len(prompt) + self._min_tokens for prompt in prompts]
+        columns = [[prompt[-1] for prompt in prompts], last, list(numbers), stop_from]
+        state = to_device(columns, self._table.device)
+        self._table[:, cache_row + 1] = state
+        if self._ngram_size:
+            if self._history is None:
+                self._history = self._table.new_zeros(self._table.shape[1], max_length)
+            width = max(last) + 1
+            padded = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
+            self._history[cache_row + 1, :width] = to_device(padded, self._history.device)
+        return Newest(*state[:3])
+
+    def newest(self, cache_row: torch.Tensor) -> Newest:
+        """Return the newest token of each sequence. Unused rows have token and position 0.
+
+        Args:
+            cache_row: int32 [A]; -1 for unused rows.
+        """
+        return Newest(*self._table.index_select(1, cache_row + 1).unbind()[:3])
+
+    def sampling(self, position: torch.Tensor, sequence: torch.Tensor) -> SamplingTensors:
+        """Return the sampling parameters [A] for tokens at `position` of `sequence`, both int64 [A]."""
+        rows = SamplingTensors(*(x.narrow(0, 0, len(position)) for x in self._sampling))
+        return rows._replace(sequence=sequence, position=position)
+
+    def banned(self, cache_row: torch.Tensor, position: torch.Tensor) -> torch.Tensor | None:
+        """Return the tokens that may not be drawn: stop tokens before `min_tokens`, and repeated n-grams.
+
+        Args:
+            cache_row: int32 [A].
+            position: int64 [A], positions of the tokens to be drawn.
+        Returns:
+            int64 [A, N] token ids, -1 for no ban; or None.
+        """
+        bans, column = [], cache_row + 1
+        if len(self._stop):
+            early = position < self._stop_from.index_select(0, column)
+            bans.append(torch.where(early.unsqueeze(1), self._stop, -1))
+        if self._ngram_size and self._history is not None:
+            bans.append(repeated_ngram_bans(self._history.index_select(0, column), position, self._ngram_size))
+        return torch.cat(bans, 1) if bans else None
+
+    def append(self, cache_row: torch.Tensor, token: torch.Tensor, position: torch.Tensor) -> None:
+        """Make `token`, int64 [A], at `position`, int64 [A], the newest token of each sequence."""
+        token = token.clamp(min=0)  # a fault code cannot be read as a token
+        self._token.index_put_((cache_row,), token)
+        self._position.index_put_((cache_row,), position)
+        if self._ngram_size and self._history is not None:
+            self._history.narrow(0, 1, len(self._history) - 1).index_put_((cache_row, position), token)

@@ -1,0 +1,157 @@
+"""One or both models of a pair on the shared cache: from tokens to last hidden states, and from those to samples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cdgen.engine.graphs import give_back_stream, take_stream
+from cdgen.engine.shared_cache import SharedKVCache
+from cdgen.models.language_model import LanguageModel
+from cdgen.models.llama import LlamaRunner, slot_mapping
+from cdgen_kernels import (
+    Samples,
+    SamplingTensors,
+    contrastive_sample,
+    gather_logits,
+    sample_candidates,
+    select_candidates,
+    select_candidates_linear,
+)
+from cdgen_kernels.codes import OutsideHead
+
+
+class PairRunner:
+    """Runs GOOD, and BAD if there is contrast.
+
+    While a CUDA graph is captured, the models run on two streams: the outputs of :meth:`hidden_states` must go to
+    :meth:`sample`, or :meth:`join` must be called before they are used.
+
+    Args:
+        models: GOOD, or GOOD and BAD.
+        max_length: number of tokens of the longest sequence.
+        vocab_size: token ids are below this number.
+    Attributes:
+        runners: a runner per model.
+    """
+
+    def __init__(self, models: Sequence[LanguageModel], max_length: int, vocab_size: int) -> None:
+        self.runners = [LlamaRunner(model.module, max_length, model.dropout) for model in models]
+        self._modules = [model.module for model in models]
+        self._addresses = self._parameter_addresses()
+        self._vocab_size = vocab_size
+        device = models[0].device
+        self._side = take_stream(device) if device.type == "cuda" and len(models) > 1 else None
+
+    def refresh(self) -> bool:
+        """Use the values that the models' parameters have now; return False if a parameter is another tensor."""
+        for runner in self.runners:
+            runner.refresh()
+        return self._addresses == self._parameter_addresses()
+
+    def _parameter_addresses(self) -> list[int]:
+        return [parameter.data_ptr() for module in self._modules for parameter in module.parameters()]
+
+    def close(self) -> None:
+        """Give back the second stream."""
+        if self._side is not None:
+            give_back_stream(self._side)
+            self._side = None
+
+    def hidden_states(
+        self,
+        cache: SharedKVCache,
+        ids: torch.Tensor,
+        position: torch.Tensor,
+        cache_row: torch.Tensor,
+        seed: torch.Tensor,
+        sequence: torch.Tensor,
+        prefill: bool = False,
+    ) -> list[torch.Tensor]:
+        """Return the last hidden states [N, D] of each model; see :meth:`LlamaRunner.hidden_states`.
+
+        Args:
+            cache: has room for the tokens.
+            ids, position: int64 [N].
+            cache_row: int32 [N].
+            seed: int64 [1], key of a dropout BAD's mask.
+            sequence: int64 [N], sequence numbers for that mask.
+            prefill: whether the tokens are those of prompts.
+        """
+        table = cache.page_table
+        slots = slot_mapping(table, cache_row, position, cache.page_size)
+
+        def run(model: int) -> torch.Tensor:
+            layers = cache.stores[model].layers
+            return self.runners[model].hidden_states(
+                ids, position, cache_row, slots, table, layers, seed, sequence, prefill
+            )
+
+        if self._side is None or not torch.cuda.is_current_stream_capturing():
+            return [run(model) for model in range(len(self.runners))]
+        self._side.wait_stream(torch.cuda.current_stream())
+        slots.record_stream(self._side)  # otherwise its memory is reused once this returns, and BAD may still read it
+        with torch.cuda.stream(self._side):
+            bad = run(1)
+        return [run(0), bad]
+
+    def join(self) -> None:
+        """Let the current stream wait for BAD's, if `hidden_states` used one."""
+        if self._side is not None and torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream().wait_stream(self._side)
+
+    def sample(
+        self,
+        outputs: Sequence[torch.Tensor],
+        sampling: SamplingTensors,
+        *,
+        banned: torch.Tensor | None,
+        outside_head: OutsideHead,
+        logprobs: bool,
+    ) -> Samples:
+        """Draw from the logits of all tokens.
+
+        Args:
+            outputs: last hidden states [A, D] of each model.
+            sampling, banned, outside_head, logprobs: see :func:`cdgen_kernels.contrastive_sample`.
+        """
+        self.join()
+        logits = [runner.logits(x) for x, runner in zip(outputs, self.runners, strict=True)]
+        return contrastive_sample(
+            logits[0],
+            logits[1] if len(logits) > 1 else None,
+            sampling,
+            vocab_size=self._vocab_size,
+            outside_head=outside_head,
+            banned=banned,
+            logprobs=logprobs,
+            raise_faults=False,
+        )
+
+    def sample_listed(
+        self,
+        outputs: Sequence[torch.Tensor],
+        sampling: SamplingTensors,
+        *,
+        banned: torch.Tensor | None,
+        capacity: int,
+    ) -> Samples:
+        """Draw from GOOD's candidates. BAD's output layer is computed for them only.
+
+        A row with more candidates than `capacity` gets a fault code instead of a token.
+
+        Args:
+            outputs: last hidden states [A, D] of GOOD and BAD.
+            sampling, banned, capacity: see :func:`cdgen_kernels.select_candidates`.
+        """
+        good, bad = self.runners
+        options: dict[str, Any] = {"vocab_size": self._vocab_size, "raise_faults": False}
+        if outputs[0].is_cuda:
+            found = select_candidates_linear(
+                outputs[0], good.output_weight, sampling, banned=banned, capacity=capacity, **options
+            )
+        else:
+            found = select_candidates(good.logits(outputs[0]), sampling, banned=banned, capacity=capacity, **options)
+        self.join()
+        bad_logits = gather_logits(outputs[1], bad.output_weight, found)
+        return sample_candidates(found, bad_logits, sampling, gathered=True, **options)
