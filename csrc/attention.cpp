@@ -43,7 +43,7 @@ CDGEN_INLINE void for_each_block(const PagedStore& store, const char* data, cons
   }
 }
 
-// Prefetches into the second-level cache. The first level can wait for too few lines at once.
+// Prefetches into the second-level cache. The first level cannot have enough reads in flight.
 CDGEN_INLINE void prefetch(const char* p, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 2);
 }
@@ -134,7 +134,7 @@ void drop(const AttentionToken& token, int64_t head, int64_t count, float* weigh
 }
 
 // Calls apply(query head, numbers, weights, block, memory to prefetch) for each query head of each block of keys or
-// values. float16 is converted to float32 first, since that takes more instructions than it saves reads.
+// values. float16 blocks are converted to float32 once: a conversion per query head takes longer than reading float32.
 template <typename Apply>
 CDGEN_INLINE void for_each_query(const PagedStore& store, const char* data, const AttentionToken& token, int64_t begin,
                                  int64_t end, float* weight, float* page, Apply apply) {

@@ -30,7 +30,7 @@ class Bans {
     return found != 0;
   }
 
-  // Calls visit(id) for every banned token from `first` to `last` - 1, in ascending order; `first` as above.
+  // Calls visit(id) for every banned token from `first` to `last` - 1, in ascending order; `first` is a multiple of 64.
   template <typename Visit>
   void for_each(int64_t first, int64_t last, Visit visit) const {
     if (empty_) return;

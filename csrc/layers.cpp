@@ -51,7 +51,7 @@ using Output = Array<char>;
 // microseconds, and much longer on a busy machine.
 constexpr int64_t kGrain = 1 << 17;
 
-// Returns how many rows of `width` numbers a thread gets at least.
+// Returns the least number of rows of `width` numbers per thread.
 int64_t grain_rows(int64_t width) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width)); }
 
 void check_cache(const Tensor& keys, const Tensor& values, int64_t dim) {
@@ -111,7 +111,7 @@ CDGEN_CLONES void gate_row(ScalarType dtype, int64_t n, const void* gate, const 
   const float *g = as_floats(dtype, gate, n, a), *u = as_floats(dtype, up, n, b);
   float* into = dtype == ScalarType::Float ? static_cast<float*>(out) : a;
   for (int64_t i = 0; i < n; i++) {
-    const float e = exp_of_negative(-std::fabs(g[i]));  // of a number that is not positive, so it cannot overflow
+    const float e = exp_of_negative(-std::fabs(g[i]));  // the argument is not positive, so exp cannot overflow
     into[i] = g[i] * ((g[i] < 0 ? e : 1.0f) / (1.0f + e)) * u[i];
   }
   from_floats(dtype, into, n, out);

@@ -55,7 +55,7 @@ class Noise {
     }
   }
 
-  // Returns the 32-bit word of a token on its own.
+  // Returns the 32-bit word of a single token.
   uint32_t word_of(int64_t token) const {
     uint32_t words[4];
     philox<1>(static_cast<uint32_t>(token >> 2), words);

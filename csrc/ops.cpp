@@ -70,7 +70,7 @@ struct Banned {
   }
 };
 
-// The least number of blocks for which a second thread is worth its start: 64 K logits, read in some ten microseconds.
+// The least number of blocks per thread, 64 K logits: reading them takes about ten microseconds.
 constexpr int64_t kBlocksPerThread = 256;
 
 // Calls finish(row, scratch) for every row, with the row's block maxima and banned tokens in the scratch. If there are

@@ -20,7 +20,7 @@ void block_maxima(const LogitRow& row, int64_t vocab_size, int64_t first, int64_
 // Writes the maxima of all pieces of 16 logits.
 void piece_maxima(const LogitRow& row, int64_t vocab_size, float* maxima);
 
-// Returns the maximum of a block's logits that are not banned, -inf if all are.
+// Returns the maximum of a block's allowed logits, -inf if all are banned.
 float allowed_block_maximum(const LogitRow& row, int64_t vocab_size, int64_t block, const Bans& bans);
 
 // Returns the least key (see passes.cpp) that a logit of the dtype must have to reach `threshold`.

@@ -1,4 +1,4 @@
-// Sampling without contrast: scores rise with GOOD's logits, so that block maxima tell which tokens can be drawn.
+// Sampling without contrast: scores rise with GOOD's logits, so that block maxima bound which tokens can be drawn.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -29,8 +29,8 @@ inline double mass_of(const GoodRow& good, const RowParameters& p, const Scratch
   return mass(good.logits, good.vocab_size, s.maxima, s.bans, good.best, scale, good.threshold, levels);
 }
 
-// Returns a logit that at least `count` allowed tokens reach: the count-th greatest maximum of the blocks, or of pieces
-// of them if there are fewer blocks; -inf if there are fewer pieces, too.
+// Returns a logit that at least `count` allowed tokens reach: the count-th greatest maximum of the blocks. If there are
+// fewer blocks, it is that of the pieces; if there are fewer pieces, too, -inf.
 inline float reached_by(const GoodRow& good, int64_t count, Scratch& s) {
   auto& sorted = s.sorted;
   if (count <= static_cast<int64_t>(s.maxima.size())) {

@@ -1,5 +1,5 @@
-// Products of a few rows with the weights of linear layers (linear_rows in specs.py), for CPU tensors. They take as long
-// as it takes to read the weights, which are read from memory once.
+// Products of a few rows with the weights of linear layers (linear_rows in specs.py), for CPU tensors. Their time is
+// that of reading the weights, which are read from memory once.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -31,7 +31,8 @@ struct Layer {
 };
 
 // value[r][j] = x[r] . weight[j] for eight rows of weights. The order of a sum depends on its length alone. If `ahead`,
-// the next eight rows of weights are prefetched, into the second-level cache: the first can wait for too few lines.
+// the next eight rows of weights are prefetched into the second-level cache; the first cannot have enough reads in
+// flight.
 template <int kRows, typename Number>
 CDGEN_INLINE void eight_dots(const float* x, int64_t x_stride, const Number* weight, int64_t stride, int64_t dim,
                              bool ahead, float (*value)[kLanes]) {

@@ -1,5 +1,5 @@
-// Plain sampling needs noise for every token of a row, but few of them can win: a bound that needs no logarithm rules
-// out the others, a block of tokens at a time.
+// Plain sampling needs noise for every token of a row, but few tokens can win. A bound without a logarithm rules out
+// the others, a block of tokens at a time.
 #pragma once
 #include <cstdint>
 

@@ -65,7 +65,7 @@ CDGEN_INLINE Lanes load(const BrainFloat* p) {
   using Halves = uint16_t __attribute__((vector_size(16)));
   using LooseHalves = uint16_t __attribute__((vector_size(16), aligned(2), may_alias));
   const Halves x = *reinterpret_cast<const LooseHalves*>(p), zero = {};
-  // A float is the bits of a bfloat16 above 16 zeros.
+  // The upper 16 bits of a float are those of the bfloat16 number, and the lower 16 are zeros.
   const auto low = reinterpret_cast<HalfLanes>(__builtin_shufflevector(zero, x, 0, 8, 1, 9, 2, 10, 3, 11));
   const auto high = reinterpret_cast<HalfLanes>(__builtin_shufflevector(zero, x, 4, 12, 5, 13, 6, 14, 7, 15));
   return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);

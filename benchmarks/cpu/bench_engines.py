@@ -8,12 +8,12 @@ commands that make them. SmolLM2-135M-Instruct continues 1, 20 and 128 different
 drawn from the model's own probabilities: temperature 1, all tokens, no BAD. Weights and cache are in float32 or in
 bfloat16; the file of SmolLM2 is quantised, and all engines get the same dequantised weights.
 
-Each engine runs in a process of its own, with its model loaded and the same number of threads, and they take turns. A
-time is that of a whole call: prompts in, all tokens out, as token ids. Before any time is reported,
+Each engine runs in a process of its own, with its model loaded and the same number of threads, and they take turns. The
+time is that of a whole call, from prompts to token ids. Before any time is reported,
 
-* all engines must begin the most probable continuations of four prompts alike in float32; the number of tokens on which
-  they agree is stated;
-* what they draw must be about as surprising to the float32 model from one engine as from another.
+* the most probable continuations of four prompts must begin with the same tokens in all engines in float32; the number
+  of equal tokens is printed;
+* the tokens that each engine draws must be about equally probable under the float32 model.
 
 Every timed call must return 32 tokens of the vocabulary per prompt.
 """
@@ -38,7 +38,7 @@ from benchmarks.cpu.harness import compare
 VARIABLES = {"vllm": "CDGEN_VLLM_PYTHON", "llama": "CDGEN_LLAMA_PYTHON"}
 SEQUENCES, PROMPT, NEW = (128, 20, 1), 10, 32
 GREEDY = 4  # prompts whose most probable continuations are compared
-SAME_START = 4  # tokens of these that must be the same in float32: later, two tokens may tie to the last bits
+SAME_START = 4  # number of their first tokens that must be equal in float32; later, scores may tie to the last bits
 DRAWN = 8  # tokens of each of the 128 prompts whose surprisal is compared
 TOLERANCE = 0.5  # nats per token: the mean of 1024 tokens has a standard error of about 0.1
 WARM_UP = 3  # new tokens of the call before those that are timed
@@ -71,7 +71,7 @@ def model() -> tuple[PreTrainedModel, list[list[int]]]:
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    """Start cdgen and those of the other engines that are installed."""
+    """Start cdgen, and the other engines that are installed."""
     pythons = {name: os.environ[variable] for name, variable in VARIABLES.items() if os.environ.get(variable)}
     if not pythons:
         pytest.skip(f"it compares cdgen with engines whose interpreters are in {' and '.join(VARIABLES.values())}")
@@ -102,7 +102,7 @@ def gguf_file(folders: pytest.TempPathFactory, dtype: str) -> Path:
 
 
 def leading(tokens: Iterable[list[int]]) -> int:
-    """Return with how many equal tokens these lists begin."""
+    """Return the number of leading tokens that these lists have in common."""
     return sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*tokens, strict=True)))
 
 

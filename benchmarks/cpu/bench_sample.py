@@ -145,9 +145,9 @@ def test_plain_sample(benchmark: BenchmarkFixture, method: str, batch: int, dtyp
     masked = good.float().scatter(1, banned, -torch.inf)
     score = reference.contrastive_scores(masked, torch.zeros_like(masked), sampling, codes.MASK, 0.0)
     top_k = sampling.top_k if sampling.temperature[0] > 0 else torch.ones_like(sampling.top_k)
-    top_p = (sampling.top_p + 1e-4).clamp(max=1)  # the rival sums in float32
+    top_p = (sampling.top_p + 1e-4).clamp(max=1)  # PyTorch sums in float32
     kept = reference.keep_top(score, top_k, top_p)
-    least = torch.where(kept > -torch.inf, kept, torch.inf).amin(1)  # the rival may keep other tokens that tie
+    least = torch.where(kept > -torch.inf, kept, torch.inf).amin(1)  # PyTorch may keep other tokens that tie
     assert (score.gather(1, rival(good, banned).unsqueeze(1)).squeeze(1) >= least).all()
 
     benchmark.group = f"plain sampling, V={vocab_size} {dtype}, 1 thread"

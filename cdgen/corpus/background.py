@@ -1,4 +1,4 @@
-"""Call a function in a thread while the caller goes on with other work."""
+"""Call a function in a thread while the caller does other work."""
 
 from collections import deque
 from collections.abc import Callable
@@ -12,13 +12,13 @@ _Result = TypeVar("_Result")
 class Background(Generic[_Result]):
     """Makes the calls of a function in a thread, in order.
 
-    At the end of the context all calls have been made. If it ends with an error, the call that is being made is
-    completed, and the others are dropped.
+    At the end of the context, all calls have been made. If the context ends with an error, the call in progress is
+    completed, and the others are discarded.
 
     Args:
-        function: what is called.
+        function: the function to call.
         on_result: called with each result, in the caller's thread.
-        most: greatest number of calls that have not ended; a further one waits.
+        most: greatest number of unfinished calls; a further one waits.
     """
 
     def __init__(self, function: Callable[..., _Result], on_result: Callable[[_Result], None], most: int = 2) -> None:
@@ -30,17 +30,17 @@ class Background(Generic[_Result]):
         return self
 
     def call(self, *arguments: Any) -> None:
-        """Add a call; wait as long as there are too many.
+        """Add a call; wait while there are too many unfinished ones.
 
         Raises:
-            Exception: what a call before raised.
+            Exception: what an earlier call raised.
         """
         while len(self._calls) >= self._most:
             self._end_first()
         self._calls.append(self._thread.submit(self._function, *arguments))
 
     def check(self) -> None:
-        """Hand the results of the calls that have ended to `on_result`; do not wait.
+        """Pass the results of finished calls to `on_result`, without waiting.
 
         Raises:
             Exception: what a call raised.

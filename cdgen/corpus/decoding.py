@@ -1,7 +1,7 @@
-"""Decode the missing documents of a corpus as one stream, and hand on each shard once its last document has finished.
+"""Decode the missing documents of a corpus as one stream, and pass on each shard once its last document has finished.
 
-Models with continuous batching never wait for the end of a shard: documents of the next one take the places of those
-that finish. A static batch holds documents of one shard only, since the noise of a dropout BAD depends on the batch.
+Models with continuous batching never wait for the end of a shard: documents of the next shard replace those that
+finish. A static batch holds documents of one shard only, since the noise of a dropout BAD depends on the batch.
 """
 
 from bisect import bisect_right
@@ -22,13 +22,13 @@ class Pairs(Sequence[tuple[int, int]]):
     """The (seed, continuation) pairs of rows of a corpus, computed when they are read.
 
     Args:
-        rows: runs of adjacent rows, in ascending order.
+        rows: ranges of adjacent rows, in ascending order.
         n: continuations per seed.
     """
 
     def __init__(self, rows: Sequence[Sequence[int]], n: int) -> None:
         self._rows, self._n = rows, n
-        self._starts = list(accumulate(map(len, rows), initial=0))  # index of the first row of each run
+        self._starts = list(accumulate(map(len, rows), initial=0))  # index of the first row of each range
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -61,10 +61,10 @@ class ShardDecoder:
         params: how continuations are sampled.
         shard_size: rows per shard; the last shard may have fewer.
         finished: documents of missing shards that are finished already, by shard and by row of the shard; the decoder
-            takes them over.
+            changes this mapping.
         journal: receives each further document that finishes.
         progress: receives the documents that are finished and the tokens that are drawn.
-        background: is called with each shard that has no document left: its number, and its outputs row by row.
+        background: called for each shard whose documents have all finished, with its number and its outputs row by row.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ShardDecoder:
         self._journal, self._progress, self._background = journal, progress, background
         self._all_rows = range(len(prompts) * params.n)
         self._outputs = finished
-        self._left: dict[int, int] = {}  # documents that are still to finish, of each shard that has begun
+        self._left: dict[int, int] = {}  # unfinished documents of each shard that has begun
 
     def run(self, done: Iterable[int]) -> None:
         """Decode all shards except for those that are done, in their order."""
@@ -109,7 +109,7 @@ class ShardDecoder:
         return place in self._outputs.get(shard, ())
 
     def _missing(self, done: Iterable[int]) -> list[range]:
-        """Return the rows that are neither in these shards nor finished, as runs of adjacent rows."""
+        """Return the rows that are neither in these shards nor finished, as ranges of adjacent rows."""
         present = [self._rows(shard) for shard in done]
         for shard, outputs in self._outputs.items():
             present += [self._rows(shard)[place : place + 1] for place in outputs]
@@ -132,7 +132,7 @@ class ShardDecoder:
         self._background.check()
 
     def _on_finished(self, row: int, output: CompletionOutput) -> None:
-        """Take the output of a row, and hand its shard on if it was the last one."""
+        """Store the output of a row, and pass on its shard if no other document of it is left."""
         shard, place = divmod(row, self._shard_size)
         outputs = self._outputs.setdefault(shard, {})
         left = self._left.get(shard, len(self._rows(shard)) - len(outputs)) - 1

@@ -1,4 +1,4 @@
-"""The journal of a corpus: the finished documents of unfinished shards, on the disk before the shards are.
+"""The journal of a corpus: files with the finished documents of the shards that are not written yet.
 
 Each unfinished shard has a file in the corpus's folder with a line per document, and it is deleted once the shard is
 written. A process that is killed leaves at most one incomplete line per file. Each line begins with a checksum over its
@@ -47,8 +47,8 @@ class Journal:
         self._prefix = f"{_PREFIX}{fingerprint[:16]}-"
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}  # bytes of the valid lines in the files of unfinished shards
-        self._file: BinaryIO | None = None  # of the last shard of which a document was added
-        self._open = ""  # its name; the documents of a shard mostly follow one another, so one open file is enough
+        self._file: BinaryIO | None = None  # open file, that of the shard to which a document was added last
+        self._open = ""  # name of that file; documents of a shard mostly arrive together, so one open file is enough
 
     def _name(self, shard: int) -> str:
         return f"{self._prefix}{shard:05d}{_ENDING}"
@@ -114,7 +114,7 @@ class Journal:
         return self._file
 
     def end(self, shard: int) -> None:
-        """Delete the file of a shard that is written now, and the journals of corpora that this one replaced.
+        """Delete the file of a shard that has been written, and the journals of corpora that this one replaced.
 
         Raises:
             CorpusError: a file cannot be deleted.

@@ -142,7 +142,7 @@ def _add_environment(manifest: Manifest, lm: ContrastiveLM) -> int:
 
 
 class _ShardWriter:
-    """Writes shards, and the manifest that lists them; documents are decoded by another thread meanwhile."""
+    """Writes shards and the manifest that lists them, while another thread decodes documents."""
 
     def __init__(
         self,
@@ -163,6 +163,6 @@ class _ShardWriter:
         entry["environment"] = self._environment
         done = self._done | {number: entry}
         manifests.write_shard(self._folder, self._manifest, done, content, complete=len(done) == self._count)
-        self._done = done  # not before: after an error, no manifest may list this shard
+        self._done = done  # only if it was written: otherwise no manifest may list this shard
         self._journal.end(number)
         return f"{entry['name']}: {entry['rows']} documents, {entry['new_tokens']} new tokens"

@@ -19,7 +19,7 @@ Rows = npt.NDArray[np.int64]  # cache rows
 
 
 class Start(NamedTuple):
-    """These continuations of a request are to start."""
+    """Continuations of a request that are to start."""
 
     request: Request
     continuations: list[int]
@@ -65,7 +65,7 @@ class Round:
 
 
 def _to_host(x: torch.Tensor) -> torch.Tensor:
-    """Start a copy to the host. Memory is pinned for it: into pageable memory, the copy would wait for the device."""
+    """Start a copy to pinned host memory. A copy to pageable memory would wait for the device."""
     if not x.is_cuda:
         return x
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
@@ -102,13 +102,13 @@ class Backend(Protocol):
         """
 
     def redraw(self, drawn: Round, steps: list[int], columns: list[int], positions: list[int]) -> Round:
-        """Draw tokens again whose candidates did not fit into their list, with a list that holds all of them.
+        """Redraw tokens whose candidates did not fit into their list, with lists that hold all candidates.
 
         Args:
             drawn: the round.
-            steps: for each of these tokens, its step in the round.
-            columns: its column in the round, different for each of them.
-            positions: its position in its sequence.
+            steps: the step of each token in the round.
+            columns: the column of each token in the round, distinct.
+            positions: the position of each token in its sequence.
         """
 
     def release(self, rows: Rows) -> None:

@@ -1,6 +1,6 @@
-"""What the device knows of the running sequences: newest tokens, positions and sequence numbers, by cache row.
+"""The running sequences' state on the device: newest tokens, positions and sequence numbers, by cache row.
 
-Since every step reads and writes it, a step can follow another one before the host has seen what was drawn.
+Every step reads and updates it, so the next step can start before the host has read what was drawn.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class DeviceState:
     Args:
         params: sampling parameters; `begin` replaces them.
         stop_token_ids: tokens that end a sequence.
-        cache_rows: cache rows are below this number. A row of -1 is an unused row: it reads position 0.
+        cache_rows: cache rows are below this number. The row -1 is unused: its token and position are 0.
         max_num_seqs: greatest number of sequences in one batch.
         device: device of the state.
     """
@@ -59,13 +59,14 @@ class DeviceState:
         max_num_seqs: int,
         device: torch.device,
     ) -> None:
-        # Column r + 1 is that of cache row r. Unused rows read column 0, and write the last one as index -1, so column
-        # 0 stays 0. Lines: Newest, and the position from which stop tokens may be drawn.
+        # Column r + 1 belongs to cache row r. Unused rows (-1) read column 0. They write to the last column, index -1
+        # of the views below, so column 0 stays 0. The table has the fields of Newest, and the position from which stop
+        # tokens may be drawn.
         self._table = torch.zeros(4, cache_rows + 2, dtype=torch.long, device=device)
         self._token, self._position, *_ = self._table[:, 1:].unbind()
         self._stop_from = self._table[3]
         self._sampling = sampling_tensors(params, max_num_seqs, device)
-        self._history: torch.Tensor | None = None  # int64 [cache_rows + 2, L], all tokens; rows as the table's columns
+        self._history: torch.Tensor | None = None  # int64 [cache_rows + 2, L], all tokens; cache row r is row r + 1
         self._stop = self._table.new_empty(0)  # int64, the stop tokens that `min_tokens` bans
         self._stop_token_ids: list[int] = []  # the same on the host
         self._set_bans(params, stop_token_ids)
@@ -80,7 +81,7 @@ class DeviceState:
     def _set_bans(self, params: SamplingParams, stop_token_ids: Sequence[int]) -> None:
         self._min_tokens, self._ngram_size = params.min_tokens, params.no_repeat_ngram_size
         stops = list(stop_token_ids) if params.min_tokens else []
-        if stops != self._stop_token_ids:  # a graph that is kept reads the tensor of the same tokens
+        if stops != self._stop_token_ids:  # otherwise kept graphs still read the old tensor
             self._stop_token_ids, self._stop = stops, self._table.new_tensor(stops)
 
     def start(
@@ -139,7 +140,7 @@ class DeviceState:
 
     def append(self, cache_row: torch.Tensor, token: torch.Tensor, position: torch.Tensor) -> None:
         """Make `token`, int64 [A], at `position`, int64 [A], the newest token of each sequence."""
-        token = token.clamp(min=0)  # a fault code cannot be read as a token
+        token = token.clamp(min=0)  # the models cannot read a fault code
         self._token.index_put_((cache_row,), token)
         self._position.index_put_((cache_row,), position)
         if self._ngram_size and self._history is not None:

@@ -1,7 +1,7 @@
 """The decode loop with continuous batching: a waiting sequence replaces each one that finishes.
 
-The loop knows nothing about caches and models; see :class:`~cdgen.engine.backend.Backend`. It never looks at a single
-token of a sequence that goes on: numpy finds the sequences that end.
+The loop knows nothing about caches and models; see :class:`~cdgen.engine.backend.Backend`. Numpy finds the
+sequences that end. Python visits the tokens of the others only if there are stop strings.
 """
 
 from collections import deque
@@ -130,13 +130,13 @@ class Engine:
         return True
 
     def _add(self, launched: Round) -> int:
-        """Put a round behind those in flight; return its number."""
+        """Add a round to those in flight; return its number."""
         self._launched_rounds += 1
         self._in_flight.append((self._launched_rounds, launched))
         return self._launched_rounds
 
     def read(self, most_in_flight: int = 0) -> None:
-        """Read the oldest rounds until `most_in_flight` are left, and those that draw tokens of the read ones again."""
+        """Read the oldest rounds until `most_in_flight` are left, not counting new rounds that redraw tokens."""
         for _ in range(len(self._in_flight) - most_in_flight):
             self._accept(*self._in_flight.popleft())
 

@@ -27,16 +27,16 @@ def give_back_stream(stream: torch.cuda.Stream) -> None:
 
 
 class GraphSizes:
-    """Decides in a graph of how many rows a number of rows runs.
+    """Chooses the size of the graph in which a number of rows runs.
 
-    The size of a graph is a multiple of an eighth of the power of two below the number of rows, so at most 11 % of its
-    rows are unused. Capturing a graph takes longer than many steps, and there are eight sizes from each power of two to
-    the next. A number of rows therefore runs in a larger graph, if there is one of at most twice its size, until that
-    has happened _PATIENCE times.
+    The number of rows is rounded up to a multiple of an eighth of the power of two below it, so at most 11 % of the
+    rows of the graph are unused. Capturing a graph takes longer than many steps, and there are eight sizes from each
+    power of two to the next. A size therefore runs in a larger graph, if there is one of at most twice the size, until
+    that has happened _PATIENCE times.
 
     Args:
         largest: greatest number of rows.
-        eager_calls: number of calls that find no large enough graph, before graphs are captured.
+        eager_calls: number of calls without a suitable graph before the first capture.
     Attributes:
         captured: the sizes of the graphs.
     """
@@ -70,7 +70,7 @@ class StepGraphs:
     captured on it is destroyed, while other graphs still write to that workspace.
 
     Args:
-        sizes: decides in which graph a step runs.
+        sizes: chooses the graph of each step.
         unused: the inputs of an unused row, as many numbers as a step has inputs.
         device: a CUDA device, with its index.
     """

@@ -1,6 +1,7 @@
 """ContrastiveLM: two models decoded together, and `generate`."""
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from cdgen.engine.static_backend import StaticBackend
 from cdgen.errors import InputError
 from cdgen.models.bad import attention_dropout, dropout_rate, first_layers
 from cdgen.models.dtypes import cache_dtype, dtype_name
+from cdgen.models.language_model import LanguageModel
 from cdgen.models.llama import unsupported
 from cdgen.models.loading import load
 from cdgen.models.tokenizers import load_tokenizer
@@ -105,17 +107,15 @@ class ContrastiveLM:
             "with_tokenizer": tokenizer is None,
         }
         loaded, good_tokenizer = load(good, **options)
-        other, bad_tokenizer = None, None
         if bad is not None:
             other, bad_tokenizer = load(bad, **options)
-        elif dropout is not None:
-            other = attention_dropout(loaded, dropout)
-        elif layers is not None:
-            other = first_layers(loaded, layers)
+        else:
+            other, bad_tokenizer = _derived_bad(loaded, dropout, layers), None
         if other is not None and other.device != loaded.device:
             raise InputError(f"GOOD is on {loaded.device}, BAD on {other.device}; put both on one device")
         check_cache_dtype(self.kv_cache["kv_cache_dtype"], loaded.device)
-        self._kept: PagedBackend | None = None
+        self._kept: list[PagedBackend] = []  # at most one
+        weakref.finalize(self, _close, self._kept).atexit = False
         self.pair = ModelPair.of(loaded, other, tokenizer or good_tokenizer, bad_tokenizer)
         reasons = {model.name: unsupported(model.module) for model in (loaded, other) if model is not None}
         self.static_reason = next((f"{name}: {reason}" for name, reason in reasons.items() if reason), None)
@@ -221,8 +221,8 @@ class ContrastiveLM:
             backend = self._take_backend(params, min(self.max_num_seqs, len(sequences)), longest)
             requests = make_requests(prompts, sequences)
             Engine(self.pair, backend, requests, params, on_finished, on_tokens).run()
-            self.close()  # what another thread has kept meanwhile
-            self._kept = backend
+            self.close()  # another thread may have kept a backend in the meantime
+            self._kept.append(backend)
             return
         done = 0
         for batch in batches(sequences, params.n, self.max_num_seqs):
@@ -242,7 +242,10 @@ class ContrastiveLM:
             size: number of sequences that run at once.
             longest: number of tokens of the longest sequence.
         """
-        kept, self._kept = self._kept, None  # calls in other threads need backends of their own
+        try:
+            kept = self._kept.pop()  # calls in other threads need backends of their own
+        except IndexError:
+            kept = None
         if kept is not None:
             fits = size <= kept.max_num_seqs <= self.max_num_seqs and longest <= kept.max_length
             if fits and kept.options == self.kv_cache and kept.begin(params):
@@ -251,10 +254,8 @@ class ContrastiveLM:
         return PagedBackend(self.pair, params, size, longest, **self.kv_cache)
 
     def close(self) -> None:
-        """Free the cache and the CUDA graphs, which are kept from call to call; the next call builds new ones."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            kept.close()
+        """Free the cache and the CUDA graphs, which are kept between calls; the next call builds new ones."""
+        _close(self._kept)
 
     def prompt_ids(self, prompt: "Prompt", name: str, parse_special: bool = False) -> list[int]:
         """Return the token ids of a prompt; an empty prompt is the start-of-text token.
@@ -318,3 +319,15 @@ class ContrastiveLM:
                     f"{name}: {len(ids)} tokens and max_tokens = {most_new} more exceed the models' {limit} "
                     "positions; shorten the prompt or lower max_tokens"
                 )
+
+
+def _derived_bad(good: LanguageModel, dropout: float | None, layers: int | None) -> LanguageModel | None:
+    """Return the BAD that is made from GOOD, if one is requested."""
+    if dropout is not None:
+        return attention_dropout(good, dropout)
+    return None if layers is None else first_layers(good, layers)
+
+
+def _close(backends: list[PagedBackend]) -> None:
+    while backends:
+        backends.pop().close()

@@ -25,7 +25,7 @@ PREFILL_TOKENS = 4096  # greatest number of prompt tokens to compute at once, un
 CACHE_SHARE = 0.9  # default upper limit on the cache, as a share of a GPU's free memory; the rest is for activations
 STEPS_PER_ROUND = 4  # steps between two host syncs on a GPU
 CAPACITY = 256  # length of the candidate lists; with more candidates, the lists are as long as the vocabulary
-EAGER_PREFILLS = 4  # prefills of a size without a graph, before one is captured
+EAGER_PREFILLS = 4  # prefills that run without a graph before the first one is captured
 
 
 class CacheOptions(TypedDict, total=False):
@@ -217,7 +217,7 @@ class PagedBackend:
         return len(self._models) == 2 and self._params.outside_head == "mask" and not self._params.logprobs
 
     def _round(self, rows: Rows, steps: Sequence[tuple[torch.Tensor, ...]]) -> Round:
-        """Return the round of steps that returned what :meth:`_draw` returns."""
+        """Return the round of these steps, each with the results of :meth:`_draw`."""
         if not self._lists_candidates:
             return Round(rows, [Samples(*step) for step in steps])
         return Round(rows, [Samples(token) for token, *_ in steps], [outputs for _, *outputs in steps])
@@ -301,7 +301,7 @@ def _traits(params: SamplingParams) -> tuple[Any, ...]:
 
 
 def _chunks(requests: list[Request]) -> Iterator[list[Request]]:
-    """Split requests so that the prompts of each part have at most PREFILL_TOKENS tokens, or there is only one."""
+    """Split requests into parts of at most PREFILL_TOKENS prompt tokens. A longer prompt is a part of its own."""
     part: list[Request] = []
     size = 0
     for request in requests:

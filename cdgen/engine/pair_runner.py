@@ -44,7 +44,7 @@ class PairRunner:
         self._side = take_stream(device) if device.type == "cuda" and len(models) > 1 else None
 
     def refresh(self) -> bool:
-        """Use the values that the models' parameters have now; return False if a parameter is another tensor."""
+        """Use changed values of the models' parameters; return False if a parameter was replaced by another tensor."""
         for runner in self.runners:
             runner.refresh()
         return self._addresses == self._parameter_addresses()

@@ -1,4 +1,4 @@
-"""The host's record of the running sequences: numpy arrays by cache row, so that a round costs no loop over them."""
+"""The host's record of the running sequences: numpy arrays by cache row, so that a round needs no loop over them."""
 
 from typing import TypeVar
 
@@ -32,7 +32,7 @@ class RunningSequences:
         self.prompts: list[list[int] | None] = [None] * cache_rows
         self.place, self.continuation, self.prompt_length = np.zeros((3, cache_rows), np.int64)
         self.limit, self.launched, self.length, self.first_round = np.zeros((4, cache_rows), np.int64)
-        self.token_ids = np.empty((cache_rows, 0), np.int64)  # widened as longer sequences start
+        self.token_ids = np.empty((cache_rows, 0), np.int32)  # widened as longer sequences start
         self.logprobs = np.empty((cache_rows, 0, 3), np.float32) if with_logprobs else None
         self.count = 0
 
@@ -63,7 +63,7 @@ class RunningSequences:
         self.length[rows] = lengths + kept
 
     def repeat(self, rows: Rows, number: int) -> None:
-        """Record that the token after those that were read is drawn again, in round `number`."""
+        """Record that round `number` redraws the token that follows those that were read."""
         self.launched[rows], self.first_round[rows] = self.length[rows] + 1, number
 
     def tokens(self, row: int) -> list[int]:
@@ -88,7 +88,7 @@ class RunningSequences:
 
 
 def _widened(array: npt.NDArray[_Number], width: int) -> npt.NDArray[_Number]:
-    """Return a copy with at least `width` columns; it at least doubles, so that copies stay rare."""
+    """Return a copy with at least `width` columns. It is at least twice as wide, so that copies are rare."""
     wider = np.empty((len(array), max(width, 2 * array.shape[1]), *array.shape[2:]), array.dtype)
     wider[:, : array.shape[1]] = array
     return wider

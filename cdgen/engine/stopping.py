@@ -23,7 +23,7 @@ def stop_token_ids(params: SamplingParams, eos_token_ids: Iterable[int]) -> list
 
 
 class StopConditions:
-    """Decides which of the drawn tokens count, and builds the output of each sequence that finishes.
+    """Decides which of the drawn tokens are valid, and builds the output of each sequence that finishes.
 
     Args:
         tokenizer: decodes the outputs; without one their `text` is None.
@@ -51,7 +51,7 @@ class StopConditions:
             self._watched[row] = StopStrings(self._tokenizer, prompt_token_ids, self._params)
 
     def kept(self, running: RunningSequences, rows: Rows, drawn: Drawn) -> tuple["npt.NDArray[np.int64]", "Ends"]:
-        """Return how many of the tokens drawn for each row count, int64 [A], and how the sequences end.
+        """Return the number of valid tokens of each row, int64 [A], and how the sequences end.
 
         Args:
             running: the sequences, without these tokens.
@@ -60,7 +60,7 @@ class StopConditions:
         """
         tokens = drawn.tokens
         ends = (tokens < 0) | self._is_stop[np.maximum(tokens, 0)]
-        last = np.where(ends.any(0), ends.argmax(0), len(tokens) - 1)  # [A], the last step that counts
+        last = np.where(ends.any(0), ends.argmax(0), len(tokens) - 1)  # [A], the last valid step
         token = tokens[last, np.arange(len(rows))]
         fault = token < 0
         kept = last + ~fault
@@ -110,7 +110,7 @@ class Ends:
     Attributes:
         stopped: bool, at a stop token or a stop string.
         fault: int64, a fault code, or 0; see :data:`cdgen_kernels.codes.FAULTS`.
-        overflow: bool, a list of candidates was too short: the sequence goes on with a token that is drawn again.
+        overflow: bool, a list of candidates was too short: the sequence continues with a token that is redrawn.
         finished: bool, for any reason.
     """
 

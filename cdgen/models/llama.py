@@ -147,7 +147,7 @@ class LlamaRunner:
         return self._output(hidden)
 
     def refresh(self) -> None:
-        """Use the values that the module's parameters have now, if they were changed in place."""
+        """Use the new values of parameters that were changed in place."""
         for layer in self.layers:
             for product in (layer.qkv, layer.out, layer.gate_up, layer.down):
                 product.refresh()

@@ -20,10 +20,10 @@ _ROWS_HINT = 16  # oneDNN chooses the layout for this number of rows; for 16 to 
 
 
 class Product:
-    """Computes one linear layer, or several on the same input: their outputs are adjacent.
+    """Computes one linear layer, or several on the same input, whose outputs are adjacent.
 
-    If the weights are packed for oneDNN, that happens at the first call with more than a few rows, once for all
-    products with the same parameters. The module keeps its own. Otherwise the parameters become views of one tensor.
+    If oneDNN is used, weights are packed at the first call with more than a few rows, once for all products with the
+    same parameters; the module keeps its own parameters. Otherwise the parameters become views of one tensor.
 
     Args:
         layers: linear layers with the same number of inputs. All have a bias, or none.
@@ -54,7 +54,7 @@ class Product:
         return product
 
     def refresh(self) -> None:
-        """Look at the parameters again at the next call: they may have changed since they were packed."""
+        """Check at the next call whether the parameters have changed since they were packed."""
         self._packed = self._unpacked = None
 
 
@@ -62,12 +62,12 @@ class _Packed(NamedTuple):
     """A copy of parameters in oneDNN's layout."""
 
     source: "weakref.ref[torch.Tensor]"  # the first parameter
-    state: list[tuple[int, int]]  # of all parameters
+    state: list[tuple[int, int]]  # see _state, for each parameter
     weight: torch.Tensor
     bias: torch.Tensor | None
 
 
-_PACKED: dict[int, _Packed] = {}  # by the id of the first parameter, with which an entry disappears
+_PACKED: dict[int, _Packed] = {}  # by the id of the first parameter; an entry is deleted with that parameter
 
 
 def can_pack(weight: torch.Tensor) -> bool:
@@ -91,7 +91,7 @@ def _find_or_pack(layers: tuple[nn.Linear, ...]) -> _Packed:
     key, state = id(weights[0]), [_state(parameter) for parameter in (*weights, *biases)]
     found = _PACKED.get(key)
     if found is None or found.source() is not weights[0] or found.state != state:
-        _PACKED.pop(key, None)  # its memory is free before the new copy is made
+        _PACKED.pop(key, None)  # frees its memory before the new copy is made
         source = weakref.ref(weights[0], lambda _: _PACKED.pop(key, None))
         with torch.no_grad():
             whole = weights[0] if len(weights) == 1 else torch.cat(weights)
@@ -102,7 +102,7 @@ def _find_or_pack(layers: tuple[nn.Linear, ...]) -> _Packed:
 
 
 def _state(parameter: torch.Tensor) -> tuple[int, int]:
-    """Return numbers that differ after a parameter got other values, unless they were written through `.data`."""
+    """Return numbers that change with a parameter's values, unless these are written through `.data`."""
     return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
 
 

@@ -8,9 +8,9 @@
 They are registered, chosen and traced like the ops of :mod:`cdgen_kernels.ops`. Sizes in shapes: N tokens, of any
 sequences; H query heads and K key-value heads of dimension d; S sequences of up to M pages.
 
-Pages of float8_e4m3fn have scales: for each token and key-value head they hold d numbers and one bfloat16, which they
-are multiplied with. Their conversion needs an NVIDIA GPU of compute capability 8.9 or above. It also works on the CPU,
-where the whole cache is converted at each call, which is slow.
+float8_e4m3fn pages have scales: each token and key-value head has d numbers, and one bfloat16 scale that multiplies
+them. Their conversion needs an NVIDIA GPU of compute capability 8.9 or above. On the CPU, every call converts the whole
+cache, which is slow.
 """
 
 import torch

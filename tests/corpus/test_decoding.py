@@ -1,4 +1,4 @@
-"""Documents flow across shards: which of them are decoded together, when shards are written, and what stops the run."""
+"""Documents flow across shards: which are decoded together, when shards are written, and what stops decoding."""
 
 import gc
 import json
@@ -75,7 +75,7 @@ def test_missing_shards_are_decoded_as_one_stream(
 def test_a_static_batch_never_spans_two_shards(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The noise of its BAD depends on the batch, so a shard that is deleted gets its bytes back."""
+    """The noise of its BAD depends on the batch. A deleted shard is written again with the same bytes."""
     static = ContrastiveLM(folders["good"], dropout=0.5, max_num_seqs=4)
     static.static_reason = "for this test"
     found = calls(static, monkeypatch)
@@ -156,7 +156,7 @@ def full(*_: object) -> None:
 def test_a_shard_that_cannot_be_written_ends_the_run(
     lm: ContrastiveLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    """The second one of six fails: the disk is full, or a file has taken the place of the folder."""
+    """The second of six shards fails: the disk is full, or a file has the name of the folder."""
     write(lm, tmp_path / "expected", 2)
     out, write_shard, tries, finished = tmp_path / "out", manifests.write_shard, [], []
 

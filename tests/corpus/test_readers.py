@@ -110,7 +110,7 @@ def test_an_id_that_cannot_be_written_is_found_before_anything_is_decoded(
 def test_many_continuations_are_listed_lazily(
     lm: ContrastiveLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A million continuations of each seed begin at once."""
+    """Decoding starts at once with a million continuations of each of a thousand seeds."""
     found: list[object] = []
 
     def stop(prompts: object, sequences: Sequence[tuple[int, int]], *_: object, **__: object) -> None:

@@ -68,7 +68,7 @@ def made(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[PagedB
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["", "graphs"])
 def test_the_backend_is_kept_and_serves_smaller_calls(graphs, models, made, exact, fake_cuda, monkeypatch) -> None:
-    """Sampling parameters may change from call to call; texts are those of a new ContrastiveLM."""
+    """Sampling parameters may change between calls; outputs are those of a new ContrastiveLM."""
     calls = [
         (PROMPTS, free()),
         (PROMPTS, free(seed=5, alpha=0.3, logprobs=False)),
@@ -121,7 +121,7 @@ def test_a_call_that_the_backend_does_not_fit_replaces_it(models, made, change) 
 
 
 def test_replaced_parameters_are_used(good, bad, made) -> None:
-    """The kept backend holds the tensors that the parameters were."""
+    """The kept backend holds the old tensors of the parameters."""
     good = copy.deepcopy(good)
     lm, other = ContrastiveLM(good, bad), copy.deepcopy(good)
     before = lm.generate(PROMPTS, free())
@@ -177,6 +177,9 @@ def test_nothing_is_left_when_the_models_are_closed_or_deleted(
     else:
         del lm
     assert alive and [reference() for reference in alive] == [None] * len(alive)
+    if kind == "paged, graphs":
+        fake = request.getfixturevalue("fake_cuda")
+        assert {take_stream(CPU) for _ in fake.streams[:]} == set(fake.streams), "streams are given back"
 
 
 def test_an_error_frees_the_cache_while_its_traceback_is_kept(models, made, monkeypatch) -> None:
@@ -246,7 +249,7 @@ def test_graphs_of_an_engine_share_a_stream_and_a_pool_and_are_destroyed_togethe
 
 
 def test_what_bad_reads_on_its_own_stream_is_not_reused_too_early(models, fake_cuda, monkeypatch) -> None:
-    """The allocator reuses what is freed in the order of its own stream, unless it is told of another one."""
+    """The allocator reuses freed memory in the order of its own stream, unless another stream is recorded."""
     lm, params = ContrastiveLM(**models), free(logprobs=False, max_tokens=2)
     paged, side = backend(lm, params), take_stream(CPU)
     paged._runner._side = side

@@ -106,7 +106,7 @@ def test_starting_sequences_has_no_host_sync(backend, monkeypatch) -> None:
 
 
 def test_launches_of_a_step() -> None:
-    """Nine per layer: two norms, four products, rope and store, attention, the gate. The rest is constant."""
+    """Nine launches per layer: two norms, four products, rope and store, attention, the gate. The rest is constant."""
     found = {n: step_of(make_llama(0, layers=n), SamplingParams(), layers=1)[0] for n in (3, 4)}
     layer = found[4] - found[3]
     assert sum(layer.values()) == 9, layer

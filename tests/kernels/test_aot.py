@@ -122,7 +122,7 @@ def test_attention_of_single_heads_leaves_room_for_ten_programs(batch: int, targ
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_small_prefills(target: str) -> None:
-    """They have smaller blocks."""
+    """Small prefills have smaller blocks."""
     wanted = [Case(op, torch.bfloat16, 160, 20) for op in PREFILL_OPS]
     assert [fault for row in compile_all(wanted, [target]) for fault in faults(row)] == []
 

@@ -111,7 +111,7 @@ def test_silu_mul(rows, width, dtype) -> None:
 
 
 def test_silu_mul_matches_torch_at_any_magnitude() -> None:
-    """Gates that exp overflows or underflows for, infinities and NaN."""
+    """Gates for which exp overflows or underflows, infinities and NaN."""
     gate = torch.tensor([0.0, -0.0, 87, -87, -88, 1e4, -1e4, 3e38, -3e38, torch.inf, -torch.inf, torch.nan])
     gated = silu_mul(torch.cat([gate, torch.full((12,), 2.0)])[None])[0]
     expected = torch.nn.functional.silu(gate) * 2

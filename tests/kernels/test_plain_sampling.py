@@ -1,4 +1,4 @@
-"""Sampling without contrast in C++: most tokens of a long row are ruled out by bounds, and the draw must not change.
+"""Sampling without contrast in C++: bounds rule out most tokens of a long row, and must not change the drawn token.
 
 Rows are long enough for the bounds to apply: 20 blocks of 256 logits, of which the last is incomplete.
 """

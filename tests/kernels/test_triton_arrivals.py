@@ -1,4 +1,4 @@
-"""The counters of finished programs: whose they are, and that launches after one another need not clear them."""
+"""The counters of finished programs: which launches share them, and that later launches need not clear them."""
 
 import os
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """paged_attention on fp8 pages without a GPU: compiled PTX is executed, and Triton's interpreter runs the source.
 
-sm_80 has no instructions for fp8. sm_89 has, and its matrix products can be executed where those of sm_90 cannot. Keys
+sm_80 has no instructions for fp8. sm_89 has them, and its matrix products can be executed, unlike those of sm_90. Keys
 and values are exact in the queries' dtypes, so results may differ from float64 as in test_triton_attention.
 """
 

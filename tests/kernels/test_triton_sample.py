@@ -150,7 +150,7 @@ WHOLE_ROW = {
 
 @pytest.mark.parametrize("method", WHOLE_ROW)
 def test_methods_without_candidates_are_shared_among_the_programs(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """V = 32,000, bfloat16, four programs: at most 60 instructions per entry, and no program has much more to do.
+    """V = 32,000, bfloat16, four programs: at most 60 instructions per entry; no program has much more than its share.
 
     Top-k and greedy decoding take a fraction of that, most of it after the last program has arrived.
     """

@@ -1,7 +1,8 @@
 """The worker of vLLM's CPU build; see worker.py.
 
-With the settings of vLLM's documentation for CPUs: Intel's OpenMP is preloaded (it comes with the package), one thread
-is bound to each core, and the model is compiled by torch.compile, which is the default.
+It has the settings that vLLM's documentation recommends for CPUs: Intel's OpenMP is preloaded (it comes with the
+package; vLLM itself preloads tcmalloc), one thread is bound to each core, and the model is compiled by torch.compile,
+which is the default.
 """
 
 import os

@@ -17,7 +17,7 @@ Generate = Callable[[list[list[int]], int, bool], list[list[int]]]  # prompts, n
 
 
 class Settings(NamedTuple):
-    """What a worker is started with.
+    """The settings of a worker.
 
     Attributes:
         model: path of the model. dtype: float32 or bfloat16, of weights and cache. threads: of the engine.
@@ -39,7 +39,7 @@ class Worker:
     Attributes:
         about: the engine's version and settings, in words.
     Raises:
-        RuntimeError: the process has ended; with the last lines that it wrote.
+        RuntimeError: the process has ended. The message has the end of its log.
     """
 
     def __init__(self, name: str, python: str, settings: Settings, path: Sequence[str] = ()) -> None:
@@ -77,7 +77,7 @@ class Worker:
         """End the process."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # the end of its requests
+            self._process.stdin.close()  # no requests follow
         self._process.wait()
         self._process.stdout.close()
         self._log.close()

@@ -1,13 +1,13 @@
-"""Counters with which the last program to finish knows that it has to merge the results of the others.
+"""Counters of finished programs: the last program to finish merges the results of the others.
 
-That program also resets its counter. So counters are allocated and cleared once per stream, not once per launch.
+That program also resets its counter, so counters are allocated and cleared once per stream, not once per launch.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-COUNTERS = 1 << 14  # per stream; programs only share work while there are fewer jobs than programs that fit the device
+COUNTERS = 1 << 14  # per stream; programs share work only if there are fewer jobs than programs that fit on the device
 
 _buffers: dict[tuple[torch.device, int], torch.Tensor] = {}  # by device and stream, as long as the process lives
 

@@ -185,8 +185,8 @@ def paged_attention(
 ) -> torch.Tensor:
     """Compute :func:`cdgen_kernels.reference.layers.paged_attention` in one launch, in float32 arithmetic.
 
-    With 16-bit queries on pages of their dtype or fp8, and without dropout, a prefill and groups that round up to
-    MATRIX_GROUP or more heads round weights to 16 bits.
+    Weights are rounded to 16 bits in a prefill, and for groups that round up to MATRIX_GROUP or more heads, if queries
+    have 16 bits, pages have their dtype or fp8, and there is no dropout.
 
     Args:
         q: [N, H, d] with unit stride along d. keys, values: contiguous [pages, K, page size, d].

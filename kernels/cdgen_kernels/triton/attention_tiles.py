@@ -22,7 +22,7 @@ FP8_MAX = tl.constexpr(_FP8_MAX)
 
 
 class Cache(NamedTuple):
-    """Keys and values of one key-value head, page by page. A key or value times its scale, if it is fp8."""
+    """Keys and values of one key-value head, page by page. fp8 numbers are to be multiplied by their scales."""
 
     keys_ptr: tl.tensor  # [pages, PAGE, DIM], pages page_stride * DIM apart
     values_ptr: tl.tensor

@@ -60,7 +60,7 @@ def add_rms_norm(
 
 @triton.jit
 def silu_mul_kernel(gate_up_ptr, out_ptr, width, N: tl.constexpr):
-    """Write silu(gate) * up [rows, width]; a row of gate_up has both. Grid: (rows, tiles of N columns)."""
+    """Write silu(gate) * up [rows, width]; a row of gate_up is the gate, then up. Grid: (rows, tiles of N columns)."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * N + tl.arange(0, N)
     inside = i < width

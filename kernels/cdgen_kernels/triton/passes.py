@@ -160,7 +160,7 @@ def find_row(logits_ptr, logits_stride, vocab_size, banned_ptr, banned_count, G:
 
 @triton.jit
 def arrive(arrivals_ptr, SPLIT: tl.constexpr):
-    """Return whether this program has to continue: all programs of its row have done their share.
+    """Return whether this program has to continue, because all programs of its row have done their share.
 
     Args:
         arrivals_ptr: int32 [B], zeros; read only if SPLIT.

@@ -2,10 +2,10 @@
 
 The programs of a row share the expensive part. Each computes upper bounds of the noisy scores in its segment and writes
 the greatest one per chunk. The last program then computes exact scores and noise in the chunks that may hold the
-winner, usually one to three. If top-k or top-p excludes the winner, the race is repeated without the tokens from there
-on down.
+winner, usually one to three. If top-k or top-p excludes the winner, the race is repeated without the winner and the
+tokens below it.
 
-Bounds are floats of the form rate * z + noise, rounded, so a chunk is only passed over if its bound is below the best
+Bounds are floats of the form rate * z + noise, rounded, so a chunk is skipped only if its bound is below the best
 noisy score by more than the rounding errors. Exact scores are computed as in draw.py.
 
 Chunks are counted from the row's first token here, not from its first multiple of 16 bytes: `token_row`. Four tokens
@@ -74,7 +74,7 @@ def bound_of_block(z, block, rate, noise):
 def write_bounds(row, bounds_ptr, begin, end, rate, noise, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
     """Write upper bounds of rate * z + Gumbel noise in the chunks of places `begin`, a multiple of T G R, to `end`.
 
-    Banned tokens are left out. The chunk of one has a bound that may be much too high.
+    Banned tokens are left out. The bound of a chunk with a banned token may be much too high.
     """
     full = tl.minimum(end, row.full)
     offsets = tl.arange(0, T * G)

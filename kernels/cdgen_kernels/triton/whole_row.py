@@ -1,15 +1,15 @@
 """Methods without candidates: greedy decoding, top-k, top-p and ancestral sampling over the whole vocabulary.
 
-GOOD alone decides here. What a method needs of every token, the programs of a row compute of their segments; the last
-program merges it.
+Only GOOD's logits count here. Each program computes what the method needs for its segment of the row, and the last
+program merges the results.
 
-* Greedy decoding keeps the tokens at the row's maximum, a short list.
-* Top-k with a small k keeps no token below the k-th greatest chunk maximum, or a little less. The others are a short
-  list, like candidates.
-* The others are a race (race.py). A winner that top-k or top-p does not keep is replaced by the winner of another race.
-  Whether it is kept follows from the number or the mass of the tokens above it.
-* Log-probabilities need the mass of the kept tokens. With them top-k and top-p always use a list; the bound of top-p is
-  the one that chunk maxima of enough mass reach.
+* Greedy decoding lists the tokens at the row's maximum.
+* Top-k with a small k lists the tokens down to the k-th greatest chunk maximum, or a little below it. No other token
+  can be kept.
+* The other methods are a race (race.py). If top-k or top-p does not keep the winner, another race replaces it. Whether
+  it is kept follows from the number or the mass of the tokens above it.
+* Log-probabilities need the mass of the kept tokens. With them, top-k and top-p always use a list. For top-p, it goes
+  down to a bound that chunk maxima of enough mass reach.
 """
 
 import triton
@@ -48,7 +48,7 @@ def method_of_row(vocab_size, weights, cuts, temperature,
 @triton.jit
 def share_work(row, method, maxima_ptr, bounds_ptr, mass_ptr, begin, end, weights, cuts, noise,
                LOGPROBS: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """Compute what a method needs of the tokens at places `begin` to `end` after the first pass."""
+    """Compute what a method needs to know about the tokens at places `begin` to `end` after the first pass."""
     rate = weights.good_weight / weights.scale
     if needs_mass(method, cuts, LOGPROBS):
         write_mass(row, maxima_ptr, mass_ptr, begin, end, rate, T, G, R)
@@ -108,9 +108,9 @@ def read_mass(row, mass_ptr, parts, best, rate, T: tl.constexpr, G: tl.constexpr
 def bound_by_maxima(maxima_ptr, chunks, best, rate, wanted, BY_MASS: tl.constexpr, T: tl.constexpr):
     """Return a logit that `wanted` tokens reach, or tokens of mass `wanted`; -inf if none is found.
 
-    Top-k or top-p then keeps no token below it. Only the greatest token is counted of every 8 T-th chunk together. The
-    bound is found bit by bit, 5 bits of the exponent and 5 of the mantissa, as a distance in scores from the best
-    token: at most 3 % more than needed. Mass is exp(-distance).
+    Top-k or top-p then keeps no token below it. Chunks whose numbers are equal modulo 8 T count as one token, the
+    greatest. The bound is a score's distance from the best score, found bit by bit, 5 bits of the exponent and 5 of the
+    mantissa: at most 3 % more than needed. Mass is exp(-distance).
     """
     c = tl.arange(0, 8 * T)
     z = tl.full([8 * T], float("-inf"), tl.float32)
@@ -123,7 +123,7 @@ def bound_by_maxima(maxima_ptr, chunks, best, rate, wanted, BY_MASS: tl.constexp
         tried = key + (512 >> bit)
         reached = tl.sum(tl.where(distance < float_of_key(tried), amount, 0.0), 0)
         key = tl.where(reached < wanted, tried, key)
-    # `key` is the greatest one that is not enough, and 1023 has not been tried with the infinite distance behind it.
+    # `key` is the greatest key that is not enough, so the next one is. No key follows 1023: there is no bound.
     limit = float_of_key(key + 1) / rate
     bound = best - limit * 1.00001 - 1e-6 * tl.abs(best)
     return tl.where(key == 1023, float("-inf"), bound)
