@@ -107,10 +107,9 @@ class ContrastiveLM:
             "with_tokenizer": tokenizer is None,
         }
         loaded, good_tokenizer = load(good, **options)
+        other, bad_tokenizer = _derived_bad(loaded, dropout, layers), None
         if bad is not None:
             other, bad_tokenizer = load(bad, **options)
-        else:
-            other, bad_tokenizer = _derived_bad(loaded, dropout, layers), None
         if other is not None and other.device != loaded.device:
             raise InputError(f"GOOD is on {loaded.device}, BAD on {other.device}; put both on one device")
         check_cache_dtype(self.kv_cache["kv_cache_dtype"], loaded.device)
