@@ -84,7 +84,7 @@ def memory(batch: int = 64, prompt: int = 20, new_tokens: int = 200) -> tuple[in
         loop.step()
     good, bad = (Shape.of(model.module.config) for model in pair)
     job = Job(batch * new_tokens, prompt, new_tokens, 1)
-    estimate = parts_of_memory(good, bad, good.parameters + bad.parameters, batch, job, 4, 4)
+    estimate = parts_of_memory(good, bad, good.parameters + bad.parameters, batch, job, 4, torch.float32)
     return sum(estimate.values()), peak_resident() - before
 
 

@@ -124,11 +124,11 @@ def plan_figures(lm: ContrastiveLM, setting: Setting) -> Record:
     good, bad = (PlanShape.of(model.module.config) for model in (pair.good, pair.bad))
     weights = good.parameters + (bad.parameters if setting.bad is not None else 0)
     job = Job(setting.batch * setting.new_tokens, PROMPT, setting.new_tokens, N)
-    itemsize, sheet = pair.good.module.dtype.itemsize, data_sheet(pair.good.device)
-    found = {"planned bytes": parts_of_memory(good, bad, weights, setting.batch, job, itemsize, itemsize)}
+    dtype, sheet = pair.good.module.dtype, data_sheet(pair.good.device)
+    found = {"planned bytes": parts_of_memory(good, bad, weights, setting.batch, job, dtype.itemsize, dtype)}
     if sheet is None:
         return found | {"bound, tokens/s": None}
-    step = parts_of_step(sheet, good, bad, setting.batch, job, itemsize, itemsize, stored_logits=False)
+    step = parts_of_step(sheet, good, bad, setting.batch, job, dtype.itemsize, dtype, stored_logits=False)
     return found | {"bound, tokens/s": setting.batch / sum(step.values())}
 
 

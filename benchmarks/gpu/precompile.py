@@ -114,6 +114,7 @@ def compile_engine(good: Shape, bad: Shape | None, dtype: torch.dtype) -> None:
     ):
         for tokens in TOKENS:
             backend = PagedBackend(lm.pair, params, tokens, 64)
+            backend._runner.stores_logits = False  # as on a GPU
             backend._compute(torch.zeros(4, tokens, dtype=torch.long))
             backend._step(torch.arange(tokens).unsqueeze(0))
 

@@ -33,6 +33,7 @@ class PairRunner:
         vocab_size: token ids are below this number.
     Attributes:
         runners: a runner per model.
+        stores_logits: whether GOOD's logits are computed before its candidates are selected, as on the CPU.
     """
 
     def __init__(self, models: Sequence[LanguageModel], max_length: int, vocab_size: int) -> None:
@@ -41,6 +42,7 @@ class PairRunner:
         self._addresses = self._parameter_addresses()
         self._vocab_size = vocab_size
         device = models[0].device
+        self.stores_logits = device.type != "cuda"
         self._side = take_stream(device) if device.type == "cuda" and len(models) > 1 else None
 
     def refresh(self) -> bool:
@@ -146,12 +148,12 @@ class PairRunner:
         """
         good, bad = self.runners
         options: dict[str, Any] = {"vocab_size": self._vocab_size, "raise_faults": False}
-        if outputs[0].is_cuda:
+        if self.stores_logits:
+            found = select_candidates(good.logits(outputs[0]), sampling, banned=banned, capacity=capacity, **options)
+        else:
             found = select_candidates_linear(
                 outputs[0], good.output_weight, sampling, banned=banned, capacity=capacity, **options
             )
-        else:
-            found = select_candidates(good.logits(outputs[0]), sampling, banned=banned, capacity=capacity, **options)
         self.join()
         bad_logits = gather_logits(outputs[1], bad.output_weight, found)
         return sample_candidates(found, bad_logits, sampling, gathered=True, **options)

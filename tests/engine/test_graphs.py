@@ -65,6 +65,7 @@ def step_of(
     """Return (ops of a step on CUDA, its tokens)."""
     lm = ContrastiveLM(good, **bad)
     paged = PagedBackend(lm.pair, params, batch, 64)
+    paged._runner.stores_logits = False
     cache_row = torch.zeros(1, batch, dtype=torch.long)
     with FakeTensorMode():
         paged, cache_row = on_fake_cuda(paged), on_fake_cuda(cache_row)
