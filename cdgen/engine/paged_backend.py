@@ -183,9 +183,10 @@ class PagedBackend:
         # The steps read the newest token, and all but the last of those that they draw.
         self.cache.extend_to(rows, lengths + count - 1)
         self.cache.publish()
+        inputs = torch.from_numpy(rows).unsqueeze(0)
         if self._graphs is not None:  # the step is passed per call: storing it would create a cycle
-            return self._round(rows, self._graphs.decode(self._step, torch.from_numpy(rows).unsqueeze(0), count))
-        inputs = torch.from_numpy(rows).unsqueeze(0).to(self.cache.page_table.device)
+            return self._round(rows, self._graphs.decode(self._step, inputs, count))
+        inputs = inputs.to(self.cache.page_table.device)
         return self._round(rows, [self._step(inputs) for _ in range(count)])
 
     def redraw(self, drawn: Round, steps: list[int], columns: list[int], positions: list[int]) -> Round:

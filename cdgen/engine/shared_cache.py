@@ -17,11 +17,11 @@ class SharedKVCache:
     """Pages of keys and values for one or two models. One page table serves them all, since they hold the same tokens.
 
     A sequence is a prompt (`allocate`) or a continuation of one (`fork`). Prompts never change; continuations grow by
-    `extend`. Continuations share their prompt's pages, and copy its partly filled last page when they first write to
+    `extend_to`. Continuations share their prompt's pages, and copy its partly filled last page when they first write to
     it.
 
-    A prompt is admitted only if all its continuations can be finished, so `extend` always finds a page. For a prompt of
-    L tokens with n continuations that may each grow to L + M tokens, in pages of S tokens:
+    A prompt is admitted only if all its continuations can be finished, so `extend_to` always finds a page. For a prompt
+    of L tokens with n continuations that may each grow to L + M tokens, in pages of S tokens:
 
         growth  = ceil((L + M) / S) - ceil(L / S)      pages that a continuation adds
         partial = 1 if S does not divide L, else 0     a last page that each continuation must own
@@ -168,15 +168,6 @@ class SharedKVCache:
         if n == reserved:
             self._drop_pages(np.array([cache_row]))
         return started
-
-    def extend(self, cache_rows: npt.ArrayLike) -> None:
-        """Make room for one more token in each of B distinct continuations, in pages that they alone own.
-
-        Raises:
-            ValueError: one is a prompt, has been released, or has reached its limit. The cache is unchanged.
-        """
-        cache_rows = np.asarray(cache_rows, dtype=np.int64)
-        self.extend_to(cache_rows, self.lengths[cache_rows] + 1)
 
     def extend_to(self, cache_rows: npt.ArrayLike, lengths: npt.ArrayLike) -> None:
         """Make room for at least `lengths` tokens in B distinct continuations, in pages that they alone own.

@@ -1,6 +1,6 @@
 """The shared cache, compared with lists of tokens.
 
-Every sequence is right in both models, no page is lost, and `extend` always finds a page.
+Every sequence is right in both models, no page is lost, and `extend_to` always finds a page.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -78,6 +78,11 @@ def state(cache: SharedKVCache) -> tuple:
         [x.numpy().tobytes() for x in tensors] + [x.tobytes() for x in arrays],
         cache.free_pages, cache.reserved_pages, list(cache._free_cache_rows), str(cache._prompts),
     )  # fmt: skip
+
+
+def add_token(cache: SharedKVCache, cache_rows: list[int]) -> None:
+    """Make room for one more token in each of these continuations."""
+    cache.extend_to(cache_rows, cache.lengths[cache_rows] + 1)
 
 
 def assert_refused(cache: SharedKVCache, error: type[Exception], call: Callable[..., object], *args: Any) -> None:
@@ -173,7 +178,7 @@ class Model:
         grow = [cache_row for cache_row, one in self.continuations.items() if len(one["tokens"]) < one["limit"]]
         grow = self.rng.permutation(grow)[: self.rng.integers(1, most)].astype(int).tolist()
         tokens = [self.name() for _ in grow]
-        self.cache.extend(grow)
+        add_token(self.cache, grow)
         newest = [len(self.continuations[cache_row]["tokens"]) for cache_row in grow]
         write(self.cache, places(self.cache, grow, newest), tokens)
         for cache_row, token in zip(grow, tokens, strict=True):
@@ -184,7 +189,7 @@ class Model:
         may = [cache_row for cache_row in self.continuations if cache_row not in full]
         bad = self.pick(set(range(len(self.cache.lengths))) - set(may))
         if bad is not None:
-            assert_refused(self.cache, ValueError, self.cache.extend, [*may, bad])
+            assert_refused(self.cache, ValueError, add_token, self.cache, [*may, bad])
 
     def release(self) -> None:
         held = [*self.prompts, *self.continuations]
@@ -263,7 +268,7 @@ def test_an_exact_budget_is_enough_and_one_page_less_is_not(length, n, new, page
     prompt = cache.allocate(length, n, new)
     rows = cache.fork(prompt, n)
     for _ in range(new):
-        cache.extend(rows)
+        add_token(cache, rows)
     assert cache.free_pages == cache.reserved_pages == 0
     for cache_row in (prompt, *rows):
         cache.release([cache_row])
@@ -280,7 +285,7 @@ def test_continuations_share_the_prompt_and_the_last_one_writes_in_place() -> No
     assert device_table(cache)[rows, :2].tolist() == [[first, partial]] * 3
     seconds = []
     for cache_row in rows:
-        cache.extend([cache_row])
+        add_token(cache, [cache_row])
         assert device_table(cache)[cache_row, 0] == first
         seconds.append(int(device_table(cache)[cache_row, 1]))
     assert partial not in seconds[:2] and seconds[2] == partial and len(set(seconds)) == 3
@@ -293,7 +298,7 @@ def test_pages_of_released_sequences_are_reused() -> None:
         (cache_row,) = cache.fork(prompt, 1)
         cache.release([prompt])
         assert not cache.can_hold(1, 1, 1)
-        cache.extend([cache_row])
+        add_token(cache, [cache_row])
         cache.release([cache_row])
     assert cache.free_pages == 6
 
