@@ -1,12 +1,15 @@
 """Caches filled with noise instead of computed prompts, for both backends of the engine and for transformers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel
 
 from cdgen.engine.backend import Round, Start
+from cdgen.engine.graphs import StepGraphs
 from cdgen.engine.paged_backend import PagedBackend
+from cdgen.engine.paged_prompts import PagedPrompts
 from cdgen.engine.requests import Request
 from cdgen.engine.static_backend import StaticBackend
 from cdgen.models.language_model import LanguageModel
@@ -15,8 +18,16 @@ from cdgen.models.language_model import LanguageModel
 class NoisePagedBackend(PagedBackend):
     """PagedBackend that fills the pages of prompts with noise."""
 
-    def _prefill(self, requests: Sequence[Request]) -> None:
-        for store in self.cache.stores:
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._prompts = _NoisePrompts(self.cache, self._runner, self._seed)
+
+
+class _NoisePrompts(PagedPrompts):
+    """The prompts of a NoisePagedBackend."""
+
+    def _prefill(self, requests: Sequence[Request], graphs: StepGraphs | None) -> None:
+        for store in self._cache.stores:
             store.keys.normal_()
             store.values.normal_()
         for request in requests:

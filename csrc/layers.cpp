@@ -149,28 +149,57 @@ CDGEN_CLONES void convert(ScalarType from, const void* x, int64_t n, float* buff
   from_floats(to, as_floats(from, x, n, buffer), n, out);
 }
 
+// The page table, and each token's row of it, which is negative for unused tokens.
+struct PageTable {
+  const int32_t *table, *cache_rows;
+  int64_t rows, columns, page_size, cache_pages;
+
+  PageTable(const Tensor& page_table, const Tensor& cache_row, const Tensor& keys, int64_t tokens)
+      : table(elements<int32_t>(page_table, {page_table.size(0), page_table.size(1)}, "page_table")),
+        cache_rows(elements<int32_t>(cache_row, {tokens}, "cache_row")),
+        rows(page_table.size(0)),
+        columns(page_table.size(1)),
+        page_size(keys.size(2)),
+        cache_pages(keys.size(0)) {}
+
+  const int32_t* pages_of(int64_t token) const { return table + cache_rows[token] * columns; }
+
+  // Checks that the sequence of a token has pages for positions `first` to `last`, its own.
+  void check(int64_t token, int64_t first, int64_t last) const {
+    CDGEN_CHECK(cache_rows[token] < rows, "cache_row: entry ", token, " is ", cache_rows[token],
+                ", which is outside the page table of ", rows, " rows");
+    CDGEN_CHECK(0 <= last && last < columns * page_size, "position: entry ", token, " is ", last,
+                ", which is outside the page table: a row has pages for ", columns * page_size);
+    const int32_t* pages = pages_of(token);
+    for (int64_t column = first / page_size; column <= last / page_size; column++)
+      CDGEN_CHECK(0 <= pages[column] && pages[column] < cache_pages, "page_table: entry (", cache_rows[token], ", ",
+                  column, ") is ", pages[column], ", which is out of range: the sequence needs one of the cache's ",
+                  cache_pages, " pages there");
+  }
+};
+
 Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin,
-                      const Tensor& position, const Tensor& slot_mapping, Tensor keys, Tensor values) {
+                      const Tensor& page_table, const Tensor& cache_row, const Tensor& position, Tensor keys,
+                      Tensor values) {
   CDGEN_CHECK(q.dim() == 3 && q.size(2) % 2 == 0, "q must be [N, H, d] with an even d");
-  CDGEN_CHECK(cos.dim() == 2, "cos must be [P, d / 2]");
+  CDGEN_CHECK(cos.dim() == 2 && page_table.dim() == 2, "cos must be [P, d / 2] and page_table [S, M]");
   const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), half = dim / 2, position_count = cos.size(0);
   check_cache(keys, values, dim);
-  const int64_t kv_heads = keys.size(1), page_size = keys.size(2), cache_size = keys.size(0) * page_size;
+  const int64_t kv_heads = keys.size(1), page_size = keys.size(2);
   CDGEN_CHECK(has_shape(k, {tokens, kv_heads, dim}) && has_shape(v, {tokens, kv_heads, dim}),
               "k and v must be [N, K, d] to match q and the cache");
   const Input queries(q), new_keys(k), new_values(v);
   const Output key_store(keys), value_store(values);
   const auto *cosines = elements<float>(cos, {position_count, half}, "cos"),
              *sines = elements<float>(sin, {position_count, half}, "sin");
-  const auto *positions = elements<int64_t>(position, {tokens}, "position"),
-             *cache_positions = elements<int64_t>(slot_mapping, {tokens}, "slot_mapping");
+  const auto* positions = elements<int64_t>(position, {tokens}, "position");
+  const PageTable paging(page_table, cache_row, keys, tokens);
   auto rotated = torch::stable::new_empty(q, {tokens, heads, dim});
   const Output out(rotated);
   for (int64_t n = 0; n < tokens; n++) {
     CDGEN_CHECK(0 <= positions[n] && positions[n] < position_count, "position: entry ", n, " is ", positions[n],
                 ", which is out of range: cos and sin have ", position_count, " positions");
-    CDGEN_CHECK(cache_positions[n] < cache_size, "slot_mapping: entry ", n, " is ", cache_positions[n],
-                ", which is out of range: the cache has ", cache_size, " slots");
+    if (paging.cache_rows[n] >= 0) paging.check(n, positions[n], positions[n]);
   }
   torch::stable::parallel_for(0, tokens, grain_rows((heads + 2 * kv_heads) * dim), [&](int64_t begin, int64_t end) {
     std::vector<float> a(dim), b(dim);
@@ -181,10 +210,10 @@ Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const T
         rotate(as_floats(queries.dtype, from, dim, a.data()), c, s, half, b.data());
         convert(ScalarType::Float, b.data(), dim, b.data(), out.dtype, out.at((n * heads + h) * dim));
       }
-      if (cache_positions[n] < 0) continue;
+      if (paging.cache_rows[n] < 0) continue;
+      const int64_t page = paging.pages_of(n)[positions[n] / page_size], offset = positions[n] % page_size;
       for (int64_t h = 0; h < kv_heads; h++) {
-        const int64_t to =
-            ((cache_positions[n] / page_size * kv_heads + h) * page_size + cache_positions[n] % page_size) * dim;
+        const int64_t to = ((page * kv_heads + h) * page_size + offset) * dim;
         rotate(as_floats(new_keys.dtype, new_keys.at(n * k.stride(0) + h * k.stride(1)), dim, a.data()), c, s, half,
                b.data());
         convert(ScalarType::Float, b.data(), dim, b.data(), key_store.dtype, key_store.at(to));
@@ -198,19 +227,19 @@ Tensor rope_and_store(const Tensor& q, const Tensor& k, const Tensor& v, const T
 
 Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& page_table,
                        const Tensor& cache_row, const Tensor& position, double scale, int64_t window, double dropout,
-                       const Tensor& seed, const Tensor& sequence, int64_t layer, bool /* prefill */) {
+                       const Tensor& seed, const Tensor& sequence, int64_t layer, bool /* prefill */,
+                       const std::optional<Tensor>& /* shared_lengths */) {
   CDGEN_CHECK(q.dim() == 3 && page_table.dim() == 2, "q must be [N, H, d] and page_table [S, M]");
   CDGEN_CHECK(0 <= dropout && dropout < 1 && window >= 0 && 0 <= layer && layer < int64_t{1} << 31,
               "dropout, window or layer is out of range");
-  const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), columns = page_table.size(1);
+  const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2);
   check_cache(keys, values, dim);
   const int64_t kv_heads = keys.size(1), page_size = keys.size(2);
   CDGEN_CHECK(heads % kv_heads == 0, "the heads of q must be a multiple of the heads of the cache");
   const Input queries(q), key_store(keys), value_store(values);
   const PagedStore store = {
       key_store.data, value_store.data, key_store.dtype, key_store.item_bytes, kv_heads, page_size, dim};
-  const auto* table = elements<int32_t>(page_table, {page_table.size(0), columns}, "page_table");
-  const auto* cache_rows = elements<int32_t>(cache_row, {tokens}, "cache_row");
+  const PageTable paging(page_table, cache_row, keys, tokens);
   const auto *positions = elements<int64_t>(position, {tokens}, "position"),
              *sequences = elements<int64_t>(sequence, {tokens}, "sequence");
   const int64_t key = dropout > 0 ? *elements<int64_t>(seed, {1}, "seed") : 0;
@@ -223,19 +252,9 @@ Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values
   const int64_t cuts = tokens >= 2 * threads ? 1 : std::min(store.heads, 2 * threads);
   std::vector<int64_t> work(tokens * cuts + 1);
   for (int64_t n = 0; n < tokens; n++) {
-    if (cache_rows[n] >= 0) {
-      CDGEN_CHECK(cache_rows[n] < page_table.size(0), "cache_row: entry ", n, " is ", cache_rows[n],
-                  ", which is outside the page table of ", page_table.size(0), " rows");
-      CDGEN_CHECK(0 <= positions[n] && positions[n] < columns * page_size, "position: entry ", n, " is ", positions[n],
-                  ", which is outside the page table: a row has pages for ", columns * page_size);
-      const int32_t* pages = table + cache_rows[n] * columns;
-      const int64_t first = window > 0 ? std::max<int64_t>(0, positions[n] - window + 1) : 0;
-      for (int64_t page = first / page_size; page <= positions[n] / page_size; page++)
-        CDGEN_CHECK(0 <= pages[page] && pages[page] < keys.size(0), "page_table: entry (", cache_rows[n], ", ", page,
-                    ") is ", pages[page], ", which is out of range: the sequence needs one of the cache's ",
-                    keys.size(0), " pages there");
-    }
-    const int64_t seen = cache_rows[n] < 0 ? 0 : window > 0 ? std::min(window, positions[n] + 1) : positions[n] + 1;
+    const bool used = paging.cache_rows[n] >= 0;
+    if (used) paging.check(n, window > 0 ? std::max<int64_t>(0, positions[n] - window + 1) : 0, positions[n]);
+    const int64_t seen = !used ? 0 : window > 0 ? std::min(window, positions[n] + 1) : positions[n] + 1;
     for (int64_t cut = 0; cut < cuts; cut++) work[n * cuts + cut + 1] = work[n * cuts + cut] + seen + 1;
   }
   const int64_t numbers = work.back() * heads / cuts * dim;  // a key and its value take as long as two of kGrain
@@ -251,17 +270,17 @@ Tensor paged_attention(const Tensor& q, const Tensor& keys, const Tensor& values
       const int64_t begin = store.heads * cut / cuts, end = store.heads * (cut + 1) / cuts, group = heads / store.heads;
       char* to = out.at((n * heads + begin * group) * dim);
       const int64_t count = (end - begin) * group * dim;
-      if (cache_rows[n] < 0) {
+      if (paging.cache_rows[n] < 0) {
         std::memset(to, 0, count * out.item_bytes);
         continue;
       }
       for (int64_t h = begin * group; h < end * group; h++)
         convert(queries.dtype, queries.at(n * q.stride(0) + h * q.stride(1)), dim, query.data() + h * dim,
                 ScalarType::Float, query.data() + h * dim);
-      const int32_t* pages = table + cache_rows[n] * columns;
       const int64_t first = window > 0 ? std::max<int64_t>(0, positions[n] - window + 1) : 0, last = positions[n];
-      const AttentionToken token = {query.data(), pages, first, last, static_cast<float>(scale), dropout, key,
-                                    sequences[n], last,  layer, heads};
+      const AttentionToken token = {
+          query.data(), paging.pages_of(n), first, last, static_cast<float>(scale), dropout, key,
+          sequences[n], last, layer, heads};
       attend(store, token, begin, end, scratch, mixed.data());
       convert(ScalarType::Float, mixed.data() + begin * group * dim, count, nullptr, out.dtype, to);
     }

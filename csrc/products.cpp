@@ -19,7 +19,7 @@ using torch::stable::Tensor;
 constexpr int64_t kGrain = 1 << 17;  // weights per thread, which take about 30 microseconds
 
 struct Rows {
-  const float* data;  // [count, dim]
+  const float* data;  // [count, dim]; if the weights are bfloat16, in the order of `widen`
   int64_t count, dim, stride;
 };
 
@@ -30,33 +30,62 @@ struct Layer {
   int64_t count, stride, item_bytes;
 };
 
-// value[r][j] = x[r] . weight[j] for eight rows of weights. The order of a sum depends on its length alone. If `ahead`,
-// the next eight rows of weights are prefetched into the second-level cache; the first cannot have enough reads in
+// Reads weights as vectors of floats: eight floats, or sixteen bfloat16 numbers, those at even places first. That takes
+// no shuffles, since a number at an odd place is the upper half of a 32-bit word, and so of a float.
+template <typename Number>
+constexpr int64_t kVectors = sizeof(float) / sizeof(Number);
+
+CDGEN_INLINE void widen(const float* p, Lanes* out) { out[0] = load(p); }
+CDGEN_INLINE void widen(const BrainFloat* p, Lanes* out) {
+  using Words = uint32_t __attribute__((vector_size(32)));
+  using LooseWords = uint32_t __attribute__((vector_size(32), aligned(2), may_alias));
+  const Words pairs = *reinterpret_cast<const LooseWords*>(p);
+  out[0] = reinterpret_cast<Lanes>(pairs << 16);
+  out[1] = reinterpret_cast<Lanes>(pairs & 0xffff0000u);
+}
+
+// Computes x[r] . weight[j] for kRows rows of x, whose numbers are in the order of `widen`, and kOutputs rows of
+// weights. Results are kLanes apart for each row of x. The order of a sum depends on its length alone. If `ahead`, the
+// next kOutputs rows of weights are prefetched into the second-level cache; the first cannot have enough reads in
 // flight.
-template <int kRows, typename Number>
-CDGEN_INLINE void eight_dots(const float* x, int64_t x_stride, const Number* weight, int64_t stride, int64_t dim,
-                             bool ahead, float (*value)[kLanes]) {
-  constexpr int64_t line = 64 / sizeof(Number);
-  Lanes total[kRows][kLanes] = {};
+template <int kRows, int kOutputs, typename Number>
+CDGEN_INLINE void dots(const float* x, int64_t x_stride, const Number* weight, int64_t stride, int64_t dim, bool ahead,
+                       float* value) {
+  constexpr int64_t line = 64 / sizeof(Number), vectors = kVectors<Number>, step = vectors * kLanes;
+  Lanes total[kRows][kOutputs] = {};
   const auto add = [&](int64_t d) __attribute__((always_inline)) {
-    for (int64_t j = 0; j < kLanes; j++) {
-      const Lanes w = load(weight + j * stride + d);
-      for (int r = 0; r < kRows; r++) total[r][j] += load(x + r * x_stride + d) * w;
+    for (int64_t j = 0; j < kOutputs; j++) {
+      Lanes w[vectors];
+      widen(weight + j * stride + d, w);
+      for (int r = 0; r < kRows; r++)
+        for (int64_t v = 0; v < vectors; v++) total[r][j] += load(x + r * x_stride + d + v * kLanes) * w[v];
     }
   };
   int64_t d = 0;
   for (; d + line <= dim; d += line) {
     if (ahead)
-      for (int64_t j = kLanes; j < 2 * kLanes; j++) __builtin_prefetch(weight + j * stride + d, 0, 2);
-    for (int64_t i = 0; i < line; i += kLanes) add(d + i);
+      for (int64_t j = kOutputs; j < 2 * kOutputs; j++) __builtin_prefetch(weight + j * stride + d, 0, 2);
+    for (int64_t i = 0; i < line; i += step) add(d + i);
   }
-  for (; d + kLanes <= dim; d += kLanes) add(d);
+  for (; d + step <= dim; d += step) add(d);
   for (int r = 0; r < kRows; r++) {
-    float rest[kLanes] = {};
+    float rest[kOutputs] = {};
     for (int64_t i = d; i < dim; i++)
-      for (int64_t j = 0; j < kLanes; j++) rest[j] += x[r * x_stride + i] * to_float(weight[j * stride + i]);
-    store(value[r], sums_of(total[r]) + load(rest));
+      for (int64_t j = 0; j < kOutputs; j++) rest[j] += x[r * x_stride + i] * to_float(weight[j * stride + i]);
+    if constexpr (kOutputs == kLanes)
+      store(value + r * kLanes, sums_of(total[r]) + load(rest));
+    else
+      for (int64_t j = 0; j < kOutputs; j++) value[r * kLanes + j] = sum(total[r][j]) + rest[j];
   }
+}
+
+// The same for `count` rows of weights, at most kLanes.
+template <int kRows, typename Number>
+CDGEN_INLINE void some_dots(const float* x, int64_t x_stride, const Number* weight, int64_t stride, int64_t dim,
+                            int64_t count, bool ahead, float* value) {
+  if (count == kLanes) return dots<kRows, kLanes>(x, x_stride, weight, stride, dim, ahead, value);
+  for (int64_t j = 0; j < count; j++)
+    dots<kRows, 1>(x, x_stride, weight + j * stride, stride, dim, false, value + j);
 }
 
 // Computes outputs begin .. end-1 of a layer. `out` is the place of the first row's output 0; rows are out_bytes apart.
@@ -66,23 +95,19 @@ CDGEN_INLINE void outputs_of(const Rows& x, const Layer& layer, int64_t begin, i
   for (int64_t n = begin; n < end; n += kLanes) {
     const auto* weight = reinterpret_cast<const Number*>(layer.weight) + n * layer.stride;
     const int64_t count = std::min(kLanes, end - n);
-    float bias[kLanes], value[2][kLanes];
+    float bias[kLanes], value[2 * kLanes];
     const float* added = layer.bias ? as_floats(layer.dtype, layer.bias + n * layer.item_bytes, count, bias) : nullptr;
     for (int64_t first = 0; first < x.count; first += 2) {  // more sums than those of two rows do not fit in registers
       const float* row = x.data + first * x.stride;
       const int64_t rows = std::min<int64_t>(2, x.count - first);
       const bool ahead = first == 0 && n + 2 * kLanes <= end;
-      if (count < kLanes)
-        for (int64_t r = 0; r < rows; r++)
-          for (int64_t j = 0; j < count; j++)
-            value[r][j] = dot(row + r * x.stride, weight + j * layer.stride, x.dim);
-      else if (rows == 2)
-        eight_dots<2>(row, x.stride, weight, layer.stride, x.dim, ahead, value);
+      if (rows == 2)
+        some_dots<2>(row, x.stride, weight, layer.stride, x.dim, count, ahead, value);
       else
-        eight_dots<1>(row, x.stride, weight, layer.stride, x.dim, ahead, value);
+        some_dots<1>(row, x.stride, weight, layer.stride, x.dim, count, ahead, value);
       for (int64_t r = 0; r < rows; r++) {
-        for (int64_t j = 0; added && j < count; j++) value[r][j] += added[j];
-        from_floats(layer.dtype, value[r], count, out + (first + r) * out_bytes + n * layer.item_bytes);
+        for (int64_t j = 0; added && j < count; j++) value[r * kLanes + j] += added[j];
+        from_floats(layer.dtype, value + r * kLanes, count, out + (first + r) * out_bytes + n * layer.item_bytes);
       }
     }
   }
@@ -94,6 +119,18 @@ CDGEN_CLONES void layer_outputs(const Rows& x, const Layer& layer, int64_t begin
     outputs_of<float>(x, layer, begin, end, out, out_bytes);
   else
     outputs_of<BrainFloat>(x, layer, begin, end, out, out_bytes);
+}
+
+// Writes a row of x as floats, in the order of `widen`.
+CDGEN_CLONES void widen_row(const BrainFloat* from, int64_t dim, float* to) {
+  constexpr int64_t vectors = kVectors<BrainFloat>;
+  int64_t d = 0;
+  for (; d + vectors * kLanes <= dim; d += vectors * kLanes) {
+    Lanes w[vectors];
+    widen(from + d, w);
+    for (int64_t v = 0; v < vectors; v++) store(to + d + v * kLanes, w[v]);
+  }
+  for (; d < dim; d++) to[d] = to_float(from[d]);
 }
 
 Layer layer_of(const Tensor& weight, const Tensor* bias, const Tensor& x) {
@@ -129,7 +166,8 @@ Tensor linear_rows(const Tensor& x, const std::vector<Tensor>& weights, const st
   if (dtype != ScalarType::Float) {
     converted.resize(count * dim);
     for (int64_t r = 0; r < count; r++)
-      as_floats(dtype, data + r * x.stride(0) * item_bytes, dim, converted.data() + r * dim);
+      widen_row(reinterpret_cast<const BrainFloat*>(data + r * x.stride(0) * item_bytes), dim,
+                converted.data() + r * dim);
     rows.data = converted.data(), rows.stride = dim;
   }
   auto result = torch::stable::new_empty(x, {count, outputs});

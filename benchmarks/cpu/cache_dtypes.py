@@ -20,7 +20,7 @@ import torch
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.engine.page_store import CacheShape, PageStore
 from cdgen.models.dtypes import FP8, dtype_name
-from cdgen.models.llama import LlamaRunner, slot_mapping
+from cdgen.models.llama import LlamaRunner
 from cdgen.models.smollm2 import smollm2_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,8 +36,7 @@ def logits_of(runner: LlamaRunner, tokens: torch.Tensor, pages: torch.dtype) -> 
     store = PageStore(shape, count, PAGE, "cpu")
     table, position = torch.arange(count, dtype=torch.int32)[None], torch.arange(len(tokens))
     row = torch.zeros(len(tokens), dtype=torch.int32)
-    slots = slot_mapping(table, row, position, PAGE)
-    hidden = runner.hidden_states(tokens, position, row, slots, table, store.layers, None, None)
+    hidden = runner.hidden_states(tokens, position, row, table, store.layers, None, None)
     return runner.logits(hidden).float()
 
 

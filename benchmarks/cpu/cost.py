@@ -20,8 +20,10 @@ import torch
 
 from benchmarks.cpu.bench_cross_entropy import peak_resident, resident
 from benchmarks.generation import EngineLoop, random_model, sampling_params
-from cdgen.engine.plan import Job, Shape, parts_of_memory
+from cdgen.engine.estimates import Job, Storage, parts_of_memory
+from cdgen.engine.model_sizes import PairShapes, Shape
 from cdgen.models.language_model import LanguageModel
+from cdgen.models.products import can_pack
 
 GOOD, BAD = (12, 768, 12, 3072), (6, 256, 4, 1024)
 LENGTHS = (20, 120, 220, 420, 820, 1620)
@@ -82,9 +84,9 @@ def memory(batch: int = 64, prompt: int = 20, new_tokens: int = 200) -> tuple[in
     loop.start([[5] * prompt] * batch)
     for _ in range(8):
         loop.step()
-    good, bad = (Shape.of(model.module.config) for model in pair)
-    job = Job(batch * new_tokens, prompt, new_tokens, 1)
-    estimate = parts_of_memory(good, bad, good.parameters + bad.parameters, batch, job, 4, torch.float32)
+    shapes = PairShapes(*(Shape.of(model.module.config) for model in pair))
+    job, dtype = Job(batch * new_tokens, prompt, new_tokens, 1), torch.float32
+    estimate = parts_of_memory(shapes, batch, job, Storage(dtype, dtype, can_pack(torch.empty(0, dtype=dtype))))
     return sum(estimate.values()), peak_resident() - before
 
 

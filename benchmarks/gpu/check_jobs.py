@@ -13,6 +13,7 @@ from benchmarks.gpu.noise import check_noise, reference_noise, triton_noise
 from benchmarks.ops.cases import OPS, Case
 from benchmarks.ops.op import Op
 from benchmarks.ops.prefill import PREFILL_OPS
+from benchmarks.ops.shared import SHARED_OPS
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BY_NAME = {op.name: op for op in OPS}
@@ -114,6 +115,10 @@ GROUPS: dict[str, list[Group]] = {
         Group(edge_layers.ATTENTION_EDGES[:5:2], (FP16, FP32), ((3, 420), (128, 220)), 40),
     ],
     "prefill_attention": [Group(PREFILL_OPS, (BF16, FP16), ((7, 20), (200, 20), (420, 140), (300, 300)), 40)],
+    "shared_attention": [
+        Group(SHARED_OPS, (BF16, FP16), ((8, 608), (3, 420), (128, 221), (33, 2048)), 40),
+        Group(edge_layers.SHARED_EDGES, (BF16, FP16), ((8, 608), (3, 420), (128, 220)), 40),
+    ],
     "cross_entropy": [
         Group(named("softmax_gradient"), (BF16, FP16, FP32), ((1, 32_000), (768, 32_003), (128, 128_256)), 500),
         Group([edge_layers.IGNORED_EDGE], (BF16, FP32), ((64, 32_003),), 500),

@@ -9,6 +9,7 @@ from torch.nn import functional
 from benchmarks.gpu.edges import edge_op
 from benchmarks.ops import layers as layer_ops
 from benchmarks.ops import linear as linear_ops
+from benchmarks.ops import shared as shared_ops
 from benchmarks.ops.op import Inputs, Op, Outputs, exact_floats
 from cdgen_kernels import reference
 
@@ -57,18 +58,36 @@ ATTENTION_EDGES = [
 ]
 
 
+def _shared(name: str, heads: int, kv_heads: int, dim: int, window: int = 0) -> Op:
+    """Return an entry of `paged_attention` over shared prefixes, with ragged and idle rows and rows without a group."""
+    return edge_op(
+        f"paged_attention, shared prefixes, ragged, {name}",
+        partial(shared_ops.shared_inputs, heads=heads, kv_heads=kv_heads, dim=dim, ragged=True),
+        partial(shared_ops.shared_fused, window=window),
+        partial(shared_ops.shared_reference, window=window),
+        torch_floats=lambda outputs, *inputs: {"out": masked_attention(*inputs[:7], window=window)},
+    )
+
+
+SHARED_EDGES = [
+    _shared("12 heads", 12, 12, 64),
+    _shared("12 heads, window 100", 12, 12, 64, window=100),
+    _shared("32 heads, 8 KV heads", 32, 8, 128),
+    _shared("32 heads, 4 KV heads of 64", 32, 4, 64),
+    _shared("24 heads, 1 KV head of 80, window 100", 24, 1, 80, window=100),
+]
+
+
 def grouped_rope_inputs(batch: int, heads: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """Return :func:`layer_ops.rope_inputs` with a quarter as many KV heads, and every third token idle."""
     generator = torch.Generator(device).manual_seed(seed)
     kv_heads = max(heads // 4, 1)
     sizes = (heads, kv_heads, kv_heads)
     product = layer_ops.random_tensor(generator, dtype, batch, sum(sizes), layer_ops.HEAD_DIM)
-    *_, cos, sin, position, slot_mapping, _, _ = layer_ops.rope_inputs(batch, 1, dtype, device, seed)
-    slot_mapping[::3] = -1
-    cache = torch.zeros(
-        2, -(-batch // layer_ops.PAGE), kv_heads, layer_ops.PAGE, layer_ops.HEAD_DIM, dtype=dtype, device=device
-    )
-    return *product.split(sizes, 1), cos, sin, position, slot_mapping, *cache
+    *_, cos, sin, page_table, cache_row, position, _, _ = layer_ops.rope_inputs(batch, 1, dtype, device, seed)
+    cache_row[::3] = -1
+    cache = torch.zeros(2, batch, kv_heads, layer_ops.PAGE, layer_ops.HEAD_DIM, dtype=dtype, device=device)
+    return *product.split(sizes, 1), cos, sin, page_table, cache_row, position, *cache
 
 
 def norm_alone_reference(x: torch.Tensor, weight: torch.Tensor) -> Outputs:

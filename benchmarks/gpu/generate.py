@@ -12,8 +12,9 @@ from benchmarks.gpu.context import Context
 from benchmarks.gpu.models import LLAMA3_1B, LLAMA3_8B, PAPER, PAPER_20X, Shape, make
 from benchmarks.gpu.records import Record
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine.plan import Job, parts_of_memory, parts_of_step
-from cdgen.engine.plan import Shape as PlanShape
+from cdgen.engine.estimates import Job, Storage, parts_of_memory, parts_of_step
+from cdgen.engine.model_sizes import PairShapes
+from cdgen.engine.model_sizes import Shape as PlanShape
 from cdgen.hardware import data_sheet
 
 PROMPT, N = 20, 8  # tokens per prompt, continuations per prompt
@@ -122,13 +123,14 @@ def plan_figures(lm: ContrastiveLM, setting: Setting) -> Record:
     """Return the figures of `cdgen plan` for this run: the bytes of each part, and the bound on tokens per second."""
     pair = lm.pair
     good, bad = (PlanShape.of(model.module.config) for model in (pair.good, pair.bad))
-    weights = good.parameters + (bad.parameters if setting.bad is not None else 0)
+    shapes = PairShapes(good, bad, shared=setting.bad is None)
     job = Job(setting.batch * setting.new_tokens, PROMPT, setting.new_tokens, N)
     dtype, sheet = pair.good.module.dtype, data_sheet(pair.good.device)
-    found = {"planned bytes": parts_of_memory(good, bad, weights, setting.batch, job, dtype.itemsize, dtype)}
+    storage = Storage(dtype, dtype)
+    found = {"planned bytes": parts_of_memory(shapes, setting.batch, job, storage)}
     if sheet is None:
         return found | {"bound, tokens/s": None}
-    step = parts_of_step(sheet, good, bad, setting.batch, job, dtype.itemsize, dtype, stored_logits=False)
+    step = parts_of_step(sheet, shapes, setting.batch, job, storage, stored_logits=False)
     return found | {"bound, tokens/s": setting.batch / sum(step.values())}
 
 

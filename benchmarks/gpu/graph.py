@@ -108,9 +108,7 @@ def decode_step(
     def step() -> torch.Tensor:
         normed, total = add_rms_norm(x, residual, weight, layer_ops.EPS)
         q, k, v = (normed @ project.T).view(batch, 3, HEADS, HEAD_DIM).unbind(1)
-        page = table.gather(1, (position // layer_ops.PAGE).unsqueeze(1)).squeeze(1).long()
-        slot_mapping = page * layer_ops.PAGE + position % layer_ops.PAGE
-        q = rope_and_store(q, k, v, cos, sin, position, slot_mapping, keys, values)
+        q = rope_and_store(q, k, v, cos, sin, table, cache_row, position, keys, values)
         mixed = paged_attention(q, keys, values, table, cache_row, position, scale=HEAD_DIM**-0.5)
         hidden = add_rms_norm(mixed.flatten(1), total, weight, layer_ops.EPS)[0]
         candidates = select_candidates_linear(hidden, outputs[0], sampling, capacity=256)

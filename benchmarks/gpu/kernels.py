@@ -27,6 +27,8 @@ LAYERS: Table = {
     "paged_attention, 12 heads": ((128, 220), (512, 220), (1024, 220)),
     "paged_attention, 12 heads, dropout": ((512, 220), (128, 220)),
     "paged_attention, 32 heads, 8 KV heads": ((64, 330), (64, 2048)),
+    "paged_attention, shared prefixes, 12 heads": ((64, 608), (512, 220), (8, 608)),
+    "paged_attention, shared prefixes, 32 heads, 8 KV heads": ((64, 608), (64, 2048)),
     "paged_attention, prefill, 12 heads": ((4096, 20), (4096, 512)),
     "paged_attention, prefill, 32 heads, 8 KV heads": ((4096, 2048),),
     "add_rms_norm": ((128, 768), (512, 768), (64, 4096)),

@@ -42,6 +42,7 @@ PARTS: dict[str, tuple[Job, ...]] = {
         select_candidates_linear_bfloat16=_CHECK,
         select_candidates_linear_float16=(*_CHECK, True),
         attention_variants=_CHECK,
+        shared_attention=_CHECK,
         prefill_attention=_CHECK,
         contrastive_sample=_CHECK,
         attention=_CHECK,

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -112,11 +113,11 @@ def compile_engine(good: Shape, bad: Shape | None, dtype: torch.dtype) -> None:
         SamplingParams(max_tokens=30, **given)
         for given in ({}, banning, banning | {"logprobs": True}, {"contrast_strength": 0.0})
     ):
-        for tokens in TOKENS:
+        for tokens, shared in product(TOKENS, (False, True)):
             backend = PagedBackend(lm.pair, params, tokens, 64)
             backend._runner.stores_logits = False  # as on a GPU
-            backend._compute(torch.zeros(4, tokens, dtype=torch.long))
-            backend._step(torch.arange(tokens).unsqueeze(0))
+            backend._prompts.compute(torch.zeros(4, tokens, dtype=torch.long))
+            backend._step(torch.arange(tokens).unsqueeze(0), shared)
 
 
 def main() -> None:

@@ -43,8 +43,9 @@ class Sweep(NamedTuple):
         return f"{self.op} [{self.batch}, {self.size}], {fixed}{self.constant}{key}"
 
 
-ATTENTION, DROPOUT, GROUPED = (
-    "paged_attention, " + name for name in ("12 heads", "12 heads, dropout", "32 heads, 8 KV heads")
+ATTENTION, DROPOUT, GROUPED, SHARED = (
+    "paged_attention, " + name
+    for name in ("12 heads", "12 heads, dropout", "32 heads, 8 KV heads", "shared prefixes, 32 heads, 8 KV heads")
 )
 # Without this, a version of Triton that lacks the fence would use one stage, whatever the setting.
 PIPELINED = (("HAS_FENCE", True),)
@@ -59,6 +60,8 @@ SWEEPS = [  # the least risky first, since an illegal access ends the job
     Sweep(DROPOUT, 512, 220, "triton.attention", "THREADS", (64, 128)),
     Sweep(GROUPED, 64, 2048, "triton.settings", "ATTENTION_PROGRAMS_PER_MULTIPROCESSOR", (4, 8, 12)),
     Sweep(GROUPED, 64, 2048, "triton.attention", "MATRIX_TILE", (2048, 4096)),
+    Sweep(SHARED, 64, 608, "triton.shared_attention", "TOKENS", (4, 8, 16, 32)),
+    Sweep(SHARED, 64, 608, "triton.block_attention", "PROGRAMS_PER_MULTIPROCESSOR", (1, 2, 4)),
     Sweep(
         "select_candidates_linear", 128, 32_000, "triton.linear", "HAS_FENCE", (False, True)
     ),  # one stage, or several

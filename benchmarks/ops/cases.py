@@ -9,8 +9,9 @@ from benchmarks.ops.linear import LINEAR_OPS
 from benchmarks.ops.op import Inputs, Op
 from benchmarks.ops.prefill import PREFILL_OPS
 from benchmarks.ops.sampling import SAMPLING_OPS
+from benchmarks.ops.shared import SHARED_OPS
 
-OPS = SAMPLING_OPS + LINEAR_OPS + LAYER_OPS + PREFILL_OPS
+OPS = SAMPLING_OPS + LINEAR_OPS + LAYER_OPS + PREFILL_OPS + SHARED_OPS
 
 
 @dataclass(frozen=True)

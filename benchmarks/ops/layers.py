@@ -73,15 +73,16 @@ def gate_eager(gate_up: torch.Tensor) -> Outputs:
 
 
 def rope_inputs(batch: int, heads: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """Return (q, k, v, cos, sin, position, slot_mapping, keys, values); q, k and v are views of one [N, 3, H, d]."""
+    """Return the arguments of rope_and_store; q, k and v are views of one [N, 3, H, d], and each token has a page."""
     generator = torch.Generator(device).manual_seed(seed)
     q, k, v = random_tensor(generator, dtype, batch, 3, heads, HEAD_DIM).unbind(1)
     angle = torch.rand(2048, HEAD_DIM // 2, generator=generator, device=device) * 6
     position = torch.randint(2048, (batch,), generator=generator, device=device)
-    pages = -(-batch // PAGE)
-    slot_mapping = torch.randperm(pages * PAGE, generator=generator, device=device)[:batch]
-    cache = torch.zeros(2, pages, heads, PAGE, HEAD_DIM, dtype=dtype, device=device)
-    return q, k, v, angle.cos(), angle.sin(), position, slot_mapping, *cache
+    page = torch.randperm(batch, generator=generator, device=device, dtype=torch.int32)
+    page_table = page.unsqueeze(1).repeat(1, len(angle) // PAGE)
+    cache_row = torch.arange(batch, dtype=torch.int32, device=device)
+    cache = torch.zeros(2, batch, heads, PAGE, HEAD_DIM, dtype=dtype, device=device)
+    return q, k, v, angle.cos(), angle.sin(), page_table, cache_row, position, *cache
 
 
 def rope_reference(*inputs: Any) -> Outputs:
@@ -102,8 +103,9 @@ def rope_eager(
     v: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    page_table: torch.Tensor,
+    cache_row: torch.Tensor,
     position: torch.Tensor,
-    slot_mapping: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
 ) -> torch.Tensor:
@@ -114,8 +116,8 @@ def rope_eager(
         real, imaginary = x.chunk(2, -1)
         return x * cos + torch.cat([-imaginary, real], -1) * sin
 
-    keys[slot_mapping // PAGE, :, slot_mapping % PAGE] = rotated(k)
-    values[slot_mapping // PAGE, :, slot_mapping % PAGE] = v
+    page, offset = page_table[cache_row, position // PAGE], position % PAGE
+    keys[page, :, offset], values[page, :, offset] = rotated(k), v
     return rotated(q)
 
 

@@ -124,7 +124,7 @@ def _checked_seeds(lm: ContrastiveLM, seeds: Iterable[Seed], params: SamplingPar
         if seed.id in found:
             raise InputError(f"seed {seed.id}: another seed has the same id")
         found[seed.id] = Seed(seed.id, lm.prompt_ids(seed.token_ids, f"seed {seed.id}"))
-    lm.check([seed.token_ids for seed in found.values()], params, [f"seed {name}" for name in found])
+    lm.pair.check([seed.token_ids for seed in found.values()], params, [f"seed {name}" for name in found])
     return list(found.values())
 
 

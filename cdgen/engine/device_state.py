@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from cdgen.engine.backend import Start
 from cdgen.engine.bans import repeated_ngram_bans
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.hardware import to_device
@@ -66,6 +67,7 @@ class DeviceState:
         self._token, self._position, *_ = self._table[:, 1:].unbind()
         self._stop_from = self._table[3]
         self._sampling = sampling_tensors(params, max_num_seqs, device)
+        self._rows = self._sampling  # those of the rows in the last batch
         self._history: torch.Tensor | None = None  # int64 [cache_rows + 2, L], all tokens; cache row r is row r + 1
         self._stop = self._table.new_empty(0)  # int64, the stop tokens that `min_tokens` bans
         self._stop_token_ids: list[int] = []  # the same on the host
@@ -84,21 +86,19 @@ class DeviceState:
         if stops != self._stop_token_ids:  # otherwise kept graphs still read the old tensor
             self._stop_token_ids, self._stop = stops, self._table.new_tensor(stops)
 
-    def start(
-        self, cache_row: torch.Tensor, prompts: Sequence[Sequence[int]], numbers: Sequence[int], max_length: int
-    ) -> Newest:
+    def start(self, cache_row: torch.Tensor, starts: Sequence[Start], max_length: int) -> Newest:
         """Set the state of new sequences to the last tokens of their prompts, and return it.
 
         Args:
-            cache_row: int32 [A], distinct.
-            prompts: the prompt of each sequence.
-            numbers: their sequence numbers.
+            cache_row: int64 [A], distinct.
+            starts: the sequences, in that order.
             max_length: number of tokens of the longest sequence, the same in each call.
         """
+        prompts = [request.token_ids for request, continuations in starts for _ in continuations]
+        numbers = [request.sequence_number(index) for request, continuations in starts for index in continuations]
         last = [len(prompt) - 1 for prompt in prompts]
         stop_from = [len(prompt) + self._min_tokens for prompt in prompts]
-        columns = [[prompt[-1] for prompt in prompts], last, list(numbers), stop_from]
-        state = to_device(columns, self._table.device)
+        state = to_device([[prompt[-1] for prompt in prompts], last, numbers, stop_from], self._table.device)
         self._table[:, cache_row + 1] = state
         if self._ngram_size:
             if self._history is None:
@@ -112,34 +112,36 @@ class DeviceState:
         """Return the newest token of each sequence. Unused rows have token and position 0.
 
         Args:
-            cache_row: int32 [A]; -1 for unused rows.
+            cache_row: int64 [A]; -1 for unused rows.
         """
         return Newest(*self._table.index_select(1, cache_row + 1).unbind()[:3])
 
     def sampling(self, position: torch.Tensor, sequence: torch.Tensor) -> SamplingTensors:
         """Return the sampling parameters [A] for tokens at `position` of `sequence`, both int64 [A]."""
-        rows = SamplingTensors(*(x.narrow(0, 0, len(position)) for x in self._sampling))
-        return rows._replace(sequence=sequence, position=position)
+        if len(position) != len(self._rows.margin):
+            self._rows = SamplingTensors(*(x.narrow(0, 0, len(position)) for x in self._sampling))
+        return self._rows._replace(sequence=sequence, position=position)
 
     def banned(self, cache_row: torch.Tensor, position: torch.Tensor) -> torch.Tensor | None:
         """Return the tokens that may not be drawn: stop tokens before `min_tokens`, and repeated n-grams.
 
         Args:
-            cache_row: int32 [A].
+            cache_row: int64 [A].
             position: int64 [A], positions of the tokens to be drawn.
         Returns:
             int64 [A, N] token ids, -1 for no ban; or None.
         """
-        bans, column = [], cache_row + 1
+        bans = []
         if len(self._stop):
-            early = position < self._stop_from.index_select(0, column)
+            early = position < self._stop_from.index_select(0, cache_row + 1)
             bans.append(torch.where(early.unsqueeze(1), self._stop, -1))
         if self._ngram_size and self._history is not None:
-            bans.append(repeated_ngram_bans(self._history.index_select(0, column), position, self._ngram_size))
-        return torch.cat(bans, 1) if bans else None
+            history = self._history.index_select(0, cache_row + 1)
+            bans.append(repeated_ngram_bans(history, position, self._ngram_size))
+        return torch.cat(bans, 1) if len(bans) > 1 else bans[0] if bans else None
 
     def append(self, cache_row: torch.Tensor, token: torch.Tensor, position: torch.Tensor) -> None:
-        """Make `token`, int64 [A], at `position`, int64 [A], the newest token of each sequence."""
+        """Make `token` at `position` the newest token of each sequence; all int64 [A]."""
         token = token.clamp(min=0)  # the models cannot read a fault code
         self._token.index_put_((cache_row,), token)
         self._position.index_put_((cache_row,), position)

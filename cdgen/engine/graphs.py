@@ -63,45 +63,50 @@ class GraphSizes:
 
 
 class StepGraphs:
-    """Repeats a step by replaying CUDA graphs of it, one graph for each size that :class:`GraphSizes` chooses.
+    """Repeats steps by replaying CUDA graphs of them.
+
+    A step may be of several kinds, each with a graph for every size that its :class:`GraphSizes` chooses.
 
     All graphs of an instance are captured on one stream into one memory pool, and `close` destroys them together.
     Instances must not share a stream: torch 2.12 and later frees a stream's cuBLAS workspace when a graph that was
     captured on it is destroyed, while other graphs still write to that workspace.
 
     Args:
-        sizes: chooses the graph of each step.
+        sizes: choose the graph of each step, one for each kind of step.
         unused: the inputs of an unused row, as many numbers as a step has inputs.
         device: a CUDA device, with its index.
     """
 
-    def __init__(self, sizes: GraphSizes, unused: Sequence[int], device: torch.device) -> None:
+    def __init__(self, sizes: Sequence[GraphSizes], unused: Sequence[int], device: torch.device) -> None:
         self._sizes, self._device = sizes, device
         self._unused = torch.tensor(unused).unsqueeze(1)  # [F, 1]
         self._stream, self._pool = take_stream(device), torch.cuda.graph_pool_handle()
-        self._graphs: dict[int, _Graph] = {}
+        self._graphs: dict[tuple[int, int], _Graph] = {}  # by kind and size
 
-    def __call__(self, step: Step, inputs: torch.Tensor, count: int = 1) -> list[tuple[torch.Tensor, ...]]:
+    def __call__(
+        self, step: Step, inputs: torch.Tensor, count: int = 1, kind: int = 0
+    ) -> list[tuple[torch.Tensor, ...]]:
         """Run `count` steps.
 
         Args:
             step: function from inputs, int64 [F, A] on the device, to outputs [A, ...]; it reads and writes device
-                tensors only. Every call must pass the same function.
+                tensors only. Every call for a kind must pass the same function.
             inputs: int64 [F, A] on the host, the same for all `count` steps.
             count: number of steps.
+            kind: index of the kind of step.
         Returns:
             the outputs of each step.
         """
         live = inputs.shape[1]
         with torch.cuda.device(self._device):
-            size = self._sizes.choose(live)
+            size = self._sizes[kind].choose(live)
             if size is None:
                 on_device = inputs.to(self._device, non_blocking=True)
                 return [step(on_device) for _ in range(count)]
-            if size not in self._graphs:
+            graph = self._graphs.get((kind, size))
+            if graph is None:
                 unused = self._unused.repeat(1, size).to(self._device, non_blocking=True)
-                self._graphs[size] = _Graph(step, unused, self._stream, self._pool)
-            graph = self._graphs[size]
+                graph = self._graphs[kind, size] = _Graph(step, unused, self._stream, self._pool)
             padded = self._unused.repeat(1, size)
             padded[:, :live] = inputs
             graph.inputs.copy_(padded, non_blocking=True)  # the driver copies unpinned memory before it returns
@@ -120,7 +125,8 @@ class StepGraphs:
                 graph.graph.reset()
         finally:
             self._graphs.clear()
-            self._sizes.captured.clear()
+            for sizes in self._sizes:
+                sizes.captured.clear()
             self._pool = torch.cuda.graph_pool_handle()  # torch refuses the handle of a pool whose graphs are all gone
 
     def close(self) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdgen.engine.engine import Engine
+from cdgen.engine.kept_backend import KeptBackend
 from cdgen.engine.outputs import CompletionOutput, RequestOutput
 from cdgen.engine.page_store import check_cache_dtype
-from cdgen.engine.paged_backend import CacheOptions, PagedBackend
+from cdgen.engine.paged_backend import CacheOptions
 from cdgen.engine.prompts import list_prompts, prompt_ids, text_of
 from cdgen.engine.requests import ModelPair, Prompts, batches, make_requests
 from cdgen.engine.sampling_params import SamplingParams, check_params
@@ -113,8 +114,8 @@ class ContrastiveLM:
         if other is not None and other.device != loaded.device:
             raise InputError(f"GOOD is on {loaded.device}, BAD on {other.device}; put both on one device")
         check_cache_dtype(self.kv_cache["kv_cache_dtype"], loaded.device)
-        self._kept: list[PagedBackend] = []  # at most one
-        weakref.finalize(self, _close, self._kept).atexit = False
+        self._kept = KeptBackend()
+        weakref.finalize(self, self._kept.close).atexit = False
         self.pair = ModelPair.of(loaded, other, tokenizer or good_tokenizer, bad_tokenizer)
         reasons = {model.name: unsupported(model.module) for model in (loaded, other) if model is not None}
         self.static_reason = next((f"{name}: {reason}" for name, reason in reasons.items() if reason), None)
@@ -175,7 +176,7 @@ class ContrastiveLM:
             prompt_ids(self.tokenizer, self.bos_token_id, prompt, f"prompt {index}", longest=longest)
             for index, prompt in enumerate(listed)
         ]
-        self.check(token_ids, params)
+        self.pair.check(token_ids, params)
         requests = [
             RequestOutput(text_of(self.tokenizer, *both), both[1], []) for both in zip(listed, token_ids, strict=True)
         ]
@@ -216,12 +217,17 @@ class ContrastiveLM:
             return
         if self.static_reason is None:
             lengths = (len(prompts.token_ids[prompt]) for prompt, _ in sequences)
-            longest = self.pair.longest_sequence(params, lengths)
-            backend = self._take_backend(params, min(self.max_num_seqs, len(sequences)), longest)
+            backend = self._kept.take(
+                self.pair,
+                params,
+                self.kv_cache,
+                size=min(self.max_num_seqs, len(sequences)),
+                largest=self.max_num_seqs,
+                longest=self.pair.longest_sequence(params, lengths),
+            )
             requests = make_requests(prompts, sequences)
             Engine(self.pair, backend, requests, params, on_finished, on_tokens).run()
-            self.close()  # another thread may have kept a backend in the meantime
-            self._kept.append(backend)
+            self._kept.keep(backend)
             return
         done = 0
         for batch in batches(sequences, params.n, self.max_num_seqs):
@@ -234,27 +240,9 @@ class ContrastiveLM:
             static.close()
             done += len(batch)
 
-    def _take_backend(self, params: SamplingParams, size: int, longest: int) -> PagedBackend:
-        """Return the backend that the last call kept if it serves this one, too; otherwise a new one.
-
-        Args:
-            size: number of sequences that run at once.
-            longest: number of tokens of the longest sequence.
-        """
-        try:
-            kept = self._kept.pop()  # calls in other threads need backends of their own
-        except IndexError:
-            kept = None
-        if kept is not None:
-            fits = size <= kept.max_num_seqs <= self.max_num_seqs and longest <= kept.max_length
-            if fits and kept.options == self.kv_cache and kept.begin(params):
-                return kept
-            kept.close()
-        return PagedBackend(self.pair, params, size, longest, **self.kv_cache)
-
     def close(self) -> None:
         """Free the cache and the CUDA graphs, which are kept between calls; the next call builds new ones."""
-        _close(self._kept)
+        self._kept.close()
 
     def prompt_ids(self, prompt: "Prompt", name: str, parse_special: bool = False) -> list[int]:
         """Return the token ids of a prompt; an empty prompt is the start-of-text token.
@@ -281,52 +269,9 @@ class ContrastiveLM:
             raise InputError(f"max_tokens = {new}: leaves no room for a prompt in the models' {limit} positions")
         return None if limit is None else limit - new
 
-    def check(
-        self, token_ids: Sequence[Sequence[int]], params: SamplingParams, names: Sequence[str] | None = None
-    ) -> None:
-        """Check that these prompts can be continued.
-
-        Args:
-            token_ids: the prompts as lists of ids.
-            params: sampling parameters.
-            names: the prompts' names for error messages; default: `prompt 0`, `prompt 1` and so on.
-        Raises:
-            InputError: a prompt or parameter that cannot be used.
-        """
-        vocab_size = self.pair.vocab_size
-        if params.contrast_strength and self.pair.bad is None:
-            raise InputError(
-                f"contrast_strength = {params.contrast_strength:g}: there is no BAD; pass bad=, dropout= or layers=, "
-                "or set contrast_strength=0"
-            )
-        if not any(model.noisy for model in self.pair.models(params)):
-            params.check_distinct()
-        limit = self.pair.position_limit(params)
-        if limit is None and params.max_tokens is None:
-            raise InputError("max_tokens = None: the models do not state for how many positions they were made")
-        for token in params.stop_token_ids:
-            if token >= vocab_size:
-                raise InputError(f"stop_token_ids: {token} is out of range; the vocabulary has {vocab_size} tokens")
-        for index, ids in enumerate(token_ids):
-            name = names[index] if names else f"prompt {index}"
-            wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
-            if wrong is not None:
-                raise InputError(f"{name}: token id {wrong} is out of range; the vocabulary has {vocab_size} tokens")
-            most_new = params.max_tokens or 1
-            if limit is not None and len(ids) + most_new > limit:
-                raise InputError(
-                    f"{name}: {len(ids)} tokens and max_tokens = {most_new} more exceed the models' {limit} "
-                    "positions; shorten the prompt or lower max_tokens"
-                )
-
 
 def _derived_bad(good: LanguageModel, dropout: float | None, layers: int | None) -> LanguageModel | None:
     """Return the BAD that is made from GOOD, if one is requested."""
     if dropout is not None:
         return attention_dropout(good, dropout)
     return None if layers is None else first_layers(good, layers)
-
-
-def _close(backends: list[PagedBackend]) -> None:
-    while backends:
-        backends.pop().close()

@@ -1,8 +1,8 @@
 """The engine's backend for models of the Llama family: a paged cache, and both models in one step."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -13,19 +13,19 @@ from cdgen.engine.backend import Round, Rows, Start
 from cdgen.engine.device_state import DeviceState
 from cdgen.engine.graphs import GraphSizes, StepGraphs
 from cdgen.engine.page_store import CacheShape
+from cdgen.engine.paged_prompts import PagedPrompts, prefill_graphs
 from cdgen.engine.pair_runner import PairRunner
 from cdgen.engine.requests import ModelPair, Request
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.shared_cache import SharedKVCache
 from cdgen.engine.stopping import stop_token_ids
+from cdgen.errors import InputError
 from cdgen.hardware import free_memory, to_device
 from cdgen_kernels import Samples
 
-PREFILL_TOKENS = 4096  # greatest number of prompt tokens to compute at once, unless one prompt is longer
 CACHE_SHARE = 0.9  # default upper limit on the cache, as a share of a GPU's free memory; the rest is for activations
 STEPS_PER_ROUND = 4  # steps between two host syncs on a GPU
 CAPACITY = 256  # length of the candidate lists; with more candidates, the lists are as long as the vocabulary
-EAGER_PREFILLS = 4  # prefills that run without a graph before the first one is captured
 
 
 class CacheOptions(TypedDict, total=False):
@@ -33,14 +33,6 @@ class CacheOptions(TypedDict, total=False):
 
     kv_cache_dtype: torch.dtype | None
     kv_cache_memory_bytes: int | None
-
-
-@dataclass
-class _Prompt:
-    """A prompt that is kept in the cache until all of its sequences have started."""
-
-    cache_row: int
-    outputs: list[torch.Tensor] | None = None  # last hidden state [D] of each model; None until it is computed
 
 
 class _Graphs(NamedTuple):
@@ -91,16 +83,20 @@ class PagedBackend:
         if kv_cache_memory_bytes is None and free is not None:
             kv_cache_memory_bytes = int(CACHE_SHARE * free)
         self.cache_rows = 2 * max_num_seqs + 1  # a prompt has a row of its own until all its sequences have started
-        self.cache = SharedKVCache(
-            shapes,
-            cache_rows=self.cache_rows,
-            sequences=max_num_seqs + 1,  # one more for the prompt whose sequences have not all started
-            max_length=max_length,
-            device=device,
-            memory_bytes=kv_cache_memory_bytes,
-        )
-        self._prompts: dict[Request, _Prompt] = {}
+        try:
+            self.cache = SharedKVCache(
+                shapes,
+                cache_rows=self.cache_rows,
+                sequences=max_num_seqs + 1,  # one more for the prompt whose sequences have not all started
+                max_length=max_length,
+                device=device,
+                memory_bytes=kv_cache_memory_bytes,
+            )
+        except InputError:
+            self._runner.close()
+            raise
         self._seed = torch.tensor([params.seed], device=device)
+        self._prompts = PagedPrompts(self.cache, self._runner, self._seed)
         self._state = DeviceState(
             params,
             stop_token_ids(params, pair.eos_token_ids),
@@ -114,10 +110,8 @@ class PagedBackend:
 
     def _new_graphs(self) -> _Graphs:
         device = self._pair.good.device
-        return _Graphs(
-            StepGraphs(GraphSizes(self.max_num_seqs), [-1], device),
-            StepGraphs(GraphSizes(max(PREFILL_TOKENS, self.max_length), EAGER_PREFILLS), [0, 0, -1, 0], device),
-        )
+        sizes = [GraphSizes(self.max_num_seqs) for _ in range(2)]  # without and with shared prefixes
+        return _Graphs(StepGraphs(sizes, [-1], device), prefill_graphs(self.max_length, device))
 
     def begin(self, params: SamplingParams) -> bool:
         """Prepare for another call, after all sequences have finished; return False if that is impossible."""
@@ -131,50 +125,14 @@ class PagedBackend:
         return True
 
     def admit(self, request: Request, most: int) -> int:
-        """Return how many sequences of a request can start now, and reserve their pages.
-
-        If some of them have to wait, one more is reserved if possible: that keeps the prompt in the cache.
-        """
-        if request in self._prompts:
-            cache_row = self._prompts[request].cache_row
-            for count in range(most, 0, -1):
-                extra = count - 1 + (count < len(request.waiting))
-                if not extra or self.cache.reserve(cache_row, extra):
-                    return count
-            return 0
-        length = len(request.token_ids)
-        most_new = self._pair.max_new_tokens(self._params, length)
-        for spare in (1, 0):  # without the spare one, the prompt is computed again for the rest
-            for count in range(most, 0, -1):
-                reserved = count + (spare if count < len(request.waiting) else 0)
-                if self.cache.can_hold(length, reserved, most_new):
-                    self._prompts[request] = _Prompt(self.cache.allocate(length, reserved, most_new))
-                    return count
-        return 0
+        """Return how many sequences of a request can start now, and reserve their pages."""
+        return self._prompts.admit(request, most, self._pair.max_new_tokens(self._params, len(request.token_ids)))
 
     def start(self, starts: list[Start]) -> Round:
         """Compute the prompts that are new, fork sequences from them, and draw the first token of each."""
-        for requests in _chunks([request for request, _ in starts if self._prompts[request].outputs is None]):
-            self._prefill(requests)
-        prompts = [self._prompts[request] for request, _ in starts]
-        counts = [len(continuations) for _, continuations in starts]
-        rows = [row for prompt, n in zip(prompts, counts, strict=True) for row in self.cache.fork(prompt.cache_row, n)]
-        device = self.cache.page_table.device
-        cache_row, repeats = to_device(rows, device).int(), to_device(counts, device)
-        outputs = [  # passing the size avoids a device sync
-            torch.stack(each).repeat_interleave(repeats, 0, output_size=len(rows))
-            for each in zip(*(prompt.outputs or [] for prompt in prompts), strict=True)
-        ]
-        sequences = [(request, continuation) for request, continuations in starts for continuation in continuations]
-        newest = self._state.start(
-            cache_row,
-            [request.token_ids for request, _ in sequences],
-            [request.sequence_number(continuation) for request, continuation in sequences],
-            self.max_length,
-        )
-        for request, _ in starts:
-            if not self.cache.reserved(self._prompts[request].cache_row):
-                self.cache.release([self._prompts.pop(request).cache_row])
+        rows, outputs = self._prompts.start(starts, self._graphs and self._graphs.prefill)
+        cache_row = to_device(rows, self.cache.page_table.device)
+        newest = self._state.start(cache_row, starts, self.max_length)
         drawn = self._draw(outputs, cache_row, newest.position + 1, newest.sequence)
         return self._round(np.array(rows), [drawn])
 
@@ -183,18 +141,21 @@ class PagedBackend:
         # The steps read the newest token, and all but the last of those that they draw.
         self.cache.extend_to(rows, lengths + count - 1)
         self.cache.publish()
-        inputs = torch.from_numpy(rows).unsqueeze(0)
+        shared = self.cache.shared_lengths.any(rows)
+        if shared:
+            rows = self.cache.by_prompt(rows)  # attention reads a prefix once for a block of neighbours
+        step, inputs = partial(self._step, shared=shared), torch.from_numpy(rows).unsqueeze(0)
         if self._graphs is not None:  # the step is passed per call: storing it would create a cycle
-            return self._round(rows, self._graphs.decode(self._step, inputs, count))
+            return self._round(rows, self._graphs.decode(step, inputs, count, kind=int(shared)))
         inputs = inputs.to(self.cache.page_table.device)
-        return self._round(rows, [self._step(inputs) for _ in range(count)])
+        return self._round(rows, [step(inputs) for _ in range(count)])
 
     def redraw(self, drawn: Round, steps: list[int], columns: list[int], positions: list[int]) -> Round:
         """Draw from the outputs of these steps again, with lists that hold all candidates."""
         assert drawn.outputs is not None, "only lists of candidates overflow"
         rows = drawn.rows[columns]
         numbers = to_device(np.array([rows, steps, columns, positions]), self.cache.page_table.device)
-        cache_row, (step, column, position) = numbers[0].int(), numbers[1:]
+        cache_row, step, column, position = numbers
         outputs = [torch.stack(each)[step, column] for each in zip(*drawn.outputs, strict=True)]
         sequence = self._state.newest(cache_row).sequence
         return self._round(rows, [self._draw(outputs, cache_row, position, sequence, capacity=self._pair.vocab_size)])
@@ -223,49 +184,20 @@ class PagedBackend:
             return Round(rows, [Samples(*step) for step in steps])
         return Round(rows, [Samples(token) for token, *_ in steps], [outputs for _, *outputs in steps])
 
-    def _prefill(self, requests: Sequence[Request]) -> None:
-        """Compute the prompts of these requests, and keep each model's last hidden state."""
-        lengths = [len(request.token_ids) for request in requests]
-        # A prompt's noise is that of its first sequence, whichever sequences start now.
-        of_prompt = [[self._prompts[request].cache_row, request.sequence_number(0)] for request in requests]
-        tokens = [token for request in requests for token in request.token_ids]
-        positions = [at for length in lengths for at in range(length)]
-        inputs = torch.tensor([tokens, positions, *np.repeat(np.array(of_prompt).T, lengths, axis=1).tolist()])
-        self.cache.publish()
-        device = self.cache.page_table.device
-        if self._graphs is not None:
-            outputs = self._graphs.prefill(self._compute, inputs)[0]
-        else:
-            outputs = self._compute(inputs.to(device, non_blocking=True))
-        last = to_device(np.cumsum(lengths) - 1, device)
-        states = zip(*(output[last] for output in outputs), strict=True)
-        for request, own in zip(requests, states, strict=True):
-            self._prompts[request].outputs = list(own)
-
-    def _compute(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the last hidden states [N, D] of each model.
-
-        Args:
-            inputs: int64 [4, N], token ids, positions, cache rows (-1 for unused rows), and sequence numbers.
-        """
-        ids, position, cache_row, sequence = inputs.unbind()
-        outputs = self._runner.hidden_states(
-            self.cache, ids, position, cache_row.int(), self._seed, sequence, prefill=True
-        )
-        self._runner.join()
-        return tuple(outputs)
-
-    def _step(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _step(self, inputs: torch.Tensor, shared: bool = False) -> tuple[torch.Tensor, ...]:
         """Run the models on the newest token of each sequence, and draw the next, without a host sync.
 
         Args:
             inputs: int64 [1, A], cache rows; -1 for unused rows.
+            shared: whether attention reads shared prefixes once.
         Returns:
             see :meth:`_draw`.
         """
-        cache_row = inputs.squeeze(0).int()
+        cache_row = inputs.squeeze(0)
         token, position, sequence = self._state.newest(cache_row)
-        outputs = self._runner.hidden_states(self.cache, token, position, cache_row, self._seed, sequence)
+        outputs = self._runner.hidden_states(
+            self.cache, token, position, cache_row, self._seed, sequence, shared=shared
+        )
         return self._draw(outputs, cache_row, position + 1, sequence)
 
     def _draw(
@@ -299,18 +231,3 @@ def _traits(params: SamplingParams) -> tuple[Any, ...]:
     bans = params.min_tokens, params.no_repeat_ngram_size
     stops = (params.stop_token_ids, params.ignore_eos) if params.min_tokens else ()
     return (params.outside_head, params.logprobs, *bans, *stops)
-
-
-def _chunks(requests: list[Request]) -> Iterator[list[Request]]:
-    """Split requests into parts of at most PREFILL_TOKENS prompt tokens. A longer prompt is a part of its own."""
-    part: list[Request] = []
-    size = 0
-    for request in requests:
-        length = len(request.token_ids)
-        if part and size + length > PREFILL_TOKENS:
-            yield part
-            part, size = [], 0
-        part.append(request)
-        size += length
-    if part:
-        yield part

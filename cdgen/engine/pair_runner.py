@@ -8,7 +8,7 @@ import torch
 from cdgen.engine.graphs import give_back_stream, take_stream
 from cdgen.engine.shared_cache import SharedKVCache
 from cdgen.models.language_model import LanguageModel
-from cdgen.models.llama import LlamaRunner, slot_mapping
+from cdgen.models.llama import LlamaRunner
 from cdgen_kernels import (
     Samples,
     SamplingTensors,
@@ -69,30 +69,31 @@ class PairRunner:
         seed: torch.Tensor,
         sequence: torch.Tensor,
         prefill: bool = False,
+        shared: bool = False,
     ) -> list[torch.Tensor]:
         """Return the last hidden states [N, D] of each model; see :meth:`LlamaRunner.hidden_states`.
 
         Args:
             cache: has room for the tokens.
-            ids, position: int64 [N].
-            cache_row: int32 [N].
+            ids, position, cache_row: int64 [N].
             seed: int64 [1], key of a dropout BAD's mask.
             sequence: int64 [N], sequence numbers for that mask.
             prefill: whether the tokens are those of prompts.
+            shared: whether attention should read prefixes that sequences share once for all of them.
         """
-        table = cache.page_table
-        slots = slot_mapping(table, cache_row, position, cache.page_size)
+        rows = cache_row.int()
+        shared_lengths = cache.shared_lengths.tensor if shared else None
 
         def run(model: int) -> torch.Tensor:
             layers = cache.stores[model].layers
             return self.runners[model].hidden_states(
-                ids, position, cache_row, slots, table, layers, seed, sequence, prefill
+                ids, position, rows, cache.page_table, layers, seed, sequence, prefill, shared_lengths
             )
 
         if self._side is None or not torch.cuda.is_current_stream_capturing():
             return [run(model) for model in range(len(self.runners))]
         self._side.wait_stream(torch.cuda.current_stream())
-        slots.record_stream(self._side)  # otherwise its memory is reused once this returns, and BAD may still read it
+        rows.record_stream(self._side)  # otherwise its memory is reused once this returns, and BAD may still read it
         with torch.cuda.stream(self._side):
             bad = run(1)
         return [run(0), bad]

@@ -112,12 +112,50 @@ class ModelPair:
         if params.max_tokens is not None:
             return params.max_tokens
         limit = self.position_limit(params)
-        assert limit is not None, "ContrastiveLM.check refuses this"
+        assert limit is not None, "`check` refuses this"
         return limit - prompt_length
 
     def longest_sequence(self, params: SamplingParams, prompt_lengths: Iterable[int]) -> int:
         """Return the greatest number of tokens, prompt included, that a continuation of these prompts may have."""
         return max(length + self.max_new_tokens(params, length) for length in set(prompt_lengths))
+
+    def check(
+        self, token_ids: Sequence[Sequence[int]], params: SamplingParams, names: Sequence[str] | None = None
+    ) -> None:
+        """Check that these prompts can be continued.
+
+        Args:
+            token_ids: the prompts as lists of ids.
+            params: sampling parameters.
+            names: the prompts' names for error messages; default: `prompt 0`, `prompt 1` and so on.
+        Raises:
+            InputError: a prompt or parameter that cannot be used.
+        """
+        vocab_size = self.vocab_size
+        if params.contrast_strength and self.bad is None:
+            raise InputError(
+                f"contrast_strength = {params.contrast_strength:g}: there is no BAD; pass bad=, dropout= or layers=, "
+                "or set contrast_strength=0"
+            )
+        if not any(model.noisy for model in self.models(params)):
+            params.check_distinct()
+        limit = self.position_limit(params)
+        if limit is None and params.max_tokens is None:
+            raise InputError("max_tokens = None: the models do not state for how many positions they were made")
+        for token in params.stop_token_ids:
+            if token >= vocab_size:
+                raise InputError(f"stop_token_ids: {token} is out of range; the vocabulary has {vocab_size} tokens")
+        for index, ids in enumerate(token_ids):
+            name = names[index] if names else f"prompt {index}"
+            wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
+            if wrong is not None:
+                raise InputError(f"{name}: token id {wrong} is out of range; the vocabulary has {vocab_size} tokens")
+            most_new = params.max_tokens or 1
+            if limit is not None and len(ids) + most_new > limit:
+                raise InputError(
+                    f"{name}: {len(ids)} tokens and max_tokens = {most_new} more exceed the models' {limit} "
+                    "positions; shorten the prompt or lower max_tokens"
+                )
 
 
 class WaitingSequence(NamedTuple):

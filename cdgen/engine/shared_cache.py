@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from cdgen.engine.page_store import CacheShape, PageStore
+from cdgen.engine.shared_lengths import SharedLengths
 from cdgen.errors import InputError
 from cdgen.hardware import free_memory, free_memory_text, to_device
 
@@ -43,6 +44,7 @@ class SharedKVCache:
     Attributes:
         stores: a :class:`PageStore` for each model. The caller writes the newest token of a sequence that was extended.
         page_table: int32 [cache_rows, max_pages] on the device, as of the last call of :meth:`publish`; -1 for no page.
+        shared_lengths: how many tokens of each sequence attention may read once for all continuations of its prompt.
         lengths: numpy int64 [cache_rows], tokens of each sequence; 0 for none.
         free_pages: number of pages that no sequence holds.
         reserved_pages: how many of the free pages are set aside for continuations.
@@ -83,6 +85,7 @@ class SharedKVCache:
                 "lower max_num_seqs or kv_cache_memory_bytes"
             ) from error
         self.page_table = torch.full((cache_rows, max_pages), -1, dtype=torch.int32, device=device)
+        self.shared_lengths = SharedLengths(cache_rows, page_size, device)
         self.lengths = np.zeros(cache_rows, dtype=np.int64)
         self.free_pages, self.reserved_pages = pages, 0
         self._table = np.full((cache_rows, max_pages), -1, dtype=np.int32)  # the page table, on the host
@@ -126,6 +129,8 @@ class SharedKVCache:
         self.reserved_pages += self._still_to_take(length, length + max_new_tokens, n)
         columns = np.arange(self._pages(length))
         self._take_pages(np.full(len(columns), cache_row), columns)
+        if n > 1:
+            self.shared_lengths.share(cache_row, length)
         return cache_row
 
     def reserve(self, cache_row: int, n: int) -> bool:
@@ -142,6 +147,7 @@ class SharedKVCache:
             return False
         self._prompts[cache_row][0] += n
         self.reserved_pages += pages
+        self.shared_lengths.share(cache_row, int(self.lengths[cache_row]))
         return True
 
     def reserved(self, cache_row: int) -> int:
@@ -164,6 +170,7 @@ class SharedKVCache:
         self._table[started], self.lengths[started] = self._table[cache_row], self.lengths[cache_row]
         self._limit[started], self._room[started] = limit, self.lengths[cache_row]
         self._changed[started] = True
+        self.shared_lengths.inherit(cache_row, started)
         self._prompts[cache_row][0] -= n
         if n == reserved:
             self._drop_pages(np.array([cache_row]))
@@ -224,13 +231,18 @@ class SharedKVCache:
         in_place = np.count_nonzero(self._owners[pages] == owners)  # see `_take_own_pages`
         self.reserved_pages -= int((growth + partial).sum()) - in_place
 
+    def by_prompt(self, cache_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the rows in an order in which the continuations of a prompt are neighbours."""
+        return cache_rows[np.argsort(self._table[cache_rows, 0], kind="stable")]
+
     def publish(self) -> None:
-        """Copy what has changed to the device's page table."""
+        """Copy what has changed to the device's page table and shared lengths."""
         changed = np.flatnonzero(self._changed)
         if len(changed):
             device = self.page_table.device
             self.page_table[to_device(changed, device)] = to_device(self._table[changed], device)
             self._changed[changed] = False
+        self.shared_lengths.publish()
 
     def close(self) -> None:
         """Free the memory of all pages; the bookkeeping can still be read."""
@@ -291,3 +303,6 @@ class SharedKVCache:
         self._free[self.free_pages : self.free_pages + len(freed)] = freed
         self.free_pages += len(freed)
         self._table[cache_rows], self.lengths[cache_rows], self._changed[cache_rows] = -1, 0, True
+        if self.shared_lengths.drop(cache_rows):
+            # A continuation whose first page is its own has no siblings left, and no prompt that could start others.
+            self.shared_lengths.drop(np.flatnonzero((self._limit > 0) & (self._owners[self._table[:, 0]] == 1)))

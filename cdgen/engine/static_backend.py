@@ -74,14 +74,8 @@ class StaticBackend:
         owner = prompts.repeat_interleave(repeats, output_size=sum(counts))  # passing the size avoids a device sync
         length = width + max(self._pair.max_new_tokens(self._params, len(request.token_ids)) for request, _ in starts)
         self._fork(caches, mask, owner, length)
-        sequences = [(request, continuation) for request, continuations in starts for continuation in continuations]
-        cache_row = torch.arange(len(owner), dtype=torch.int32, device=device)
-        newest = self._state.start(
-            cache_row,
-            [request.token_ids for request, _ in sequences],
-            [request.sequence_number(continuation) for request, continuation in sequences],
-            length,
-        )
+        cache_row = torch.arange(len(owner), device=device)
+        newest = self._state.start(cache_row, starts, length)
         outputs = [x.index_select(0, owner) for x in outputs]
         return self._draw(np.arange(len(owner)), outputs, cache_row, newest.position + 1, newest.sequence)
 
@@ -103,7 +97,7 @@ class StaticBackend:
         """Run the models on every row of the batch; finished rows read token 0."""
         assert self._mask is not None
         self._filled += 1
-        cache_row = torch.tensor(rows, dtype=torch.int32, device=self._mask.device)
+        cache_row = torch.tensor(rows, device=self._mask.device)
         newest = self._state.newest(cache_row)
         ids, position = newest.token.new_zeros(2, len(self._mask), 1)
         ids[cache_row, 0], position[cache_row, 0] = newest.token, newest.position

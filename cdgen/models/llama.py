@@ -88,12 +88,12 @@ class LlamaRunner:
         ids: torch.Tensor,
         position: torch.Tensor,
         cache_row: torch.Tensor,
-        slots: torch.Tensor,
         page_table: torch.Tensor,
         caches: Sequence[LayerCache],
         seed: torch.Tensor | None,
         sequence: torch.Tensor | None,
         prefill: bool = False,
+        shared_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run N tokens of any sequences and write their keys and values to the cache.
 
@@ -103,12 +103,12 @@ class LlamaRunner:
             ids: int64 [N].
             position: int64 [N], positions in their sequences.
             cache_row: int32 [N], each token's row of the page table; below 0 if the token is unused.
-            slots: int64 [N], flat cache positions to write to, from :func:`slot_mapping`.
-            page_table: int32 [S, M].
+            page_table: int32 [S, M], the pages of each sequence.
             caches: the pages of each layer.
             seed: int64 [1], key of the dropout mask.
             sequence: int64 [N], sequence numbers for the dropout mask.
             prefill: whether the tokens are those of prompts; see :func:`cdgen_kernels.layers.paged_attention`.
+            shared_lengths: int32 [S], tokens in pages that sequences share; see there.
         Returns:
             [N, D], the input of the output layer, after the final norm.
         """
@@ -117,10 +117,10 @@ class LlamaRunner:
         total: torch.Tensor | None = None  # [N, D], the residual stream without `delta`
         for at, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             normed, total = add_rms_norm(delta, total, layer.input_norm, self.eps)
-            q, k, v = layer.qkv(normed).view(len(ids), -1, self.head_dim).split(heads, 1)
+            q, k, v = layer.qkv(normed).view(len(ids), -1, self.head_dim).split_with_sizes(heads, 1)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)
-            q = rope_and_store(q, k, v, self.cos, self.sin, position, slots, *cache)
+            q = rope_and_store(q, k, v, self.cos, self.sin, page_table, cache_row, position, *cache)
             mixed = paged_attention(
                 q,
                 cache.keys,
@@ -135,6 +135,7 @@ class LlamaRunner:
                 sequence=sequence if self.dropout else None,
                 layer=at,
                 prefill=prefill,
+                shared_lengths=shared_lengths,
                 key_scales=cache.key_scales,
                 value_scales=cache.value_scales,
             )
@@ -162,21 +163,6 @@ class LlamaRunner:
 
     def _head_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return add_rms_norm(x.flatten(0, 1), None, weight, self.eps)[0].view(x.shape)
-
-
-def slot_mapping(
-    page_table: torch.Tensor, cache_row: torch.Tensor, position: torch.Tensor, page_size: int
-) -> torch.Tensor:
-    """Return the flat cache position of each token, int64 [N]; -1 if the token is unused or has no page.
-
-    Args:
-        page_table: int32 [S, M].
-        cache_row: int32 [N], rows of the page table; below 0 for unused tokens.
-        position: int64 [N], positions in the sequences.
-        page_size: tokens per page.
-    """
-    page = page_table.take(cache_row.clamp(min=0) * page_table.shape[1] + position // page_size)
-    return torch.where((cache_row >= 0) & (page >= 0), page * page_size + position % page_size, -1)
 
 
 def _layer(part: Any, config: Any) -> _Layer:

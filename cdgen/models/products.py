@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+import cdgen_kernels  # noqa: F401, registers linear_rows
+
 _FEW_ROWS = 2  # with more, oneDNN is faster
 _ROWS_HINT = 16  # oneDNN chooses the layout for this number of rows; for 16 to 128 the choice is the same
 

@@ -2,7 +2,7 @@
 
     normed, x = add_rms_norm(x, residual, weight, eps)
     gated = silu_mul(gate_up)
-    q = rope_and_store(q, k, v, cos, sin, position, slot_mapping, keys, values)
+    q = rope_and_store(q, k, v, cos, sin, page_table, cache_row, position, keys, values)
     out = paged_attention(q, keys, values, page_table, cache_row, position, scale=d**-0.5)
 
 They are registered, chosen and traced like the ops of :mod:`cdgen_kernels.ops`. Sizes in shapes: N tokens, of any
@@ -71,8 +71,9 @@ def rope_and_store(
     v: Tensor,
     cos: Tensor,
     sin: Tensor,
+    page_table: Tensor,
+    cache_row: Tensor,
     position: Tensor,
-    slot_mapping: Tensor,
     keys: Tensor,
     values: Tensor,
     key_scales: Tensor | None = None,
@@ -84,9 +85,10 @@ def rope_and_store(
         q: queries [N, H, d]; d is even and contiguous, tokens and heads may have any stride.
         k, v: keys and values [N, K, d], of the same dtype.
         cos, sin: float32 [P, d / 2], one row per position. Element i of a head is rotated with element i + d / 2.
-        position: int64 [N], below P.
-        slot_mapping: int64 [N], flat cache positions (page * page_size + offset), each at most once; a token whose
-            entry is negative is not written.
+        page_table: int32 [S, M], the pages of each sequence.
+        cache_row: int32 [N], each token's row of the page table; if it is negative, the token is not written.
+        position: int64 [N], positions in the sequences, below P. Each token is written to a place of its own: page
+            `page_table[cache_row, position // page_size]`, offset `position % page_size`.
         keys, values: the layer's cache [pages, K, page_size, d], of one dtype, contiguous; written in place.
         key_scales, value_scales: bfloat16 [pages, K, page_size], contiguous, required by float8_e4m3fn pages; written
             in place. A head's scale is its largest magnitude / 448.
@@ -94,10 +96,11 @@ def rope_and_store(
         Rotated queries [N, H, d], contiguous.
     Raises:
         ValueError: shapes, dtypes or devices do not match.
-        RuntimeError: on the CPU, before memory is touched, if a `position` or an entry of `slot_mapping` is out of
-            range. On other devices they are not checked.
+        RuntimeError, or IndexError if torch computes the op, as it does for fp8 pages: on the CPU, if an entry of
+            `cache_row`, `position` or the used part of `page_table` is out of range. No memory outside the cache is
+            touched. On other devices they are not checked.
     """
-    check_tensors(q=q, k=k, v=v, cos=cos, sin=sin, keys=keys, values=values)
+    check_tensors(q=q, k=k, v=v, cos=cos, sin=sin, page_table=page_table, keys=keys, values=values)
     fits = q.dim() == k.dim() == 3 and k.shape == v.shape and k.shape[::2] == q.shape[::2] and q.shape[2] % 2 == 0
     if not fits or not q.dtype == k.dtype == v.dtype or q.dtype not in FLOAT_DTYPES:
         expected = "q [N, H, d] and k, v [N, K, d] of the same dtype and with an even d"
@@ -107,8 +110,7 @@ def rope_and_store(
     fits = cos.dim() == 2 and cos.shape == sin.shape and cos.shape[1] == dim // 2
     if not fits or not cos.dtype == sin.dtype == torch.float32:
         raise ValueError(f"cos, sin: expected float32 [P, {dim // 2}], got {describe(cos, sin)}")
-    check_dense("position", position, torch.int64, (tokens,), q.device)
-    check_dense("slot_mapping", slot_mapping, torch.int64, (tokens,), q.device)
+    _check_places(page_table, cache_row, position, tokens)
     op = torch.ops.cdgen.rope_and_store_fp8 if scales else torch.ops.cdgen.rope_and_store
     rotated: Tensor = op.default(
         _with_unit_stride(q),
@@ -116,8 +118,9 @@ def rope_and_store(
         _with_unit_stride(v),
         cos.contiguous(),
         sin.contiguous(),
+        page_table.contiguous(),
+        cache_row,
         position,
-        slot_mapping,
         keys,
         values,
         *scales,
@@ -140,6 +143,7 @@ def paged_attention(
     sequence: Tensor | None = None,
     layer: int = 0,
     prefill: bool = False,
+    shared_lengths: Tensor | None = None,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
 ) -> Tensor:
@@ -161,6 +165,10 @@ def paged_attention(
         sequence: int64 [N], number that identifies each token's sequence, required for dropout.
         layer: index of the layer, which the dropout mask depends on.
         prefill: whether neighbouring tokens mostly share a sequence, so that GPUs should compute them in blocks.
+        shared_lengths: int32 [S], how many leading tokens of each sequence lie in pages that other sequences hold too,
+            whole pages only; 0 for none. Sequences with the same first page must have the same shared length, and the
+            same pages up to it. In decoding, GPUs then read the shared keys once for a block of tokens, if q has 16
+            bits, keys have its dtype or fp8, and there is no dropout. Results are the same up to rounding.
         key_scales, value_scales: bfloat16 [pages, K, page_size], required by float8_e4m3fn pages.
     Returns:
         [N, H, d], contiguous, of the dtype of q.
@@ -170,21 +178,31 @@ def paged_attention(
             `page_table` is out of range. On other devices they are not checked.
     """
     scales = _check_paging(q, keys, values, key_scales, value_scales, page_table, cache_row, position)
+    if shared_lengths is not None:
+        check_dense("shared_lengths", shared_lengths, torch.int32, page_table.shape[:1], q.device)
     scale, dropout = real("scale", scale), real("dropout", dropout)
     window, layer = whole("window", window, 0, INT64_MAX), whole("layer", layer, 0, INT32_MAX)
+    seed, sequence = _check_noise(dropout, seed, sequence, position)
+    paging, noise, hints = (page_table.contiguous(), cache_row, position), (seed, sequence), (prefill, shared_lengths)
+    op = torch.ops.cdgen.paged_attention_fp8 if scales else torch.ops.cdgen.paged_attention
+    q = _with_unit_stride(q)
+    out: Tensor = op.default(q, keys, values, *paging, scale, window, dropout, *noise, layer, *hints, *scales)
+    return out
+
+
+def _check_noise(
+    dropout: float, seed: Tensor | None, sequence: Tensor | None, position: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Check what the dropout mask depends on; return seed and sequence, or other tensors if they are not read."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout = {dropout}: must be at least 0 and below 1")
     if not dropout:
-        seed, sequence = position, position  # not read
-    elif seed is None or sequence is None:
+        return position, position
+    if seed is None or sequence is None:
         raise ValueError("dropout: seed and sequence are required")
-    else:
-        check_dense("sequence", sequence, torch.int64, q.shape[:1], q.device)
-        check_dense("seed", seed, torch.int64, (1,), q.device)
-    paging, noise = (page_table.contiguous(), cache_row, position), (seed, sequence, layer, prefill)
-    op = torch.ops.cdgen.paged_attention_fp8 if scales else torch.ops.cdgen.paged_attention
-    out: Tensor = op.default(_with_unit_stride(q), keys, values, *paging, scale, window, dropout, *noise, *scales)
-    return out
+    check_dense("sequence", sequence, torch.int64, position.shape, position.device)
+    check_dense("seed", seed, torch.int64, (1,), position.device)
+    return seed, sequence
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
@@ -231,8 +249,14 @@ def _check_paging(
     scales = _check_cache(keys, values, key_scales, value_scales, None, dim)
     if heads % keys.shape[1]:
         raise ValueError(f"q: {heads} heads are not a multiple of the {keys.shape[1]} heads of the cache")
+    _check_places(page_table, cache_row, position, tokens)
+    return scales
+
+
+def _check_places(page_table: Tensor, cache_row: Tensor, position: Tensor, tokens: int) -> None:
+    """Check the tensors that say where the cache holds each token."""
     if page_table.dim() != 2 or page_table.dtype != torch.int32:
         raise ValueError(f"page_table: expected int32 [S, M], got {describe(page_table)}")
-    check_dense("cache_row", cache_row, torch.int32, (tokens,), q.device)
-    check_dense("position", position, torch.int64, (tokens,), q.device)
-    return scales
+    where = page_table.device
+    check_dense("cache_row", cache_row, torch.int32, (tokens,), where)
+    check_dense("position", position, torch.int64, (tokens,), where)

@@ -168,14 +168,14 @@ SPECS = (
     ),
     OpSpec(
         "rope_and_store",
-        "(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor position, Tensor slot_mapping, "
+        "(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor page_table, Tensor cache_row, Tensor position, "
         "Tensor(a!) keys, Tensor(b!) values) -> Tensor",
         fake=_fake_queries,
         triton="triton.layers",
     ),
     OpSpec(
         "rope_and_store_fp8",
-        "(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor position, Tensor slot_mapping, "
+        "(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor page_table, Tensor cache_row, Tensor position, "
         "Tensor(a!) keys, Tensor(b!) values, Tensor(c!) key_scales, Tensor(d!) value_scales) -> Tensor",
         fake=_fake_queries,
         reference="reference:rope_and_store",
@@ -185,15 +185,16 @@ SPECS = (
     OpSpec(
         "paged_attention",
         "(Tensor q, Tensor keys, Tensor values, Tensor page_table, Tensor cache_row, Tensor position, float scale, "
-        "int window, float dropout, Tensor seed, Tensor sequence, int layer, bool prefill) -> Tensor",
+        "int window, float dropout, Tensor seed, Tensor sequence, int layer, bool prefill, Tensor? shared_lengths)"
+        " -> Tensor",
         fake=_fake_queries,
         triton="triton.attention",
     ),
     OpSpec(
         "paged_attention_fp8",
         "(Tensor q, Tensor keys, Tensor values, Tensor page_table, Tensor cache_row, Tensor position, float scale, "
-        "int window, float dropout, Tensor seed, Tensor sequence, int layer, bool prefill, Tensor key_scales, "
-        "Tensor value_scales) -> Tensor",
+        "int window, float dropout, Tensor seed, Tensor sequence, int layer, bool prefill, Tensor? shared_lengths, "
+        "Tensor key_scales, Tensor value_scales) -> Tensor",
         fake=_fake_queries,
         reference="reference:paged_attention",
         triton="triton.attention:paged_attention",

@@ -92,6 +92,7 @@ def test_eager_code_and_rivals_run(name: str) -> None:
         "rope_and_store",
         "paged_attention, 12 heads, dropout",
         "paged_attention, 32 heads, 8 KV heads",
+        "paged_attention, shared prefixes, 12 heads",
     ],
 )
 def test_compiled_code_passes_the_check(name: str) -> None:
@@ -250,6 +251,7 @@ def test_kernels_are_compiled_in_advance(tmp_path: Path) -> None:
     wanted = [
         "paged_attention",
         "prefill_attention",
+        "shared_attention",
         "select_candidates_linear",
         "sample_candidates",
         "gather_logits",

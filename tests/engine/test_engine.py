@@ -81,7 +81,7 @@ def test_prefill_is_split_into_chunks(models, exact, monkeypatch) -> None:
     """One prompt is longer than the limit of a chunk."""
     lm, seen, original = ContrastiveLM(**models), [], LlamaRunner.hidden_states
     expected = drawn(lm.generate(PROMPTS, free()))
-    monkeypatch.setattr("cdgen.engine.paged_backend.PREFILL_TOKENS", 20)
+    monkeypatch.setattr("cdgen.engine.paged_prompts.PREFILL_TOKENS", 20)
     monkeypatch.setattr(
         LlamaRunner, "hidden_states", lambda self, ids, *rest: seen.append(len(ids)) or original(self, ids, *rest)
     )
@@ -94,7 +94,7 @@ def test_the_noise_of_a_prompt_is_that_of_its_first_sequence(models, monkeypatch
     lm, seen, original = ContrastiveLM(models["good"], dropout=0.3), [], LlamaRunner.hidden_states
 
     def spy(self: LlamaRunner, *given: Any) -> torch.Tensor:
-        seen.append(given[7])
+        seen.append(given[6])
         return original(self, *given)
 
     monkeypatch.setattr(LlamaRunner, "hidden_states", spy)

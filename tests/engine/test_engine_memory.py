@@ -12,17 +12,17 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from cdgen import ContrastiveLM, SamplingParams
-from cdgen.engine import llm as llm_module
+from cdgen.engine import kept_backend as kept_module
 from cdgen.engine import paged_backend as paged_module
-from cdgen.engine import pair_runner as pair_module
+from cdgen.engine.backend import Start
 from cdgen.engine.device_state import DeviceState
 from cdgen.engine.graphs import GraphSizes, StepGraphs, give_back_stream, take_stream
 from cdgen.engine.page_store import CacheShape
 from cdgen.engine.paged_backend import PagedBackend
+from cdgen.engine.requests import Prompts, make_requests
 from cdgen.engine.shared_cache import SharedKVCache
 from cdgen.engine.static_backend import StaticBackend
 from cdgen.errors import InputError
-from cdgen.models.llama import slot_mapping
 from cdgen.models.loading import load
 from tests.helpers.engines import PROMPTS, backend, free, outputs_of, requests
 
@@ -62,7 +62,7 @@ def made(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[PagedB
         found.append(PagedBackend(*given, **options))
         return found[-1]
 
-    monkeypatch.setattr("cdgen.engine.llm.PagedBackend", make)
+    monkeypatch.setattr("cdgen.engine.kept_backend.PagedBackend", make)
     return found
 
 
@@ -80,8 +80,8 @@ def test_the_backend_is_kept_and_serves_smaller_calls(graphs, models, made, exac
     expected = [ContrastiveLM(**models).generate(*call) for call in calls]
     made.clear()
     if graphs:
-        make = llm_module.PagedBackend
-        monkeypatch.setattr(llm_module, "PagedBackend", lambda *given, **more: as_on_a_gpu(make(*given, **more)))
+        make = kept_module.PagedBackend
+        monkeypatch.setattr(kept_module, "PagedBackend", lambda *given, **more: as_on_a_gpu(make(*given, **more)))
     lm = ContrastiveLM(**models)
     assert [lm.generate(*call) for call in calls] == expected
     assert len(made) == 1
@@ -118,6 +118,25 @@ def test_a_call_that_the_backend_does_not_fit_replaces_it(models, made, change) 
     of_params = {name: value for name, value in change.items() if name not in of_model}
     lm.generate(PROMPTS, free(**of_params))
     assert [backend.cache.stores == () for backend in made] == [True, False]
+
+
+def test_a_dialogue_rarely_replaces_the_backend(models, made) -> None:
+    """Each call has a longer prompt than the one before it, up to the models' 256 positions."""
+    lm, prompts = ContrastiveLM(**models), [[5] * length for length in range(100, 248, 7)]
+    for prompt in prompts:
+        lm.generate([prompt], free(n=1, max_tokens=8))
+    assert [backend.max_length for backend in made] == [108, 135, 168, 210, 256]
+
+
+@pytest.mark.parametrize("pages", [9, 8])
+def test_a_longer_backend_stays_within_the_budget(pages, models, made) -> None:
+    """The second call needs 115 tokens, 8 pages. If the budget has one page more, the backend has room for 135."""
+    need = backend(ContrastiveLM(**models), free()).cache.page_bytes
+    lm = ContrastiveLM(**models, kv_cache_memory_bytes=pages * need)
+    made.clear()
+    for length in (100, 107):
+        lm.generate([[5] * length], free(n=1, max_tokens=8))
+    assert [backend.max_length for backend in made] == [108, 135 if pages == 9 else 115]
 
 
 def test_replaced_parameters_are_used(good, bad, made) -> None:
@@ -169,7 +188,8 @@ def test_nothing_is_left_when_the_models_are_closed_or_deleted(
         request.getfixturevalue("fake_cuda")
     if kind == "static":
         lm.static_reason = "for the test"
-    monkeypatch.setattr(f"cdgen.engine.llm.{cls.__name__}", make)
+    user = "llm" if kind == "static" else "kept_backend"
+    monkeypatch.setattr(f"cdgen.engine.{user}.{cls.__name__}", make)
     for _ in range(2):
         lm.generate(PROMPTS, free(logprobs=False))
     if ends == "close":
@@ -212,8 +232,8 @@ def test_the_last_step_of_a_sequence_is_a_replay_too(models, fake_cuda) -> None:
 @pytest.mark.parametrize("eager", [0, 1, 100])
 def test_prefills_in_graphs_compute_what_others_compute(eager, models, exact, fake_cuda, monkeypatch) -> None:
     """Prompts of several lengths are padded to the size of a graph."""
-    monkeypatch.setattr("cdgen.engine.paged_backend.EAGER_PREFILLS", eager)
-    monkeypatch.setattr("cdgen.engine.paged_backend.PREFILL_TOKENS", 24)
+    monkeypatch.setattr("cdgen.engine.paged_prompts.EAGER_PREFILLS", eager)
+    monkeypatch.setattr("cdgen.engine.paged_prompts.PREFILL_TOKENS", 24)
     lm, params = ContrastiveLM(**models), free(n=2)
     expected = outputs_of(lm.pair, backend(lm, params), requests(2), params)
     paged = graph_backend(lm, params)
@@ -225,7 +245,7 @@ def test_graphs_of_an_engine_share_a_stream_and_a_pool_and_are_destroyed_togethe
     """The graphs of another engine have another stream and pool."""
 
     def step_graphs() -> StepGraphs:
-        return StepGraphs(GraphSizes(64), [-1], CPU)
+        return StepGraphs([GraphSizes(64)], [-1], CPU)
 
     def call(graphs: StepGraphs, live: int) -> None:
         inputs = torch.arange(live).unsqueeze(0)
@@ -253,20 +273,22 @@ def test_what_bad_reads_on_its_own_stream_is_not_reused_too_early(models, fake_c
     lm, params = ContrastiveLM(**models), free(logprobs=False, max_tokens=2)
     paged, side = backend(lm, params), take_stream(CPU)
     paged._runner._side = side
-    made: list[torch.Tensor] = []
+    bad, read = paged._runner.runners[1], []
+    run = bad.hidden_states
     recorded: list[tuple[torch.Tensor, object]] = []
+    monkeypatch.setattr(bad, "hidden_states", lambda *given: read.append(given[2]) or run(*given))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: recorded.append((x, stream)))
-    monkeypatch.setattr(pair_module, "slot_mapping", lambda *given: made.append(slot_mapping(*given)) or made[-1])
     outputs_of(lm.pair, paged, requests(), params)
-    assert made and all(x is y and of is side for x, (y, of) in zip(made, recorded, strict=True))
+    assert read and all(x is y and of is side for x, (y, of) in zip(read, recorded, strict=True))
 
 
 def test_unused_rows_stay_at_position_zero() -> None:
     """Otherwise they would run past the ends of their tables, since every step advances the rows."""
     state = DeviceState(SamplingParams(no_repeat_ngram_size=2), [], cache_rows=3, max_num_seqs=4, device=CPU)
-    state.start(torch.tensor([0], dtype=torch.int32), [[5]], [0], max_length=2)
-    cache_row = torch.tensor([-1, 2, -1], dtype=torch.int32)
+    (request,) = make_requests(Prompts([[5]]), [(0, 0)])
+    state.start(torch.tensor([0]), [Start(request, [0])], max_length=2)
+    cache_row = torch.tensor([-1, 2, -1])
     for _ in range(5):
         newest = state.newest(cache_row)
         assert newest.position.tolist()[::2] == newest.token.tolist()[::2] == [0, 0]

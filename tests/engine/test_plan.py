@@ -9,15 +9,19 @@ import torch
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.cli import main
+from cdgen.engine.estimates import Job, Storage, largest_batch, parts_of_memory, parts_of_step
+from cdgen.engine.model_sizes import PairShapes, Shape, shapes
 from cdgen.engine.page_store import CacheShape
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen.engine.plan import Job, Shape, largest_batch, parts_of_memory, parts_of_step, shapes
+from cdgen.engine.paged_prompts import PREFILL_TOKENS
 from cdgen.errors import InputError
 from cdgen.hardware import GPUS, Machine
+from cdgen.models import products
 from tests.helpers.families import family
 from tests.helpers.tiny_models import make_llama
 
 JOB = Job(1e6, prompt_tokens=20, max_tokens=60, n=4)
+FLOAT32 = Storage(torch.float32, torch.float32)
 
 
 def test_shapes_are_the_models(folders, good, bad) -> None:
@@ -28,24 +32,26 @@ def test_shapes_are_the_models(folders, good, bad) -> None:
         norms = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
         assert shape.products == sum(linears) - model.lm_head.weight.numel() + norms
         assert shape.output == model.lm_head.weight.numel()
-    one, other, weights = shapes(folders["good"], str(folders["bad"]))
-    assert weights == one.parameters + other.parameters and other == Shape.of(bad.config)
-    one, other, weights = shapes(folders["good"], "layers:1")
+    two = shapes(folders["good"], str(folders["bad"]))
+    assert two == PairShapes(Shape.of(good.config), Shape.of(bad.config))
+    assert two.weights == two.good.parameters + two.bad.parameters
+    first_layers = shapes(folders["good"], "layers:1")
+    one, other = first_layers.good, first_layers.bad
     assert (
-        weights == one.parameters
+        first_layers.weights == one.parameters
         and other.products < one.products
         and 2 * other.cache_bytes(torch.float16) == one.cache_bytes(torch.float16)
     )
-    assert shapes(folders["good"], "dropout:0.3")[1] == one
-    assert shapes(folders["good"], None)[1:] == (None, one.parameters)
+    assert shapes(folders["good"], "dropout:0.3") == (one, one, True)
+    assert shapes(folders["good"], None) == (one, None, False)
+    assert shapes(folders["good"], None).weights == one.parameters
 
 
 def test_the_cache_takes_what_is_stated(good, bad) -> None:
     """Pages of prompts are shared, and sequences take whole pages."""
     lm = ContrastiveLM(good, bad)
     paged = PagedBackend(lm.pair, SamplingParams(max_tokens=60), 8, 80)
-    shape = Shape.of(good.config)
-    memory = parts_of_memory(shape, Shape.of(bad.config), 0, 8, JOB, 4, torch.float32)
+    memory = parts_of_memory(PairShapes(Shape.of(good.config), Shape.of(bad.config)), 8, JOB, FLOAT32)
     stated = memory["cache"]
     assert memory["activations"] == 2 * 20 * 4 * (3 * 128 + 6 * 64) + 8 * 8 * 300, (
         "two prompts, and logits of 8 sequences"
@@ -54,11 +60,46 @@ def test_the_cache_takes_what_is_stated(good, bad) -> None:
     assert stated == pages * paged.cache.page_bytes
 
 
+@pytest.mark.parametrize(
+    ("prompt_tokens", "together"), [(1000, PREFILL_TOKENS), (3 * PREFILL_TOKENS, 3 * PREFILL_TOKENS)]
+)
+def test_activations_are_those_of_the_prompts_that_are_computed_at_once(good, prompt_tokens, together) -> None:
+    """A prompt is never split, however long it is."""
+    pair = PairShapes(Shape.of(good.config))
+    memory = parts_of_memory(pair, 8, Job(1e6, prompt_tokens, max_tokens=60, n=1), FLOAT32)
+    assert memory["activations"] == together * 4 * pair.good.activation + 8 * 8 * 300
+
+
+@pytest.mark.parametrize("kind", ["two models", "first layers", "no BAD"])
+def test_the_packed_copy_takes_what_is_stated(kind, good, bad) -> None:
+    """A generation packs the weights of all products. Vectors are counted, too, but not packed."""
+    if not products.can_pack(torch.empty(0)):
+        pytest.skip("oneDNN does not pack weights for this CPU")
+    good, bad = copy.deepcopy(good), copy.deepcopy(bad)
+    before = set(products._PACKED)
+    lm = ContrastiveLM(good, **{"two models": {"bad": bad}, "first layers": {"layers": 1}, "no BAD": {}}[kind])
+    lm.generate([[5], [6], [7]], SamplingParams(max_tokens=2, contrast_strength=float(kind != "no BAD")))
+    packed = sum(entry.weight.numel() for key, entry in products._PACKED.items() if key not in before)
+    kept = (good, bad) if kind == "two models" else (good,)
+    vectors = sum(x.numel() for model in kept for x in model.parameters() if x.dim() == 1)
+    pair = {
+        "two models": PairShapes(Shape.of(good.config), Shape.of(bad.config)),
+        "first layers": PairShapes(Shape.of(good.config), Shape.of(copy.deepcopy(good.config), layers=1), shared=True),
+        "no BAD": PairShapes(Shape.of(good.config)),
+    }[kind]
+    memory = parts_of_memory(pair, 8, JOB, FLOAT32._replace(packed=True))
+    assert memory["packed weights"] == 4 * (packed + vectors)
+    assert parts_of_memory(pair, 8, JOB, FLOAT32) == {
+        name: size for name, size in memory.items() if name != "packed weights"
+    }
+
+
 def test_the_largest_batch_fits_and_the_next_does_not(good, bad) -> None:
-    given = Shape.of(good.config), Shape.of(bad.config), 10_000, JOB, 4, torch.float32
+    pair = PairShapes(Shape.of(good.config), Shape.of(bad.config))
+    given = pair, JOB, FLOAT32
 
     def size(batch: int) -> int:
-        return sum(parts_of_memory(*given[:3], batch, *given[3:]).values())
+        return sum(parts_of_memory(pair, batch, JOB, FLOAT32).values())
 
     for batch in (4, 40, 400):
         assert largest_batch(Machine(size(batch), 1, 1), *given, 1000) == batch
@@ -70,22 +111,25 @@ def test_the_largest_batch_fits_and_the_next_does_not(good, bad) -> None:
 
 def test_a_step_is_bound_by_the_slower_of_bytes_and_operations() -> None:
     good = Shape(10_000, 8_000, 1_000, CacheShape(2, 1, 16, torch.float32), 1, vocab_size=100)
-    few = parts_of_step(Machine(0, 1e3, 1e9), good, None, 1, JOB, 2, torch.bfloat16, stored_logits=True)
+    stored = Storage(torch.bfloat16, torch.bfloat16)
+    few = parts_of_step(Machine(0, 1e3, 1e9), PairShapes(good), 1, JOB, stored, stored_logits=True)
     assert few == {"GOOD's layers": 16, "cache": 50 * 64 * 2 / 1e3, "output layer": 2, "logits": 0.8}
-    many = parts_of_step(Machine(0, 1e9, 1e3), good, good, 7, JOB, 2, torch.bfloat16, stored_logits=False)
+    many = parts_of_step(Machine(0, 1e9, 1e3), PairShapes(good, good), 7, JOB, stored, stored_logits=False)
     assert many["GOOD's layers"] == many["BAD's layers"] == 2 * 7 * 8_000 / 1e3
     assert many["output layer"] == 2 * 7 * 1_000 / 1e3 and many["logits"] == 0
-    narrow = parts_of_step(Machine(0, 1e3, 1e9), good, None, 1, JOB, 2, torch.float8_e4m3fn, stored_logits=True)
+    stored = Storage(torch.bfloat16, torch.float8_e4m3fn)
+    narrow = parts_of_step(Machine(0, 1e3, 1e9), PairShapes(good), 1, JOB, stored, stored_logits=True)
     assert narrow == few | {"cache": 50 * (64 + 4 * 2) / 1e3}  # a scale of two bytes per head
 
 
 def test_the_command(cdgen_command, folders) -> None:
     options = ("--good", folders["good"], "--bad", folders["bad"], "--tokens", "1e9", "--max-tokens", 60)
     code, printed = cdgen_command("plan", *options, "--gpu", "h100")
-    assert code == 0 and "at best" in printed and "bound, not a measurement" in printed
+    assert code == 0 and "at best" in printed and "bound, not a measurement" in printed and "packed" not in printed
     assert f"{GPUS['h100'].bandwidth / 1e9:.0f} GB/s" in printed
     code, printed = cdgen_command("plan", *options, "--gpu", "cpu", "--batch-size", 8)
     assert code == 0 and "measured here" in printed and "measured over a few steps:" in printed
+    assert ("\nmemory, packed weights: " in printed) == products.can_pack(torch.empty(0))
     code, printed = cdgen_command("plan", *options, "--gpu", "h100", "--memory-gb", 1e-6)
     assert code == 2 and printed.startswith("cdgen: error: not one sequence fits: it needs 0.0")
     assert "1e-06 GB may be used" in printed
@@ -155,6 +199,6 @@ def test_numbers_out_of_range_are_refused(folders, option, value, capsys) -> Non
 
 
 def test_the_largest_batch_is_found_at_once(good) -> None:
-    shape = Shape.of(good.config)
+    pair = PairShapes(Shape.of(good.config))
     huge = Job(1e6, prompt_tokens=20, max_tokens=60, n=1)
-    assert largest_batch(Machine(1e30, 1, 1), shape, None, 0, huge, 4, torch.float32, 2**31 - 1) == 2**31 - 1
+    assert largest_batch(Machine(1e30, 1, 1), pair, huge, FLOAT32, 2**31 - 1) == 2**31 - 1

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cdgen.engine.page_store import CacheShape
 from cdgen.engine.shared_cache import SharedKVCache
 from cdgen.errors import InputError
-from cdgen.models.llama import slot_mapping
 
+MIN_SHARED = 6  # the prompts of these tests are short
 SHAPES = (CacheShape(2, 1, 2, torch.float64), CacheShape(1, 2, 3, torch.float32))  # they differ in every respect
 
 
@@ -43,9 +43,9 @@ def entries(tokens: list[int], shape: CacheShape) -> torch.Tensor:
 def places(cache: SharedKVCache, cache_rows: list[int], positions: list[int]) -> torch.Tensor:
     """Return the flat cache positions of tokens, through the page table on the device."""
     row, position = torch.tensor([cache_rows, positions], dtype=torch.long).unbind()
-    found = slot_mapping(device_table(cache), row, position, cache.page_size)
-    assert (found >= 0).all(), "every token has a page"
-    return found
+    page = device_table(cache)[row, position // cache.page_size].long()
+    assert (page >= 0).all(), "every token has a page"
+    return page * cache.page_size + position % cache.page_size
 
 
 def write(cache: SharedKVCache, places: torch.Tensor, tokens: list[int]) -> None:
@@ -72,7 +72,7 @@ def assert_reads(cache: SharedKVCache, cache_row: int, tokens: list[int]) -> Non
 
 def state(cache: SharedKVCache) -> tuple:
     """Return everything that a refused call must not change."""
-    tensors = (*(x for store in cache.stores for x in store.tensors), device_table(cache))
+    tensors = (*(x for store in cache.stores for x in store.tensors), device_table(cache), cache.shared_lengths.tensor)
     arrays = (cache.lengths, cache._table, cache._limit, cache._owners, cache._free)
     return (
         [x.numpy().tobytes() for x in tensors] + [x.tobytes() for x in arrays],
@@ -142,7 +142,7 @@ class Model:
         cache_row = cache.allocate(length, n, new)
         tokens = [self.name() for _ in range(length)]
         write(cache, places(cache, [cache_row] * length, list(range(length))), tokens)
-        self.prompts[cache_row] = dict(name=self.name(), tokens=tokens, limit=length + new, unforked=n)
+        self.prompts[cache_row] = dict(name=self.name(), tokens=tokens, limit=length + new, unforked=n, several=n > 1)
 
     def reserve(self) -> None:
         cache_row = self.pick(cache_row for cache_row, prompt in self.prompts.items() if prompt["unforked"])
@@ -153,7 +153,9 @@ class Model:
         fits = self.pages_in_the_end() <= cache_size(self.cache) and self.rows_in_the_end() <= len(self.cache.lengths)
         before = state(self.cache)
         assert self.cache.reserve(cache_row, n) == fits
-        if not fits:
+        if fits:
+            prompt["several"] = True
+        else:
             prompt["unforked"] -= n
             assert state(self.cache) == before
 
@@ -170,7 +172,7 @@ class Model:
             assert started not in self.continuations and started not in self.prompts
             self.continuations[started] = dict(
                 name=self.name(), prompt=prompt["name"], shared=len(prompt["tokens"]),
-                tokens=list(prompt["tokens"]), limit=prompt["limit"],
+                tokens=list(prompt["tokens"]), limit=prompt["limit"], several=prompt["several"],
             )  # fmt: skip
         prompt["unforked"] -= n
 
@@ -220,7 +222,24 @@ class Model:
         assert cache.reserved_pages >= 0
         return held
 
+    def check_shared_lengths(self) -> None:
+        """Check that pages up to a shared length have other owners, and that a group agrees on them."""
+        size, table = self.cache.page_size, device_table(self.cache)
+        shared = self.cache.shared_lengths.tensor.tolist()
+        held = {row: one["prompt"] for row, one in self.continuations.items()}
+        held |= {row: prompt["name"] for row, prompt in self.prompts.items() if prompt["unforked"]}
+        for row, length in enumerate(shared):
+            one = self.continuations.get(row) or self.prompts.get(row) or {"several": False}
+            others = [other for other, name in held.items() if other != row and name == held.get(row)]
+            usable = one["several"] and row in held and (others or row in self.prompts)
+            full = (one.get("shared") or len(one["tokens"])) // size * size if usable else 0
+            assert length == (full if full >= MIN_SHARED else 0)
+            if length:
+                assert all(shared[other] == length for other in others)
+                assert (table[others, : length // size] == table[row, : length // size]).all()
+
     def check(self) -> None:
+        self.check_shared_lengths()
         for cache_row, tokens in self.check_books().items():
             assert_reads(self.cache, cache_row, tokens)
 
@@ -230,7 +249,8 @@ def cache_size(cache: SharedKVCache) -> int:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_random_operations_against_lists_of_tokens(seed) -> None:
+def test_random_operations_against_lists_of_tokens(seed, monkeypatch) -> None:
+    monkeypatch.setattr("cdgen.engine.shared_lengths.MIN_SHARED", MIN_SHARED)
     rng = np.random.default_rng(seed)
     page_size = int(rng.choice([1, 2, 3, 4, 8]))
     least = -(-24 // page_size)

@@ -33,21 +33,35 @@ def make_problem(
     return [wide[:, :, 1], *paged[1:], dim**-0.5, window, *noise]
 
 
+def run(
+    problem: list[Any],
+    sm: int = 90,
+    mutate: Callable[[str], str] | None = None,
+    *,
+    prefill: bool = False,
+    shared_lengths: torch.Tensor | None = None,
+    **scales: torch.Tensor,
+) -> list[Launch]:
+    """Compare with the reference, and return the launches. `scales` are those of fp8 pages."""
+    with Device(sm, mutate, max_blocks=10_000_000) as device:
+        got = triton_attention.paged_attention(*problem, prefill, shared_lengths, **scales)
+    counters = [launch.arguments["arrivals_ptr"] for launch in device.launches if "arrivals_ptr" in launch.arguments]
+    assert all(x.eq(0).all() for x in counters)  # the next launch on this stream counts from 0 again
+    q, keys, values = (x.double() for x in problem[:3])
+    wide = {name: x.double() for name, x in scales.items()}
+    exact = reference.paged_attention(q, keys, values, *problem[3:], **wide)
+    half_ulp = torch.finfo(got.dtype).eps / 2
+    allowed = half_ulp * exact.abs() + 4e-6
+    if any("mma" in opcode for launch in device.launches for opcode in launch.report.warp_instructions):
+        allowed += half_ulp * reference.paged_attention(q, keys, values.abs(), *problem[3:], **wide)
+    same = (got == exact) | (got.isnan() & exact.isnan())
+    assert (same | ((got - exact).abs() <= allowed)).all()
+    return device.launches
+
+
 def check(
     problem: list[Any], sm: int = 90, mutate: Callable[[str], str] | None = None, prefill: bool = False
 ) -> Launch:
     """Compare with the reference, and return the only launch."""
-    with Device(sm, mutate, max_blocks=10_000_000) as device:
-        got = triton_attention.paged_attention(*problem, prefill)
-    (only,) = device.launches
-    if "arrivals_ptr" in only.arguments:
-        assert only.arguments["arrivals_ptr"].eq(0).all()  # the next launch on this stream counts from 0 again
-    q, keys, values = (x.double() for x in problem[:3])
-    exact = reference.paged_attention(q, keys, values, *problem[3:])
-    half_ulp = torch.finfo(got.dtype).eps / 2
-    allowed = half_ulp * exact.abs() + 4e-6
-    if any("mma" in opcode for opcode in only.report.warp_instructions):
-        allowed += half_ulp * reference.paged_attention(q, keys, values.abs(), *problem[3:])
-    same = (got == exact) | (got.isnan() & exact.isnan())
-    assert (same | ((got - exact).abs() <= allowed)).all()
+    (only,) = run(problem, sm, mutate, prefill=prefill)
     return only

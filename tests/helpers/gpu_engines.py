@@ -6,7 +6,7 @@ CDGEN_TEST_DEVICE=cpu python -m pytest tests/gpu      dry run: the same tests on
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -45,9 +45,9 @@ def on(module: nn.Module, device: torch.device, dtype: torch.dtype = torch.float
     return module
 
 
-def requests() -> list[Request]:
-    """Return requests for N continuations of each prompt."""
-    return make_requests(Prompts(PROMPTS), [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(N)])
+def requests(prompts: Sequence[list[int]] = PROMPTS) -> Iterator[Request]:
+    """Iterate over requests for N continuations of each prompt."""
+    return make_requests(Prompts(prompts), [(prompt, index) for prompt in range(len(prompts)) for index in range(N)])
 
 
 class Setup:
@@ -67,10 +67,16 @@ class Setup:
         return ContrastiveLM(good, on(make_llama(1, layers=2, width=128, **SHAPE), device, dtype))
 
     def backend(
-        self, lm: ContrastiveLM, params: SamplingParams, size: int = 32, graphs: bool = True, steps: int = 4
+        self,
+        lm: ContrastiveLM,
+        params: SamplingParams,
+        size: int = 32,
+        graphs: bool = True,
+        steps: int = 4,
+        prompts: Sequence[list[int]] = PROMPTS,
     ) -> PagedBackend:
         """Return a backend with two rounds of `steps` steps in flight, with graphs or without."""
-        backend = PagedBackend(lm.pair, params, size, max(map(len, PROMPTS)) + params.max_tokens)
+        backend = PagedBackend(lm.pair, params, size, max(map(len, prompts)) + params.max_tokens)
         if not graphs and backend._graphs is not None:
             for each in backend._graphs:
                 each.close()

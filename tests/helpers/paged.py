@@ -60,10 +60,38 @@ def make_paged(
     return Paged(q, keys, values, table, cache_row.int(), position.contiguous())
 
 
+def make_places(
+    tokens: int, page_size: int, sequences: int = 3, length: int = 50, seed: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (page_table, cache_row, position) of distinct tokens, as rope_and_store takes them.
+
+    The sequences hold sequences * ceil(length / page_size) pages, in shuffled order.
+
+    Args:
+        tokens: number of tokens N, at random positions of random sequences.
+        page_size: tokens per page.
+        sequences, length: number of sequences, and of tokens that each has room for.
+        seed: seed of all random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    columns = -(-length // page_size)
+    table = torch.randperm(sequences * columns, generator=generator).view(sequences, columns).int()
+    place = torch.randperm(sequences * length, generator=generator)[:tokens]
+    return table, (place // length).int(), place % length
+
+
 def in_fp8(paged: Paged) -> tuple[Paged, dict[str, Tensor]]:
     """Return the same sequences on float8_e4m3fn pages, and the scales as keyword arguments of paged_attention."""
     (keys, key_scales), (values, value_scales) = map(to_fp8, (paged.keys, paged.values))
     return paged._replace(keys=keys, values=values), {"key_scales": key_scales, "value_scales": value_scales}
+
+
+def share(page_table: Tensor, stores: Sequence[Tensor], rows: Sequence[int], pages: int) -> None:
+    """Let sequences begin with the pages of the first of them; their own ones are freed, so `stores` have NaN there."""
+    for row in rows[1:]:
+        for store in stores:
+            store[page_table[row, :pages].long()] = torch.nan
+        page_table[row, :pages] = page_table[rows[0], :pages]
 
 
 def decode(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -51,6 +51,8 @@ CASES = [
     ("paged_attention, 12 heads", torch.float32),
     ("paged_attention, 12 heads, dropout", torch.bfloat16),
     ("paged_attention, 32 heads, 8 KV heads", torch.bfloat16),
+    ("paged_attention, shared prefixes, 12 heads", torch.bfloat16),
+    ("paged_attention, shared prefixes, 32 heads, 8 KV heads", torch.bfloat16),
     ("paged_attention, prefill, 12 heads", torch.bfloat16),
     ("paged_attention, prefill, 32 heads, 8 KV heads", torch.bfloat16),
 ]
@@ -67,7 +69,8 @@ REGISTERS = {
     "add_rms_norm_kernel": 64,
     "silu_mul_kernel": 64,
     "rope_and_store_kernel": 96,
-    "paged_attention_kernel": 192,  # groups of four heads of 128
+    "paged_attention_kernel": 200,  # groups of four heads of 128: up to 164, on gfx942 196
+    "shared_attention_kernel": 255,  # heads of 128 on gfx942; up to 229 on others
     "prefill_attention_kernel": 255,  # heads of 128 on sm_80; up to 243 on others
 }
 KIB = 1024
@@ -83,6 +86,7 @@ SHARED = {
     "silu_mul_kernel": KIB,
     "rope_and_store_kernel": KIB,
     "paged_attention_kernel": 16 * KIB,  # with matrix units; 1 KiB without
+    "shared_attention_kernel": 48 * KIB,
     "prefill_attention_kernel": 99 * KIB,
 }
 SHARED_ON_AMD = 64 * KIB

@@ -263,14 +263,22 @@ def test_tensors_of_the_layer_ops(wrong) -> None:
     for field in set(paged._fields) - copied:
         edited = paged._replace(**{field: change(getattr(paged, field))})
         assert_refused(lambda edited=edited: paged_attention(*edited, scale=1.0), "expected|device|contiguous")
+    lengths = change(torch.zeros(2, dtype=torch.int32))
+    assert_refused(
+        lambda: paged_attention(*paged, scale=1.0, shared_lengths=lengths), "shared_lengths: expected .*int32 .2,. on"
+    )
     for edited in ([[1.0, 2.0]], torch.zeros(2, 3), torch.zeros(2, 0), torch.zeros(4), torch.zeros(2, 4).double()):
         assert_refused(lambda edited=edited: silu_mul(edited), "gate_up: expected")
     at = torch.tensor([0, 1])
-    names = ("q", "k", "v", "cos", "sin", "position", "slot_mapping", "keys", "values")
+    names = ("q", "k", "v", "cos", "sin", "page_table", "cache_row", "position", "keys", "values")
     q, k, angles, store = torch.randn(2, 4, 8), torch.randn(2, 2, 8), torch.randn(5, 4), torch.zeros(3, 2, 4, 8)
-    arguments = dict(zip(names, (q, k, k, angles, angles, at, at, store, store.clone()), strict=True))
+    table = torch.tensor([[0], [2]]).int()
+    tensors = (q, k, k, angles, angles, table, at.int(), at, store, store.clone())
+    arguments = dict(zip(names, tensors, strict=True))
     for name in names:
-        if wrong == "stride" and name not in ("position", "slot_mapping", "keys", "values"):
+        if wrong == "stride" and name not in ("cache_row", "position", "keys", "values"):
+            continue
+        if wrong == "shape" and name == "page_table":
             continue
         if wrong == "dtype" and name == "keys":
             continue  # the cache may have a dtype of its own

@@ -83,7 +83,8 @@ def calls() -> dict[str, Call]:
     noise = {"seed": torch.tensor([1]), "sequence": torch.arange(BATCH)}
     at = torch.arange(BATCH)
     rope = {"q": random(BATCH, 4, WIDTH), "k": random(BATCH, 2, WIDTH), "v": random(BATCH, 2, WIDTH)}
-    rope |= {"cos": random(5, WIDTH // 2), "sin": random(5, WIDTH // 2), "position": at, "slot_mapping": at + 2}
+    rope |= {"cos": random(5, WIDTH // 2), "sin": random(5, WIDTH // 2), "page_table": torch.tensor([[0], [2]]).int()}
+    rope |= {"cache_row": torch.tensor([0, 1, 0]).int(), "position": at}
     rope |= {"keys": torch.zeros(4, 2, 4, WIDTH), "values": torch.zeros(4, 2, 4, WIDTH)}
     select = {"sampling.margin": sampling.margin, "banned": banned, "vocab_size": VOCAB, "capacity": CAPACITY}
     ops = torch.ops.cdgen
@@ -128,7 +129,8 @@ def calls() -> dict[str, Call]:
         "paged_attention": Call(
             ops.paged_attention,
             public(paged_attention, ()),
-            {**paged, "scale": 0.5, "window": 0, "dropout": 0.3, **noise, "layer": 0, "prefill": False},
+            {**paged, "scale": 0.5, "window": 0, "dropout": 0.3, **noise, "layer": 0, "prefill": False}
+            | {"shared_lengths": torch.tensor([4, 4, 0]).int()},
         ),
         "softmax_gradient": Call(
             ops.softmax_gradient,

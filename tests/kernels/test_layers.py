@@ -27,7 +27,7 @@ from cdgen_kernels import (
     silu_mul,
 )
 from tests.helpers.implementations import IMPLEMENTATIONS, NO_CPP
-from tests.helpers.paged import Paged, decode, in_fp8, make_paged
+from tests.helpers.paged import Paged, decode, in_fp8, make_paged, make_places, share
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -131,24 +131,24 @@ def tables(positions: int, half: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("cache_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("heads, kv_heads, dim, page_size", [(1, 1, 2, 1), (4, 2, 6, 3), (9, 3, 64, 16), (3, 3, 80, 4)])
 def test_rope_and_store(heads, kv_heads, dim, page_size, dtype, cache_dtype) -> None:
-    tokens, pages = 13, 29
+    tokens = 13
     cos, sin = tables(50, dim // 2)
     fused = random(
         tokens, heads + 2 * kv_heads, dim, dtype=dtype
     )  # q, k and v are views of one product, as in the models
     q, k, v = fused.split([heads, kv_heads, kv_heads], 1)
-    position = torch.randint(50, (tokens,), generator=torch.Generator().manual_seed(1))
-    slots = torch.randperm(pages * page_size, generator=torch.Generator().manual_seed(2))[:tokens]
-    slots[3] = slots[7] = -1
-    stores = [torch.full((pages, kv_heads, page_size, dim), torch.nan, dtype=cache_dtype) for _ in range(2)]
-    rotated = rope_and_store(q, k, v, cos, sin, position, slots, *stores)
+    page_table, cache_row, position = make_places(tokens, page_size)
+    cache_row[3] = cache_row[7] = -1
+    shape = (page_table.numel(), kv_heads, page_size, dim)
+    stores = [torch.full(shape, torch.nan, dtype=cache_dtype) for _ in range(2)]
+    rotated = rope_and_store(q, k, v, cos, sin, page_table, cache_row, position, *stores)
 
     exact = [torch.full(stores[0].shape, torch.nan, dtype=torch.float64) for _ in range(2)]
-    expected = reference.rope_and_store(*doubles((q, k, v, cos, sin, position, slots)), *exact)
+    expected = reference.rope_and_store(*doubles((q, k, v, cos, sin)), page_table, cache_row, position, *exact)
     assert rotated.is_contiguous()
     assert_rounded(rotated, expected)
     for store, own in zip(stores, exact, strict=True):
-        assert torch.equal(store.isnan(), own.isnan()), "memory outside slot_mapping was written"
+        assert torch.equal(store.isnan(), own.isnan()), "memory of other tokens was written"
         assert_rounded(store[~store.isnan()], own[~own.isnan()])
 
 
@@ -166,29 +166,31 @@ def test_rope_and_store_in_fp8(heads, kv_heads, dim, page_size, dtype) -> None:
 
     A head's scale is its own, whatever the size of the others.
     """
-    tokens, pages = 13, 29
+    tokens = 13
     cos, sin = tables(50, dim // 2)
     q, k, v = (random(tokens, n, dim, dtype=dtype, seed=n + i) for i, n in enumerate((heads, kv_heads, kv_heads)))
     v = v * torch.logspace(-4, 3, tokens)[:, None, None].to(dtype)
-    position = torch.randint(50, (tokens,), generator=torch.Generator().manual_seed(1))
-    slots = torch.randperm(pages * page_size, generator=torch.Generator().manual_seed(2))[:tokens]
-    slots[3] = -1
+    page_table, cache_row, position = make_places(tokens, page_size)
+    cache_row[3] = -1
+    pages = page_table.numel()
     cache = fp8_cache(pages, kv_heads, page_size, dim)
-    rotated = rope_and_store(q, k, v, cos, sin, position, slots, *cache)
+    rotated = rope_and_store(q, k, v, cos, sin, page_table, cache_row, position, *cache)
 
     exact = [torch.full((pages, kv_heads, page_size, dim), torch.nan, dtype=torch.float64) for _ in range(2)]
-    assert_rounded(rotated, reference.rope_and_store(*doubles((q, k, v, cos, sin, position, slots)), *exact))
+    assert_rounded(
+        rotated, reference.rope_and_store(*doubles((q, k, v, cos, sin)), page_table, cache_row, position, *exact)
+    )
     for store, scales, own in zip(cache[:2], cache[2:], exact, strict=True):
         unit = own.abs().amax(-1, keepdim=True) / 448
         torch.testing.assert_close(scales.double().unsqueeze(-1), unit, rtol=2**-8, atol=0, equal_nan=True)
         error = (store.double() * scales.double().unsqueeze(-1) - own).abs()
-        assert torch.equal(error.isnan(), own.isnan()), "memory outside slot_mapping was written"
+        assert torch.equal(error.isnan(), own.isnan()), "memory of other tokens was written"
         assert not (error > own.abs() / 15.9 + unit * 2**-9.9).any()
 
     again = fp8_cache(pages, kv_heads, page_size, dim)
     for token in reversed(range(tokens)):
         one = slice(token, token + 1)
-        rope_and_store(q[one], k[one], v[one], cos, sin, position[one], slots[one], *again)
+        rope_and_store(q[one], k[one], v[one], cos, sin, page_table, cache_row[one], position[one], *again)
     for mine, other in zip(cache, again, strict=True):
         assert torch.equal(mine.view(torch.uint8), other.view(torch.uint8))
 
@@ -196,7 +198,7 @@ def test_rope_and_store_in_fp8(heads, kv_heads, dim, page_size, dtype) -> None:
 def test_heads_of_zeros_and_of_nan_in_fp8() -> None:
     v = torch.stack([torch.zeros(1, 8), torch.full((1, 8), torch.nan), torch.full((1, 8), 1e-37)])
     cache, at = fp8_cache(3, 1, 1, 8), torch.arange(3)
-    rope_and_store(v, v, v, *tables(3, 4), at, at, *cache)
+    rope_and_store(v, v, v, *tables(3, 4), at[None].int(), torch.zeros(3).int(), at, *cache)
     stored = (cache[1].double() * cache[3].double().unsqueeze(-1)).flatten(1)
     assert (stored[0] == 0).all() and stored[1].isnan().all() and (stored[2].abs() < 1e-30).all()
 
@@ -207,7 +209,8 @@ def test_rope_matches_transformers() -> None:
     theirs = apply_rotary_pos_emb(q, k, *(torch.cat([x, x], -1)[None] for x in (cos, sin)))
     stores = [torch.zeros(9, 2, 1, 8, dtype=torch.float64) for _ in range(2)]
     at = torch.arange(9)
-    ours = reference.rope_and_store(q[0].transpose(0, 1), *[k[0].transpose(0, 1)] * 2, cos, sin, at, at, *stores)
+    paging = at[None].int(), torch.zeros(9).int(), at
+    ours = reference.rope_and_store(q[0].transpose(0, 1), *[k[0].transpose(0, 1)] * 2, cos, sin, *paging, *stores)
     torch.testing.assert_close(ours.transpose(0, 1), theirs[0][0])
     torch.testing.assert_close(stores[0][:, :, 0].transpose(0, 1), theirs[1][0])
 
@@ -263,6 +266,15 @@ def test_attention_in_fp8(heads, kv_heads, dim, page_size, dtype) -> None:
         out = paged_attention(*paged, scale=scale, **options, **noise, **scales)
         exact = reference.paged_attention(*doubles(paged), scale, **options, **noise, **in_doubles(scales))
         assert_rounded(out, exact, scale=4.0)
+
+
+def test_shared_lengths_change_nothing_on_the_cpu() -> None:
+    lengths, hint = [40, 33, 36], torch.tensor([32, 32, 0]).int()
+    paged = make_paged(lengths, decode(lengths), 4, 2, 8)
+    share(paged.page_table, (paged.keys, paged.values), (0, 1), 2)
+    for pages, scales in ((paged, {}), in_fp8(paged)):
+        alone, hinted = (paged_attention(*pages, scale=0.3, shared_lengths=x, **scales) for x in (None, hint))
+        assert alone.equal(hinted) and not alone.isnan().any()
 
 
 def test_fp8_keeps_attention_close() -> None:
@@ -378,18 +390,19 @@ def test_opcheck() -> None:
         (ops.add_rms_norm, (random(3, 8), random(3, 8), random(8), 1e-5)),
         (ops.add_rms_norm, (random(3, 8), None, random(8), 1e-5)),
         (ops.silu_mul, (random(3, 8),)),
-        (ops.paged_attention, (*paged, 0.5, 0, 0.2, torch.tensor([1]), at, 0, True)),
+        (ops.paged_attention, (*paged, 0.5, 0, 0.2, torch.tensor([1]), at, 0, True, None)),
+        (ops.paged_attention, (*paged, 0.5, 0, 0.2, torch.tensor([1]), at, 0, False, at.int())),
     ]
     q, k = random(2, 4, 8), random(2, 2, 8)
     store = torch.zeros(3, 2, 4, 8)
-    slots = torch.tensor([1, 7])
-    checks.append((ops.rope_and_store, (q, k, k, *tables(4, 4), at, slots, store, store.clone())))
+    paging = torch.tensor([[0], [2]]).int(), torch.tensor([0, 1]).int(), at
+    checks.append((ops.rope_and_store, (q, k, k, *tables(4, 4), *paging, store, store.clone())))
     for op, arguments in checks:
         torch.library.opcheck(op.default, arguments)
     narrow, scales = in_fp8(paged)
     for op, arguments in (
-        (ops.paged_attention_fp8, (*narrow, 0.5, 0, 0.2, torch.tensor([1]), at, 0, True, *scales.values())),
-        (ops.rope_and_store_fp8, (q, k, k, *tables(4, 4), at, slots, *fp8_cache(3, 2, 4, 8))),
+        (ops.paged_attention_fp8, (*narrow, 0.5, 0, 0.2, torch.tensor([1]), at, 0, False, at.int(), *scales.values())),
+        (ops.rope_and_store_fp8, (q, k, k, *tables(4, 4), *paging, *fp8_cache(3, 2, 4, 8))),
     ):
         # The other checks compare the inputs before and after a call, which torch cannot do for 8-bit numbers.
         torch.library.opcheck(op.default, arguments, test_utils=("test_autograd_registration", "test_faketensor"))
@@ -398,7 +411,8 @@ def test_opcheck() -> None:
 def test_mismatched_arguments_raise_an_error() -> None:
     paged = make_paged([9, 20], [(0, 8), (1, 3)], 4, 2, 8)
     x = random(3, 8)
-    at, slots, store = torch.zeros(2, dtype=torch.long), torch.tensor([1, 7]), torch.zeros(3, 2, 4, 8)
+    at, store = torch.zeros(2, dtype=torch.long), torch.zeros(3, 2, 4, 8)
+    table, row = torch.tensor([[0], [2]]).int(), torch.tensor([0, 1]).int()
     q, k = random(2, 4, 8), random(2, 2, 8)
     cache, (narrow, scales) = fp8_cache(3, 2, 4, 8), in_fp8(paged)
     for call, message in [
@@ -406,11 +420,13 @@ def test_mismatched_arguments_raise_an_error() -> None:
         (lambda: add_rms_norm(x, None, random(8, dtype=torch.bfloat16), 1e-5), "of the same dtype"),
         (lambda: silu_mul(x.double()), "gate_up: expected"),
         (lambda: silu_mul(x[:, :7]), "even number of columns"),
-        (lambda: rope_and_store(q, k, k[:1], *tables(4, 4), at, slots, store, store), "expected q"),
-        (lambda: rope_and_store(q, k, k, *tables(4, 3), at, slots, store, store), "cos, sin"),
-        (lambda: rope_and_store(q, k, k, *tables(4, 4), at.int(), slots, store, store), "position: expected"),
+        (lambda: rope_and_store(q, k, k[:1], *tables(4, 4), table, row, at, store, store), "expected q"),
+        (lambda: rope_and_store(q, k, k, *tables(4, 3), table, row, at, store, store), "cos, sin"),
+        (lambda: rope_and_store(q, k, k, *tables(4, 4), table, row, at.int(), store, store), "position: expected"),
+        (lambda: rope_and_store(q, k, k, *tables(4, 4), table, at, at, store, store), "cache_row: expected"),
+        (lambda: rope_and_store(q, k, k, *tables(4, 4), table[0], row, at, store, store), "page_table: expected"),
         (
-            lambda: rope_and_store(q, k, k, *tables(4, 4), at, slots, store.mT.contiguous().mT, store),
+            lambda: rope_and_store(q, k, k, *tables(4, 4), table, row, at, store.mT.contiguous().mT, store),
             "must be contiguous",
         ),
         (lambda: paged_attention(*paged._replace(q=random(2, 3, 8)), scale=1.0), "not a multiple"),
@@ -423,11 +439,11 @@ def test_mismatched_arguments_raise_an_error() -> None:
             "only float8_e4m3fn pages have scales, got torch.float32",
         ),
         (
-            lambda: rope_and_store(q, k, k, *tables(4, 4), at, slots, *cache[:3]),
+            lambda: rope_and_store(q, k, k, *tables(4, 4), table, row, at, *cache[:3]),
             "value_scales: expected .* got NoneType",
         ),
         (
-            lambda: rope_and_store(q, k, k, *tables(4, 4), at, slots, *cache[:3], cache[3].float()),
+            lambda: rope_and_store(q, k, k, *tables(4, 4), table, row, at, *cache[:3], cache[3].float()),
             r"value_scales: expected contiguous torch.bfloat16 \(3, 2, 4\) on cpu, got torch.float32",
         ),
     ]:
@@ -439,13 +455,26 @@ def test_mismatched_arguments_raise_an_error() -> None:
 def test_indices_out_of_range_raise_an_error_before_memory_is_touched() -> None:
     paged = make_paged([9, 20], [(0, 8), (1, 3)], 4, 2, 8)
     q, k, store = random(1, 4, 8), random(1, 2, 8), torch.zeros(3, 2, 4, 8)
-    one = torch.tensor([0])
+    one, table, row = torch.tensor([0]), torch.tensor([[0, -1]]).int(), torch.tensor([0]).int()
     for call in (
         lambda: paged_attention(*paged._replace(cache_row=torch.tensor([0, 2]).int()), scale=1.0),
         lambda: paged_attention(*paged._replace(position=torch.tensor([0, 10_000])), scale=1.0),
         lambda: paged_attention(*paged._replace(position=torch.tensor([16, 0])), scale=1.0),  # there is no such page
-        lambda: rope_and_store(q, k, k, *tables(4, 4), one + 4, one, store, store),
-        lambda: rope_and_store(q, k, k, *tables(4, 4), one, one + 12, store, store),
+        lambda: rope_and_store(q, k, k, *tables(4, 4), table, row, one + 4, store, store),
+        lambda: rope_and_store(q, k, k, *tables(9, 4), table, row, one + 8, store, store),
+        lambda: rope_and_store(q, k, k, *tables(9, 4), table, row, one + 4, store, store),  # there is no such page
+        lambda: rope_and_store(q, k, k, *tables(4, 4), table + 3, row, one, store, store),
+        lambda: rope_and_store(q, k, k, *tables(4, 4), table, row + 1, one, store, store),
     ):
         with pytest.raises(RuntimeError, match=r"out of range|outside the page table|no page"):
             call()
+
+
+def test_negative_indices_in_fp8_are_not_counted_from_the_end() -> None:
+    """They would write to pages of other sequences: the op for fp8 pages is torch's on the CPU."""
+    k, cache, row = random(1, 2, 8), fp8_cache(3, 2, 4, 8), torch.tensor([0]).int()
+    before = [x.view(torch.uint8).clone() for x in cache]
+    for pages, at in (([0, -1], 4), ([-2, 0], 0), ([0, 1], -1)):
+        with pytest.raises(IndexError, match="an index is negative"):
+            rope_and_store(k, k, k, *tables(9, 4), torch.tensor([pages]).int(), row, torch.tensor([at]), *cache)
+    assert all(torch.equal(x.view(torch.uint8), old) for x, old in zip(cache, before, strict=True))

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from cdgen_kernels import reference
 from tests.helpers.paged import decode, in_fp8, make_paged
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -24,7 +23,8 @@ if os.environ.get("TRITON_INTERPRET"):
 from benchmarks.aot.compiled import Resources, record, resources  # noqa: E402
 from cdgen_kernels.triton import attention as triton_attention  # noqa: E402
 from cdgen_kernels.triton import settings as triton_settings  # noqa: E402
-from tools.ptx_sim import Device, errors  # noqa: E402
+from tests.helpers.attention import run  # noqa: E402
+from tools.ptx_sim import errors  # noqa: E402
 from tools.ptx_sim.device import Launch  # noqa: E402
 from tools.ptx_sim.faults import remove, shift_address  # noqa: E402
 from tools.ptx_sim.versions import needs_interpreter  # noqa: E402
@@ -52,20 +52,7 @@ def check(
     """Compare with the reference, and return the only launch."""
     paged, scales = in_fp8(make_paged(lengths, tokens or decode(lengths), heads, kv_heads, dim, page, dtype))
     rest = (dim**-0.5, window, dropout, torch.tensor([12345]), torch.arange(len(paged.q)) + 2**33, 5)
-    with Device(sm, mutate) as device:
-        got = triton_attention.paged_attention(*paged, *rest, prefill, **scales)
-    (only,) = device.launches
-
-    def exact(values: torch.Tensor) -> torch.Tensor:
-        wide = (paged.q.double(), paged.keys.double(), values, *paged[3:])
-        wide_scales = {name: x.double() for name, x in scales.items()}
-        return reference.paged_attention(*wide, *rest, **wide_scales)
-
-    half_ulp, wanted = torch.finfo(dtype).eps / 2, exact(paged.values.double())
-    allowed = half_ulp * wanted.abs() + 4e-6
-    if any("mma" in opcode for opcode in only.report.warp_instructions):
-        allowed += half_ulp * exact(paged.values.double().abs())
-    assert ((got - wanted).abs() <= allowed).all()
+    (only,) = run([*paged, *rest], sm, mutate, prefill=prefill, **scales)
     return only
 
 
@@ -130,7 +117,7 @@ def test_faults_are_caught(fault: Callable[[str], str], alone: None) -> None:
 
 
 def compiled(heads: int, kv_heads: int, dim: int, target: str, dropout: float = 0.0, **options: Any) -> Resources:
-    """Compile the launch of a batch of 128 with sequences of 420 tokens."""
+    """Compile the first launch of a batch of 128 with sequences of 420 tokens."""
     paged, scales = in_fp8(make_paged([420], [(0, 419)], heads, kv_heads, dim, dtype=torch.bfloat16))
     q, row, position = (
         torch.zeros(128, heads, dim, dtype=torch.bfloat16),
@@ -139,8 +126,7 @@ def compiled(heads: int, kv_heads: int, dim: int, target: str, dropout: float = 
     )
     inputs = (q, *paged[1:4], row, position, dim**-0.5, 0, dropout, position[:1], position, 3)
     op = SimpleNamespace(fused=lambda *given: triton_attention.paged_attention(*given, **options, **scales))
-    (launch,) = record(op, inputs, target.partition(":")[0]).launches  # type: ignore[arg-type]
-    return resources(launch, target)
+    return resources(record(op, inputs, target.partition(":")[0]).launches[0], target)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -149,7 +135,12 @@ def test_kernels_stay_within_their_limits(target: str) -> None:
     """No spills, and 16-byte loads. Eight programs of 64 threads fit, which have 64 KiB of loads in flight."""
     lines, dropped = compiled(12, 12, 64, target), compiled(12, 12, 64, target, dropout=0.3)
     groups, prefill = compiled(32, 8, 128, target), compiled(12, 12, 64, target, prefill=True)
-    assert all(not taken.spill and not taken.stack for taken in (lines, dropped, groups, prefill))
+    shared = [
+        compiled(*sizes, target, shared_lengths=torch.zeros(1, dtype=torch.int32))
+        for sizes in ((12, 12, 64), (32, 8, 128))
+    ]
+    assert all(not taken.spill and not taken.stack for taken in (lines, dropped, groups, prefill, *shared))
+    assert all(taken.registers <= 248 and taken.shared <= 20 * 1024 for taken in shared)
     assert lines.registers <= (128 if target.startswith("cuda") else 168) and dropped.registers <= 176
     assert groups.registers <= 192 and (prefill.registers <= 208 or target.startswith("hip"))
     assert prefill.shared <= 64 * 1024

@@ -5,6 +5,7 @@ order, so it may differ by a relative error of 1e-6 before it is rounded.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
 from cdgen_kernels.triton import layers as triton_layers  # noqa: E402
+from tests.helpers.paged import make_places  # noqa: E402
 from tools.ptx_sim import Device, Report, errors  # noqa: E402
 from tools.ptx_sim.faults import find, remove, shift_address, substitute, unguard  # noqa: E402
 
@@ -148,23 +150,22 @@ def make_rotation(
 ) -> tuple[torch.Tensor, ...]:
     """Return arguments of rope_and_store.
 
-    q, k and v are views of one product, the cache is all NaN, and slot_mapping is in random order.
+    q, k and v are views of one product, the cache is all NaN, and the second token is unused.
     """
     generator = torch.Generator().manual_seed(dim)
     product = torch.randn(tokens, (heads + 2 * kv_heads) * dim, generator=generator).to(dtype)
     parts = product.split([heads * dim, kv_heads * dim, kv_heads * dim], 1)
     q, k, v = (part.unflatten(1, (-1, dim)) for part in parts)
     angle = torch.rand(40, dim // 2, generator=generator) * 6
-    position = torch.randint(0, 40, (tokens,), generator=generator)
-    slot_mapping = torch.randperm(3 * page, generator=generator)[:tokens]
-    slot_mapping[1:2] = -1
-    cache = torch.full((2, 3, kv_heads, page, dim), torch.nan, dtype=cache_dtype or dtype)
-    return q, k, v, angle.cos(), angle.sin(), position, slot_mapping, cache[0], cache[1]
+    page_table, cache_row, position = make_places(tokens, page, sequences=2, length=40)
+    cache_row[1:2] = -1
+    cache = torch.full((2, page_table.numel(), kv_heads, page, dim), torch.nan, dtype=cache_dtype or dtype)
+    return q, k, v, angle.cos(), angle.sin(), page_table, cache_row, position, cache[0], cache[1]
 
 
 def check_rotation(*problem: torch.Tensor, **how: Any) -> Report:
     """Compare with the reference; return the report of the launch."""
-    inputs, cache = problem[:7], problem[7:]
+    inputs, cache = problem[:8], problem[8:]
     wanted_cache = [x.clone() for x in cache]
     wanted = reference.rope_and_store(*inputs, *wanted_cache)
     got, report = on_device(triton_layers.rope_and_store, *problem, **how)
@@ -217,14 +218,14 @@ def test_odd_heads_and_pages_in_fp8(heads: int, kv_heads: int, dim: int, page: i
 
 
 def test_reads_and_writes_of_the_rotation() -> None:
-    """Each number is read or written once, 16 bytes per lane; k and v are not read if slot_mapping is negative."""
+    """Each number is read or written once, 16 bytes per lane; k and v of unused tokens are not read."""
     problem = make_rotation(5, 12, 12, 64, torch.bfloat16)
     report = check_rotation(*problem)
     stored = problem[6] >= 0
     assert (report.reads("q_ptr") == 1).all()
     for name in ("k_ptr", "v_ptr"):
         assert (report.reads(name)[stored] == 1).all() and not report.reads(name)[~stored].any()
-    for name, tensor in (("keys_ptr", problem[7]), ("values_ptr", problem[8])):
+    for name, tensor in (("keys_ptr", problem[8]), ("values_ptr", problem[9])):
         assert report.writes(name).sum() == int(stored.sum()) * 12 * 64 * 2
         assert report.traffic(name, "store", 16).bytes == report.traffic(name, "store").bytes
         assert (report.writes(name) > 0).any(-1).sum() == (~tensor.isnan()).sum()
@@ -283,7 +284,8 @@ ROTATION_FAULTS = [
     lambda ptx: shift_address(ptx, "ld.global", 4),  # the position
     lambda ptx: unguard(ptx, "st.global", last(ptx, "st.global")),
     lambda ptx: substitute(ptx, "sub", "sub", "add"),
-    lambda ptx: substitute(ptx, "setp.lt.s64", ".lt.", ".gt."),  # whether slot_mapping is negative
+    lambda ptx: re.sub(r"setp\.lt(\.s32\s+%p\d+, %r\d+, 0;)", r"setp.gt\1", ptx),  # whether the token is unused
+    lambda ptx: shift_address(ptx, "ld.global.b32", 4, last(ptx, "ld.global.b32")),  # the page
 ]
 
 
@@ -317,12 +319,13 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
     gated = [m.silu_mul(3 * x) for m in (reference, triton_layers)]
     torch.testing.assert_close(gated[1], gated[0], rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
     q, k, v = torch.randn(3, 4, 10).to(dtype), torch.randn(3, 2, 10).to(dtype), torch.randn(3, 2, 10).to(dtype)
-    angle, position, slot = torch.rand(9, 5), torch.tensor([8, 0, 3]), torch.tensor([5, -1, 0])
+    angle, position = torch.rand(9, 5), torch.tensor([8, 0, 3])
+    paging = torch.tensor([[1, -1, 2], [0, -1, -1]]).int(), torch.tensor([0, -1, 1]).int(), position
     for cached in (torch.float32, torch.bfloat16):
         pair = []
         for m in (reference, triton_layers):
-            cache = torch.full((2, 2, 2, 4, 10), torch.nan, dtype=cached)
-            out = m.rope_and_store(q, k, v, angle.cos(), angle.sin(), position, slot, *cache)
+            cache = torch.full((2, 3, 2, 4, 10), torch.nan, dtype=cached)
+            out = m.rope_and_store(q, k, v, angle.cos(), angle.sin(), *paging, *cache)
             pair.append((out, cache.nan_to_num(9)))
         for wanted, got in zip(*pair):
             same(got, wanted)
@@ -332,8 +335,8 @@ k, v = (torch.randint(-15, 16, (3, 2, 10)) * torch.tensor([0.25, 1, 4, 2, 1, 0.5
 k[..., 2] = v[..., 7] = 112
 pair = []
 for m in (reference, triton_layers):
-    cache, scales = torch.zeros(2, 2, 2, 4, 10).to(torch.float8_e4m3fn), torch.zeros(2, 2, 2, 4).bfloat16()
-    m.rope_and_store(q, k.to(dtype), v.to(dtype), torch.ones(9, 5), torch.zeros(9, 5), position, slot, *cache, *scales)
+    cache, scales = torch.zeros(2, 3, 2, 4, 10).to(torch.float8_e4m3fn), torch.zeros(2, 3, 2, 4).bfloat16()
+    m.rope_and_store(q, k.to(dtype), v.to(dtype), torch.ones(9, 5), torch.zeros(9, 5), *paging, *cache, *scales)
     pair.append((cache.view(torch.uint8), scales))
 for wanted, got in zip(*pair):
     assert wanted.count_nonzero() and got.equal(wanted)

@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("kernels cannot be compiled under TRITON_INTERPRET", allow_module_level=True)
 
 from cdgen_kernels.triton import attention as triton_attention  # noqa: E402
-from cdgen_kernels.triton import prefill_attention  # noqa: E402
+from cdgen_kernels.triton import block_attention, prefill_attention  # noqa: E402
 from cdgen_kernels.triton import settings as triton_settings  # noqa: E402
 from tests.helpers.attention import check, make_problem  # noqa: E402
 from tools.ptx_sim import Device, errors, intercept  # noqa: E402
@@ -142,7 +142,7 @@ def test_matrix_instructions_wait_for_copies_to_shared_memory(
     """In PTX, the async proxy sees what other instructions copied to shared memory only after a fence."""
     launched: list[Any] = []
     monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 0 if rows == 128 else 132)
-    monkeypatch.setattr(prefill_attention, "HAS_FENCE", has_fence)
+    monkeypatch.setattr(block_attention, "HAS_FENCE", has_fence)
     monkeypatch.setattr(triton_settings, "compute_capability", lambda device: sm // 10)
     with intercept(lambda function, grid, arguments, options: launched.append((function, arguments, options))):
         triton_attention.paged_attention(*make_problem([40], 4, 1, 128, tokens=prompts(40)), True)
@@ -151,12 +151,14 @@ def test_matrix_instructions_wait_for_copies_to_shared_memory(
     ptx = compile_for(function, arguments, sm, **options).ptx
     is_async = any(opcode in ptx for opcode in ("wgmma.mma_async", "tcgen05.mma"))
     assert is_async == (rows == 128) and (not is_async or "fence.proxy.async" in ptx)
-    assert options["num_stages"] == (1 if is_async and not has_fence else prefill_attention.STAGES)
+    assert options["num_stages"] == (1 if is_async and not has_fence else block_attention.STAGES)
 
 
 def test_settings_are_looked_up_at_each_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in dict(ROWS=(16, 64), HEADS=4, TILE=32, STAGES=1, PROGRAMS_PER_MULTIPROCESSOR=2).items():
+    for name, value in dict(LEAST_ROWS=16, HEADS=4).items():
         monkeypatch.setattr(prefill_attention, name, value)
+    for name, value in dict(MOST_ROWS=64, TILE=32, STAGES=1, PROGRAMS_PER_MULTIPROCESSOR=2).items():
+        monkeypatch.setattr(block_attention, name, value)
     monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 3)
     launch = check(make_problem([40], 8, 1, 64, tokens=prompts(40)), 80, prefill=True)
     assert launch.grid == (3, 2) and ".reqntid 128" in launch.kernel.ptx

@@ -26,7 +26,7 @@ from cdgen_kernels.triton import settings as triton_settings  # noqa: E402
 from tools.ptx_sim import Device, errors, intercept, launch  # noqa: E402
 from tools.ptx_sim.device import Launch  # noqa: E402
 from tools.ptx_sim.faults import find, remove, shift_address, unguard  # noqa: E402
-from tools.ptx_sim.versions import bound, needs_interpreter  # noqa: E402
+from tools.ptx_sim.versions import needs_interpreter  # noqa: E402
 
 pytestmark = pytest.mark.ptx
 
@@ -62,6 +62,8 @@ def on_device(function: Callable[..., Any], *arguments: Any, sm: int = 90, **how
     with Device(sm, max_blocks=20_000_000, **how) as device:
         result = function(*arguments)
     (only,) = device.launches
+    if "arrivals_ptr" in only.arguments:
+        assert only.arguments["arrivals_ptr"].eq(0).all()  # the next launch on this stream counts from 0 again
     return result, only
 
 
@@ -145,6 +147,9 @@ WHOLE_ROW = {
     "top_k": dict(top_k=50),
     "large top_k": dict(top_k=200),
     "greedy": dict(temperature=0),
+    "contrast": dict(contrast_strength=1),
+    "greedy contrast": dict(contrast_strength=0.5, temperature=0),
+    "top_p, BAD unused": dict(top_p=0.9, contrast_strength=0),
 }
 
 
@@ -156,16 +161,62 @@ def test_methods_without_candidates_are_shared_among_the_programs(method: str, m
     """
     monkeypatch.setattr(triton_settings, "PROGRAMS_PER_MULTIPROCESSOR", 1)
     monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 8)
-    good, _ = make_pair(2, 32_000, torch.bfloat16, seed=1)
-    sampling = make_sampling_tensors(2, alpha=0, contrast_strength=0, seed=4, **WHOLE_ROW[method])
-    got, wanted, launched = sample_both(good, None, sampling)
+    good, bad = make_pair(2, 32_000, torch.bfloat16, seed=1)
+    has_bad = "contrast_strength" in WHOLE_ROW[method]
+    sampling = make_sampling_tensors(2, alpha=0, seed=4, **{"contrast_strength": 0, **WHOLE_ROW[method]})
+    got, wanted, launched = sample_both(good, bad if has_bad else None, sampling)
     assert got.token.equal(wanted.token)
     assert launched.grid == (2, 4)
     each = launched.report.instructions_per_thread
+    print(f"{method}: {launched.report.thread_instructions / good.numel():.1f} instructions per entry,", end=" ")
+    print(f"{each.max():.0f} per thread of the longest program, {each.max() / each.mean():.1f} times the mean")
     assert launched.report.thread_instructions / good.numel() <= 60
-    assert each.max() * triton_settings.THREADS * 4 / good.shape[1] <= 150
+    assert each.max() * triton_settings.THREADS * 4 / good.shape[1] <= 100
     if method not in ("top_k", "greedy"):
-        assert each.max() <= 2.5 * each.mean()
+        assert each.max() <= 1.8 * each.mean()
+
+
+@pytest.mark.parametrize(
+    ("method", "most"), [("ancestral", 3_700), ("contrast", 4_500), ("top_p", 6_900), ("flat top_p", 21_000)]
+)
+def test_the_last_of_many_programs(method: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V = 128,256, bfloat16, one row, 32 programs. The last one executes at most so many instructions per thread."""
+    monkeypatch.setattr(triton_settings, "PROGRAMS_PER_MULTIPROCESSOR", 1)
+    monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 32)
+    good, bad = make_pair(1, 128_256, torch.bfloat16, seed=1)
+    if method == "flat top_p":
+        good = (good.float() / 3).bfloat16()
+    cuts = WHOLE_ROW[method.removeprefix("flat ")]
+    sampling = make_sampling_tensors(1, alpha=0, seed=4, **{"contrast_strength": 0, **cuts})
+    got, wanted, launched = sample_both(good, bad if method == "contrast" else None, sampling)
+    assert got.token.equal(wanted.token)
+    assert launched.grid == (1, 32)
+    each = launched.report.instructions_per_thread
+    print(f"{method}: {launched.report.thread_instructions / good.numel():.1f} instructions per entry,", end=" ")
+    print(f"{each.max():.0f} per thread of the longest program, {each.max() / each.mean():.1f} times the mean")
+    assert each.max() <= most
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_races_with_bad(dtype: torch.dtype) -> None:
+    """Contrastive and greedy decoding without candidates: unaligned rows, bans, and logits that are not finite."""
+    good, bad = make_pair(7, 4611, dtype, torch.float32, width=4613, seed=3)
+    good[1, ::3] = -torch.inf
+    bad[1, ::3] = -torch.inf  # padding: no token for either model
+    good[2], bad[2] = 1000 * good[2].float() / 7, 1000 * bad[2]
+    bad[3, 4000] = torch.nan
+    bad[4, 4610] = -torch.inf  # on the edge, and better than all others
+    bad[5, 17] = torch.inf
+    bad[6] = bad[6] + 1e6
+    sampling = make_sampling_tensors(
+        7, alpha=0, contrast_strength=[1, 0.5, 1, 1, 1, 1, -0.5], good_weight=[1, 2, 1, 1, 1, 1, 1], seed=9,
+        temperature=[1, 0, 1, 1, 0.7, 1, 1.3],
+    )  # fmt: skip
+    banned = torch.stack([bad.nan_to_num(99).argmin(1), torch.full((7,), -1), torch.arange(7)], 1)
+    banned[4] = -1
+    got, wanted, _ = sample_both(good, bad, sampling, banned)
+    assert got.token.equal(wanted.token)
+    assert got.token[3] == codes.NAN_BAD and got.token[4] == 4610
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -264,7 +315,7 @@ def test_reads_and_instructions(sm: int, monkeypatch: pytest.MonkeyPatch) -> Non
         visited = torch.isin(chunk, chunk[is_candidate[row]])
         assert (torch.from_numpy(report.reads("good_ptr")[row].max(1))[~visited] == 1).all()
     assert int((report.reads("bad_ptr") > 0).all(2).sum()) == int(is_candidate.sum()) == 20
-    assert report.thread_instructions / good.numel() <= bound(f"instructions per logit of sample, sm_{sm}", 8.2)
+    assert report.thread_instructions / good.numel() <= 7.8
 
 
 def test_settings_are_looked_up_at_each_launch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,8 +411,7 @@ FAULTS = {
     "a chunk's maximum is not stored": lambda ptx: remove(ptx, "st.global", 0),
     "logits are read 16 bytes further": lambda ptx: shift_address(ptx, "ld.global.v4", 16, 0),
     "logits are read 2 bytes further": lambda ptx: shift_address(ptx, "ld.global.v4", 2, 0),
-    # The very last load is that of rows without candidates.
-    "the last tile is not masked": lambda ptx: unguard(ptx, "ld.global.v4", len(find(ptx, "ld.global.v4")) - 2),
+    "the last tile is not masked": lambda ptx: unguard(ptx, "ld.global.v4", 2 * triton_settings.GROUPS - 1),
     "no barriers": lambda ptx: "".join(line for line in ptx.splitlines(True) if "bar.sync" not in line),
     "arrivals do not acquire": lambda ptx: ptx.replace("atom.global.gpu.acq_rel", "atom.global.gpu.relaxed"),
     "no program counts as last": lambda ptx: remove(ptx, "atom.global"),
@@ -421,7 +471,11 @@ for dtype, sizes, modes in (
         expected = reference.sample_candidates(wanted, bad, sampling, size, False, False).token
         assert triton_candidates.sample_candidates(got, bad, sampling, size, False, False).token.equal(expected)
 for dtype in (torch.float32, torch.bfloat16):
-    good = (2 * torch.randn(3, 333)).to(dtype)
+    good, bad = (2 * torch.randn(3, 333)).to(dtype), torch.randn(3, 333)
+    sampling = make_sampling_tensors(3, alpha=0, contrast_strength=[1, 0.5, 1], seed=8)
+    rest = (sampling, banned, 333, MASK, 0.0, False)
+    wanted, got = (m.contrastive_sample(good, bad, *rest) for m in (reference, triton_sample))
+    assert got.token.equal(wanted.token), (dtype, got, wanted)
     for logprobs in (False, True):
         sampling = make_sampling_tensors(3, alpha=0, contrast_strength=0, top_p=[1, 0.6, 1], top_k=[0, 0, 120], seed=8)
         rest = (sampling, banned, 333, MASK, 0.0, logprobs)

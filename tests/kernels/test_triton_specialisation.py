@@ -21,7 +21,7 @@ from cdgen_kernels.triton import candidates as triton_candidates  # noqa: E402
 from cdgen_kernels.triton import cross_entropy as triton_cross_entropy  # noqa: E402
 from cdgen_kernels.triton import layers as triton_layers  # noqa: E402
 from cdgen_kernels.triton import linear as triton_linear  # noqa: E402
-from cdgen_kernels.triton import prefill_attention  # noqa: E402
+from cdgen_kernels.triton import prefill_attention, shared_attention  # noqa: E402
 from cdgen_kernels.triton import sample as triton_sample  # noqa: E402
 from tools.ptx_sim import intercept  # noqa: E402
 from tools.ptx_sim.compile import specialise  # noqa: E402
@@ -29,6 +29,7 @@ from tools.ptx_sim.compile import specialise  # noqa: E402
 B, V, D, C = 6, 96, 64, 16
 MODULES = (
     prefill_attention,
+    shared_attention,
     triton_attention,
     triton_cross_entropy,
     triton_candidates,
@@ -51,7 +52,7 @@ def record(shift: int) -> list[tuple[triton.JITFunction, dict[str, Any]]]:
     shapes = [(B, V), (B, V), (B, D), (V, D), (B, 2, D)]
     logits, bad, hidden, weight, heads = (torch.zeros(shape, dtype=torch.bfloat16) for shape in shapes)
     sampling = type(make_sampling_tensors(B))(*map(shifted, make_sampling_tensors(B)))
-    banned, place, slot_mapping = (shifted(torch.zeros(shape, dtype=torch.int64)) for shape in [(B, 3), B, B])
+    banned, place = (shifted(torch.zeros(shape, dtype=torch.int64)) for shape in [(B, 3), B])
     row, table = (shifted(torch.zeros(shape, dtype=torch.int32)) for shape in [B, (B, 3)])
     angles, cache = torch.zeros(8, D // 2), torch.zeros(2, 9, 2, 16, D)
     noted = []
@@ -65,11 +66,12 @@ def record(shift: int) -> list[tuple[triton.JITFunction, dict[str, Any]]]:
         triton_cross_entropy.softmax_gradient(logits, place, -100, True)
         triton_layers.add_rms_norm(hidden, hidden, weight[0], 1e-5)
         triton_layers.silu_mul(hidden)
-        triton_layers.rope_and_store(heads, heads, heads, angles, angles, place, slot_mapping, *cache)
+        triton_layers.rope_and_store(heads, heads, heads, angles, angles, table, row, place, *cache)
         noise = (0.1, sampling.seed[:1], sampling.sequence, 3)
         triton_attention.paged_attention(heads, *cache, table, row, place, 1.0, 0, *noise)
         cache = cache.bfloat16()
         triton_attention.paged_attention(heads, *cache, table, row, place, 1.0, 0, 0.0, *noise[1:], True)
+        triton_attention.paged_attention(heads, *cache, table, row, place, 1.0, 0, 0.0, *noise[1:], False, row)
     return noted
 
 

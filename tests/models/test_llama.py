@@ -10,7 +10,7 @@ import transformers
 from cdgen.models.bad import attention_dropout, first_layers
 from cdgen.models.language_model import LanguageModel
 from cdgen.models.layer_cache import LayerCache
-from cdgen.models.llama import LlamaRunner, slot_mapping, unsupported
+from cdgen.models.llama import LlamaRunner, unsupported
 from cdgen.models.loading import load
 from cdgen_kernels import paged_attention
 from tests.helpers.families import FAMILIES, LLAMA_LIKE, ids
@@ -77,8 +77,8 @@ class Pages:
         """Return the logits of tokens, each in a row of the page table and at a position; all lists of one length."""
         row = torch.tensor(rows, dtype=torch.int32)
         at = torch.tensor(positions)
-        where = at, row, slot_mapping(self.table, row, at, 4), self.table, self.layers
-        return self.runner.logits(self.runner.hidden_states(torch.tensor(tokens), *where, seed, sequence))
+        hidden = self.runner.hidden_states(torch.tensor(tokens), at, row, self.table, self.layers, seed, sequence)
+        return self.runner.logits(hidden)
 
 
 def ragged(runner: LlamaRunner, sequences: list[list[int]], prompts: Sequence[int]) -> list[torch.Tensor]:
@@ -167,12 +167,6 @@ def test_unsupported_features_of_the_family() -> None:
     wrapped = make_llama(0)
     wrapped.model.layers[0].mlp.up_proj = torch.nn.Sequential(wrapped.model.layers[0].mlp.up_proj)
     assert "not plain" in unsupported(wrapped)
-
-
-def test_slot_mapping() -> None:
-    table = torch.tensor([[7, 2, -1], [4, -1, -1]]).int()
-    row, position = torch.tensor([0, 0, 0, 1, -1]).int(), torch.tensor([3, 4, 8, 1, 1])
-    assert slot_mapping(table, row, position, 4).tolist() == [31, 8, -1, 17, -1]
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cdgen
-from cdgen.engine.plan import shapes
+from cdgen.engine.model_sizes import shapes
 from cdgen.errors import CorpusError, InputError
 from cdgen.models.configs import load_config, stored_dtype
 from cdgen.models.loading import load

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
-from cdgen.engine.plan import shapes
+from cdgen.engine.model_sizes import shapes
 from cdgen.errors import InputError
 from cdgen.models.loading import load
 from cdgen.training.config import TrainConfig

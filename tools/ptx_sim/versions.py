@@ -9,13 +9,10 @@ TRITON = tuple(int(number) for number in triton.__version__.split(".")[:2])
 # The bounds in the tests were measured with Triton 3.9. These are the figures of other versions that exceed them.
 MEASURED: dict[tuple[int, ...], dict[str, float]] = {
     (3, 6): {
-        "registers of paged_attention_kernel on hip:gfx942": 204,
+        "registers of paged_attention_kernel on hip:gfx942": 208,
         "instructions per key of 4 heads of 128, sm_80": 1124,
         "instructions per key of 8 heads of 128, sm_80": 1124,
-        # Cumulative sums take more instructions in this version, a cost per row rather than per logit.
-        "instructions per logit of sample, sm_80": 8.7,
-        "instructions per logit of sample, sm_90": 9.0,
-        "instructions per logit of sample, sm_100": 9.1,
+        "instructions over shared prefixes, relative to one launch, 1 heads of 64": 0.33,
     }
 }
 

@@ -57,12 +57,16 @@ class Worker:
 
     def generate(self, prompts: list[list[int]], max_tokens: int, greedy: bool = False) -> list[list[int]]:
         """Return `max_tokens` new tokens of each prompt: sampled at temperature 1, or the most probable ones."""
+        tokens: list[list[int]] = self.ask(prompts, max_tokens, greedy)
+        return tokens
+
+    def ask(self, *request: Any) -> Any:
+        """Return the answer to a request, both of which JSON can hold."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # if the process has ended, there is no answer either
-            self._process.stdin.write(json.dumps([prompts, max_tokens, greedy]) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        tokens: list[list[int]] = self._answer()
-        return tokens
+        return self._answer()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -83,15 +87,16 @@ class Worker:
         self._log.close()
 
 
-def serve(start: Callable[[Settings], tuple[str, Generate]]) -> None:
+def serve(start: Callable[[Settings], tuple[str, Callable[..., Any]]]) -> None:
     """Answer requests until the standard input ends; called in the worker's process.
 
     Args:
-        start: loads the engine; returns its version and settings in words, and the function that generates.
+        start: loads the engine; returns its version and settings in words, and the function that answers a request: a
+            :data:`Generate`, unless the worker is not asked to generate.
     """
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what engines print must not mix with the answers
-        about, generate = start(Settings(*json.loads(sys.argv[1])))
+        about, answer = start(Settings(*json.loads(sys.argv[1])))
         print(json.dumps(about), file=answers, flush=True)
         for line in sys.stdin:
-            print(json.dumps(generate(*json.loads(line))), file=answers, flush=True)
+            print(json.dumps(answer(*json.loads(line))), file=answers, flush=True)

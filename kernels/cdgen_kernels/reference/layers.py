@@ -91,17 +91,21 @@ def rope_and_store(
     v: Tensor,
     cos: Tensor,
     sin: Tensor,
+    page_table: Tensor,
+    cache_row: Tensor,
     position: Tensor,
-    slot_mapping: Tensor,
     keys: Tensor,
     values: Tensor,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
 ) -> Tensor:
     """Rotate queries and keys, and write keys and values to the cache. See :func:`cdgen_kernels.rope_and_store`."""
+    stored, page_size = cache_row >= 0, keys.shape[2]
+    page = page_table[cache_row[stored], position[stored] // page_size].long()
+    if (position < 0).any() or (page < 0).any():  # indices that torch would count from the end
+        raise IndexError("position or page_table is out of range: an index is negative")
     cos, sin = cos[position], sin[position]
-    stored = slot_mapping >= 0
-    page, offset = slot_mapping[stored] // keys.shape[2], slot_mapping[stored] % keys.shape[2]
+    offset = position[stored] % page_size
     for x, store, scales in ((_rotated(k, cos, sin), keys, key_scales), (v, values, value_scales)):
         if scales is None:
             store[page, :, offset] = x[stored].to(store.dtype)
@@ -152,12 +156,13 @@ def paged_attention(
     sequence: Tensor,
     layer: int,
     prefill: bool = False,
+    shared_lengths: Tensor | None = None,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
 ) -> Tensor:
     """Compute softmax(q . keys * scale) values over the keys of each token's sequence up to its position.
 
-    The output is zeros if `cache_row` is negative. `prefill` changes nothing. See
+    The output is zeros if `cache_row` is negative. `prefill` and `shared_lengths` change nothing. See
     :func:`cdgen_kernels.paged_attention`.
     """
     pages = page_table[cache_row.clamp(min=0).long()].clamp(min=0).long()  # [N, M]

@@ -18,18 +18,17 @@ from cdgen_kernels.triton.constants import (
     NOTHING_POSSIBLE,
 )
 from cdgen_kernels.triton.draw import Cuts, Noise, draw_few, draw_many
+from cdgen_kernels.triton.lists import collect, second_pass
 from cdgen_kernels.triton.passes import (
     Bans,
     CandidateList,
     arrive,
     candidate_threshold,
-    collect,
     find_row,
     first_pass,
     leave_out_banned,
     parameters_are_valid,
     row_maximum,
-    second_pass,
     with_fault,
 )
 from cdgen_kernels.triton.scores import Entries, Logits, Weights, find_reference, nothing_outside
@@ -54,7 +53,7 @@ def write_in_order(count, candidates, out, T: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["vocab_size", "banned_count", "chunks_stride", "capacity"],
+    do_not_specialize=["vocab_size", "banned_count", "capacity"],
     do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
 )
 def select_candidates_kernel(
@@ -96,7 +95,8 @@ def select_candidates_kernel(
         written = 0
         for start in range(0, vocab_size, T):
             token = start + i
-            written = collect(row.logits_ptr, token, token < vocab_size, threshold, row.bans, out, written, capacity)
+            z_ptr = row.logits_ptr + token
+            written = collect(z_ptr, token, token < vocab_size, threshold, row.bans, out, written, capacity)
     tl.store(count_out_ptr + number, tl.where(margin >= 0, with_fault(count, best, has_nan), INVALID_PARAMETERS))
     tl.store(max_out_ptr + number, best)
 

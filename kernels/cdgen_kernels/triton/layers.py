@@ -103,16 +103,19 @@ def store_heads(store_ptr, scales_ptr, place, first, second, is_head, HALF: tl.c
     tl.store(store_ptr + target + HALF, second.to(store_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=SCALAR_POINTERS)
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=SCALAR_POINTERS)
 def rope_and_store_kernel(
     # queries [N, H, d], keys and values [N, K, d], with unit stride along d
     q_ptr, k_ptr, v_ptr,
-    # float32 [positions, HALF], int64 [N], int64 [N]
-    cos_ptr, sin_ptr, position_ptr, slot_mapping_ptr,
+    # float32 [positions, HALF]
+    cos_ptr, sin_ptr,
+    # int32 [sequences, pages per sequence], int32 [N], int64 [N]
+    page_table_ptr, cache_row_ptr, position_ptr,
     # the cache, contiguous [pages, K, PAGE, d], bfloat16 [pages, K, PAGE] if it is fp8, and the rotated queries,
     # contiguous [N, H, d]
     keys_ptr, values_ptr, key_scales_ptr, value_scales_ptr, out_ptr,
-    q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, q_heads, kv_heads,
+    q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, table_stride,
+    q_heads, kv_heads,
     PAGE: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Rotate queries and keys, and store keys and values. Grid: (N, tiles of HEADS query heads, then of key heads)."""
@@ -120,7 +123,8 @@ def rope_and_store_kernel(
     tile = tl.program_id(1)
     q_tiles = tl.cdiv(q_heads, HEADS)
     i = tl.arange(0, N)[None, :]
-    angle = tl.load(position_ptr + token) * HALF + i
+    position = tl.load(position_ptr + token)
+    angle = position * HALF + i
     c = tl.load(cos_ptr + angle, mask=i < HALF, other=0.0)
     s = tl.load(sin_ptr + angle, mask=i < HALF, other=0.0)
     if tile < q_tiles:
@@ -133,11 +137,13 @@ def rope_and_store_kernel(
         tl.store(out_ptrs, (real * c - imaginary * s).to(out_ptr.dtype.element_ty), mask=inside)
         tl.store(out_ptrs + HALF, (imaginary * c + real * s).to(out_ptr.dtype.element_ty), mask=inside)
         return
-    slot = tl.load(slot_mapping_ptr + token)
-    if slot >= 0:
+    cache_row = tl.load(cache_row_ptr + token)
+    if cache_row >= 0:
+        # Only the stores wait for the page, so it is loaded while keys and values are.
+        page = tl.load(page_table_ptr + cache_row.to(tl.int64) * table_stride + position // PAGE).to(tl.int64)
         head = (tile - q_tiles) * HEADS + tl.arange(0, HEADS)[:, None]
         inside = (head < kv_heads) & (i < HALF)
-        place = (slot // PAGE * kv_heads + head) * PAGE + slot % PAGE
+        place = (page * kv_heads + head) * PAGE + position % PAGE
         source_ptrs = k_ptr + token * k_row_stride + head.to(tl.int64) * k_head_stride + i
         real = tl.load(source_ptrs, mask=inside, other=0.0).to(tl.float32)
         imaginary = tl.load(source_ptrs + HALF, mask=inside, other=0.0).to(tl.float32)
@@ -155,8 +161,9 @@ def rope_and_store(
     v: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    page_table: torch.Tensor,
+    cache_row: torch.Tensor,
     position: torch.Tensor,
-    slot_mapping: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     key_scales: torch.Tensor | None = None,
@@ -166,8 +173,9 @@ def rope_and_store(
 
     Args:
         q: [N, H, d]. k, v: [N, K, d]. All with unit stride along d.
-        cos, sin: float32 [positions, d / 2], contiguous. position: int64 [N].
-        slot_mapping: int64 [N], flat cache position of each token; negative: not stored.
+        cos, sin: float32 [positions, d / 2], contiguous.
+        page_table: int32 [sequences, pages per sequence], contiguous. cache_row: int32 [N], negative: not stored.
+        position: int64 [N].
         keys, values: the cache, contiguous [pages, K, page size, d], written in place.
         key_scales, value_scales: bfloat16 [pages, K, page size], contiguous, if the cache is float8_e4m3fn.
     Returns:
@@ -182,8 +190,8 @@ def rope_and_store(
         scales = (keys, values) if key_scales is None else (key_scales, value_scales)
         # Not fused: products and sums round as those of the reference in float32 do.
         rope_and_store_kernel[(tokens, triton.cdiv(q_heads, heads) + triton.cdiv(kv_heads, heads))](
-            q, k, v, cos, sin, position, slot_mapping, keys, values, *scales, out,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], q_heads, kv_heads,
+            q, k, v, cos, sin, page_table, cache_row, position, keys, values, *scales, out,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], page_table.shape[1], q_heads, kv_heads,
             PAGE=keys.shape[2], HALF=dim // 2, HEADS=heads, N=half, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
     return out

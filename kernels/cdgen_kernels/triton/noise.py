@@ -67,11 +67,11 @@ def gumbel(word):
 
 
 @triton.jit
-def add_gumbel_bound(x, factor, word):
-    """Return x * factor + an upper bound of gumbel(word), without a logarithm; float32, within rounding.
+def gumbel_bound(word):
+    """Return an upper bound of gumbel(word), without a logarithm; float32, within rounding.
 
     -log1p(-v) >= v, so gumbel(word) <= -log(v) <= -log(word / 2^32). The bits of a float, read as an integer in units
     of 2^-23, are its binary logarithm plus 127 minus at most 0.0861. For word 0 the bound is 110.
     """
     bits = word.to(tl.float32).to(tl.int32, bitcast=True).to(tl.float32)
-    return tl.fma(bits, -8.262958294867817e-08, tl.fma(x, factor, 110.2104017090313))  # -ln 2 / 2^23, 159 ln 2
+    return tl.fma(bits, -8.262958294867817e-08, 110.2104017090313)  # -ln 2 / 2^23, 159 ln 2

@@ -1,9 +1,9 @@
 """Find the candidates of a row of logits in two passes that read the row once.
 
 The first pass streams GOOD's row at 16 bytes per thread and writes one maximum per chunk. A chunk is what one thread
-reads of a tile, R groups of G logits, so threads need not communicate. The second pass reads the maxima, and of the row
-only the chunks whose maximum reaches the threshold. Several programs may share the first pass over a row; the last one
-to finish does the second pass.
+reads of a tile, R groups of G logits, so threads need not communicate. The second pass (lists.py) reads the maxima, and
+of the row only the chunks whose maximum reaches the threshold. Several programs may share the first pass over a row;
+the last one to finish does the second pass.
 
 A row may begin at any address. `skip` tokens precede its first multiple of 16 bytes, `full` tokens follow in whole
 groups, and fewer than G tokens are left. The tokens at the two ends are the row's edge. A place is an index counted
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from cdgen_kernels.triton.arrivals import is_last_to_arrive
 from cdgen_kernels.triton.constants import NAN_GOOD, NOTHING_POSSIBLE
 
 
@@ -134,16 +135,6 @@ def leave_out_banned(row, table_ptr, begin, end, factor, summand, T: tl.constexp
 
 
 @triton.jit
-def is_last_to_arrive(arrivals_ptr, programs):
-    """Count this program in, and return whether it is the last of the `programs` that share a row.
-
-    The atomic addition releases what this program wrote and acquires what the others wrote.
-    """
-    tl.debug_barrier()
-    return tl.atomic_add(arrivals_ptr, 1, sem="acq_rel") == programs - 1
-
-
-@triton.jit
 def find_row(logits_ptr, logits_stride, vocab_size, banned_ptr, banned_count, G: tl.constexpr):
     """Return row program_id(0) as a :class:`Row`.
 
@@ -163,7 +154,7 @@ def arrive(arrivals_ptr, SPLIT: tl.constexpr):
     """Return whether this program has to continue, because all programs of its row have done their share.
 
     Args:
-        arrivals_ptr: int32 [B], zeros; read only if SPLIT.
+        arrivals_ptr: int32 [B], zeros before and after the launch; used only if SPLIT.
     """
     is_last = True
     if SPLIT:
@@ -217,60 +208,3 @@ def parameters_are_valid(good_weight, contrast_strength, temperature, top_p, top
     """Return whether a row's parameters are in range. Comparisons with NaN are false."""
     weights = (good_weight >= 0) & (good_weight < float("inf")) & (tl.abs(contrast_strength) < float("inf"))
     return weights & (temperature >= 0) & (temperature < float("inf")) & (top_p > 0) & (top_p <= 1) & (top_k >= 0)
-
-
-@triton.jit
-def collect(logits_ptr, token, valid, threshold, bans, candidates, count, CAPACITY: tl.constexpr):
-    """Append the candidates among some tokens to a list of `count` entries, as far as they fit; return the new count.
-
-    Args:
-        logits_ptr: the row's logits [V]. token, valid: tokens to examine, and a mask of those that exist.
-        candidates: the :class:`CandidateList`, of CAPACITY entries.
-    """
-    z = tl.load(logits_ptr + token, mask=valid, other=float("-inf")).to(tl.float32)
-    hit = valid & (z >= threshold) & (z > float("-inf")) & is_allowed(token, bans)
-    entry = count + tl.cumsum(hit.to(tl.int32), 0) - 1
-    tl.store(candidates.token_ptr + entry, token, mask=hit & (entry < CAPACITY))
-    tl.store(candidates.logit_ptr + entry, z, mask=hit & (entry < CAPACITY))
-    return count + tl.sum(hit.to(tl.int32), 0)
-
-
-@triton.jit
-def chunks_reaching(table_ptr, chunks, least, hits_ptr, N: tl.constexpr):
-    """Write the chunks whose entry in a table, float32 [chunks], is at least `least` to hits; return their number.
-
-    N chunks are compared at a time.
-    """
-    c = tl.arange(0, N)
-    hit_count = 0
-    for start in range(0, chunks, N):
-        entry = tl.load(table_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
-        hit = (entry >= least) & (entry > float("-inf"))
-        tl.store(hits_ptr + hit_count + tl.cumsum(hit.to(tl.int32), 0) - 1, start + c, mask=hit)
-        hit_count += tl.sum(hit.to(tl.int32), 0)
-    tl.debug_barrier()
-    return hit_count
-
-
-@triton.jit
-def second_pass(row, threshold, maxima_ptr, hits_ptr, candidates,
-                CAPACITY: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """Write the row's candidates to the list, in no particular order, as far as they fit; return their number.
-
-    Args:
-        maxima_ptr: float32 [chunks], from the first pass. hits_ptr: int32 [chunks], scratch for chunks to read.
-    """
-    hit_count = chunks_reaching(maxima_ptr, chunk_count(row, T, G, R), threshold, hits_ptr, 8 * T)
-    count = 0
-    if row.full < row.vocab_size:
-        edge, on_edge = edge_tokens(row, G)
-        count = collect(row.logits_ptr, edge, on_edge, threshold, row.bans, candidates, count, CAPACITY)
-    i = tl.arange(0, 4 * T)
-    for start in range(0, hit_count, 4 * T // (R * G)):
-        index = start + i // (R * G)
-        chunk = tl.load(hits_ptr + index, mask=index < hit_count, other=0)
-        place = place_in_chunk(chunk, i % (R * G), T, G, R)
-        valid = (index < hit_count) & (place < row.full)
-        count = collect(row.logits_ptr, place + row.skip, valid, threshold, row.bans, candidates, count, CAPACITY)
-    tl.debug_barrier()
-    return count

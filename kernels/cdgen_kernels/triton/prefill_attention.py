@@ -6,77 +6,19 @@ depend on the block that computes it.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from cdgen_kernels.triton import block_attention as blocks
 from cdgen_kernels.triton import settings
-from cdgen_kernels.triton.attention_tiles import FP8_MAX, Span, cache_of, scaled
-from cdgen_kernels.triton.constants import LOWEST
-from cdgen_kernels.triton.settings import ASYNC_ROWS, HAS_FENCE
+from cdgen_kernels.triton.attention_tiles import Span, cache_of
+from cdgen_kernels.triton.block_attention import Block, block_attention, block_rows
 
-# Launch settings; they have not been measured on a GPU yet. Tiles fit in 99 KiB of shared memory (64 KiB on AMD).
-ROWS = 32, 128  # least and greatest number of queries per program: tokens times heads
-PROGRAMS_PER_MULTIPROCESSOR = 2  # with fewer programs, blocks are smaller
-QUERIES = 16384  # numbers in the queries of a program
+# Launch settings; they have not been measured on a GPU yet.
+LEAST_ROWS = 32  # least number of queries per program: with fewer programs than there is room for, blocks are smaller
 HEADS = 16  # greatest number of heads per program
-TILE = 64  # greatest number of keys per tile
-FP8_TILE = 32  # the same for fp8, whose conversion takes registers
-KEYS = 8192  # numbers in a tile of keys
-SUMS = 1024  # numbers of the result per warp; a program has 2 to 8 warps
-STAGES = 2
-
-
-class Block(NamedTuple):
-    """The queries of a program."""
-
-    query: tl.tensor  # [ROWS, D]
-    oldest: tl.tensor  # int32 [ROWS], first key that each of them sees
-    position: tl.tensor  # int32 [ROWS], last key
-    scale: tl.tensor
-
-
-@triton.jit
-def block_attention(
-    block, cache, page_table_ptr, span,
-    PAGE: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """Return (totals [ROWS], sums of values [ROWS, D]) of the queries over the keys of a :class:`Span`."""
-    FP8: tl.constexpr = cache.keys_ptr.dtype.element_ty == tl.float8e4nv
-    i = tl.arange(0, D)[None, :]
-    best = tl.full([ROWS], LOWEST, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, D], tl.float32)
-    key = span.begin + tl.arange(0, TILE)
-    page = tl.load(page_table_ptr + key // PAGE, mask=(key >= span.first) & (key < span.stop), other=0)
-    for at in range(span.begin, span.stop, TILE):
-        key = at + tl.arange(0, TILE)
-        place = page.to(tl.int64) * cache.page_stride + key % PAGE
-        offset = (place * DIM)[:, None] + i
-        exists = (key >= span.first) & (key < span.stop)
-        inside = exists[:, None] & (i < DIM)
-        k = tl.load(cache.keys_ptr + offset, mask=inside, other=0.0).to(block.query.dtype)
-        v = tl.load(cache.values_ptr + offset, mask=inside, other=0.0).to(block.query.dtype)
-        ahead = key + TILE
-        page = tl.load(page_table_ptr + ahead // PAGE, mask=ahead < span.stop, other=0)  # one tile ahead
-        seen = (key[None, :] <= block.position[:, None]) & (key[None, :] >= block.oldest[:, None])
-        score = tl.dot(block.query, tl.trans(k)) * block.scale
-        if FP8:
-            score = scaled(score, cache.key_scales_ptr, place[None, :], exists[None, :])
-        score = tl.where(seen, score, float("-inf"))
-        higher = tl.maximum(best, tl.max(score, 1))
-        share = tl.exp2(score - higher[:, None])
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.sum(share, 1)
-        if FP8:
-            share = scaled(share, cache.value_scales_ptr, place[None, :], exists[None, :]) * FP8_MAX
-        sums = tl.dot(share.to(v.dtype), v, sums * shrink[:, None])
-        best = higher
-    if FP8:
-        sums /= FP8_MAX
-    return total, sums
 
 
 @triton.jit(
@@ -104,12 +46,8 @@ def prefill_attention_kernel(
     kv_heads = (tl.num_programs(1) // HEAD_BLOCKS).to(tl.int64)
     # The last tokens of a prompt see the most keys; they begin first.
     start = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * T
-    r = tl.arange(0, T * G)
+    token, head, exists = block_rows(start, tokens, tl.program_id(1), GROUP, G, T)
     i = tl.arange(0, D)[None, :]
-    token = start + r // G
-    in_group = tl.program_id(1) % HEAD_BLOCKS * G + r % G
-    head = kv_head * GROUP + in_group
-    exists = (token < tokens) & (in_group < GROUP)
     cache_row = tl.load(cache_row_ptr + token, mask=token < tokens, other=-1)
     position = tl.load(position_ptr + token, mask=token < tokens, other=0).to(tl.int32)
     inside = exists[:, None] & (i < DIM)
@@ -130,7 +68,7 @@ def prefill_attention_kernel(
         stop = tl.max(tl.where(member, position, -1), 0) + 1
         span = Span(first // TILE * TILE, stop, first)
         table_ptr = page_table_ptr + current.to(tl.int64) * table_stride
-        total, sums = block_attention(block, cache, table_ptr, span, PAGE, DIM, T * G, TILE, D)
+        _, total, sums = block_attention(block, cache, table_ptr, span, PAGE, DIM, T * G, TILE, D)
         tl.store(out_ptrs, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside & member[:, None])
         cache_row = tl.where(member, -1, cache_row)
         current = tl.max(cache_row, 0)
@@ -155,20 +93,15 @@ def prefill_attention(
     group, width = heads // kv_heads, triton.next_power_of_2(dim)
     heads_per_program = min(triton.next_power_of_2(group), HEADS)
     jobs = kv_heads * triton.cdiv(group, heads_per_program)
-    rows = min(ROWS[1], QUERIES // width)
-    room = PROGRAMS_PER_MULTIPROCESSOR * settings.multiprocessors(q.device)
-    while rows > ROWS[0] and triton.cdiv(tokens * heads_per_program, rows) * jobs < room:
+    rows, room = min(blocks.MOST_ROWS, blocks.QUERIES // width), blocks.room(q.device)
+    while rows > LEAST_ROWS and triton.cdiv(tokens * heads_per_program, rows) * jobs < room:
         rows //= 2
     tokens_per_program = rows // heads_per_program
-    is_async = rows >= ASYNC_ROWS and settings.compute_capability(q.device) >= 9
-    stages = 1 if torch.version.hip or (is_async and not HAS_FENCE) else STAGES
-    most_keys = FP8_TILE if cache[0].dtype == torch.float8_e4m3fn else TILE
     out = q.new_empty(q.shape)
     prefill_attention_kernel[(triton.cdiv(tokens, tokens_per_program), jobs)](
         q, *cache, page_table, cache_row, position, out,
         tokens, *q.stride()[:2], page_table.stride(0), window, float(scale) * math.log2(math.e),
-        GROUP=group, PAGE=page, DIM=dim, G=heads_per_program, T=tokens_per_program, TILE=min(most_keys, KEYS // width),
-        D=width, num_warps=min(max(rows * width // SUMS, 2), 8), num_stages=stages, enable_fp_fusion=True,
-        **({} if torch.version.hip else {"maxnreg": 255}),
+        GROUP=group, PAGE=page, DIM=dim, G=heads_per_program, T=tokens_per_program,
+        TILE=blocks.keys_per_tile(width, cache[0].dtype), D=width, **blocks.launch_options(rows, width, q.device),
     )  # fmt: skip
     return out

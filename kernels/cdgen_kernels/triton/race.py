@@ -17,19 +17,20 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from cdgen_kernels.triton.noise import add_gumbel_bound, gumbel, philox_block, philox_word
-from cdgen_kernels.triton.passes import Row, chunk_count, chunks_reaching, is_allowed, leave_out_banned, place_in_chunk
-from cdgen_kernels.triton.scores import finite
+from cdgen_kernels.triton.constants import NO_BAD
+from cdgen_kernels.triton.lists import chunks_reaching, fours
+from cdgen_kernels.triton.noise import gumbel, gumbel_bound, philox_block, philox_word
+from cdgen_kernels.triton.passes import Row, chunk_count, is_allowed, leave_out_banned, place_in_chunk
+from cdgen_kernels.triton.scores import Reference, finite, scaled_score
 
 MOST_NOISE = tl.constexpr(23.0)  # more than the noise of any word
 
 
-class Scale(NamedTuple):
-    """How a token's score follows from its logit z: weight * (z - best) / temperature; float32."""
+class Rates(NamedTuple):
+    """A token's score is good * (GOOD's logit) - bad * (BAD's logit), but for a constant; float32."""
 
-    best: tl.tensor
-    weight: tl.tensor
-    temperature: tl.tensor
+    good: tl.tensor
+    bad: tl.tensor
 
 
 class Leaders(NamedTuple):
@@ -47,44 +48,66 @@ def token_row(row, G: tl.constexpr):
 
 
 @triton.jit
-def fours(x, T: tl.constexpr):
-    """Return four tensors [T]: element 0, 1, 2 and 3 of each four neighbours of x [4 T]."""
-    even, odd = tl.split(tl.reshape(x, [2 * T, 2]))
-    x0, x2 = tl.split(tl.reshape(even, [T, 2]))
-    x1, x3 = tl.split(tl.reshape(odd, [T, 2]))
-    return x0, x1, x2, x3
-
-
-@triton.jit
 def greater(a, b):
     """Return the greater of two tensors; NaN wins."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
+def rates_of(weights):
+    """Return the :class:`Rates` of a row."""
+    return Rates(weights.good_weight / weights.scale, weights.contrast_strength / weights.scale)
+
+
+@triton.jit
+def load_bad(bad_ptr, mask, rates):
+    """Return BAD's logits, float32; 0 outside the mask, and everywhere if they do not count."""
+    counts = tl.zeros_like(mask.to(tl.float32)) + rates.bad != 0  # the interpreter cannot broadcast a scalar comparison
+    return tl.load(bad_ptr, mask=mask & counts, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def score_bound(z, y, rates):
+    """Return an upper bound of rates.good * z - rates.bad * y, for all roundings; -inf if z is -inf."""
+    good = z * rates.good
+    bad = y * rates.bad
+    return tl.where(z > float("-inf"), good - bad + 4e-7 * (tl.abs(good) + tl.abs(bad)), float("-inf"))
+
+
+@triton.jit
 def bound_of_block(z, block, rate, noise):
     """Return the greatest upper bound of rate * z + noise of four neighbours. z: four tensors; block: int32 tensor."""
     words = philox_block(block, noise.seed, noise.sequence, noise.position)
-    a = greater(add_gumbel_bound(z[0], rate, words[0]), add_gumbel_bound(z[1], rate, words[1]))
-    b = greater(add_gumbel_bound(z[2], rate, words[2]), add_gumbel_bound(z[3], rate, words[3]))
+    a = greater(tl.fma(z[0], rate, gumbel_bound(words[0])), tl.fma(z[1], rate, gumbel_bound(words[1])))
+    b = greater(tl.fma(z[2], rate, gumbel_bound(words[2])), tl.fma(z[3], rate, gumbel_bound(words[3])))
     return greater(a, b)
 
 
 @triton.jit
-def write_bounds(row, bounds_ptr, begin, end, rate, noise, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
-    """Write upper bounds of rate * z + Gumbel noise in the chunks of places `begin`, a multiple of T G R, to `end`.
+def write_bounds(row, bad_ptr, bounds_ptr, begin, end, rates, noise,
+                 BAD: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """Write upper bounds of score + Gumbel noise in the chunks of places `begin`, a multiple of T G R, to `end`.
 
-    Banned tokens are left out. The bound of a chunk with a banned token may be much too high.
+    Banned tokens are left out. Without BAD, the bound of a chunk with a banned token may be much too high.
     """
     full = tl.minimum(end, row.full)
     offsets = tl.arange(0, T * G)
     lane = tl.arange(0, T)
+    rate = rates.good
+    if BAD != NO_BAD:
+        rate = tl.where(rates.bad != 0, 1.0, rate)  # score_bound has applied it
     for start in range(begin, full, T * G * R):
         most = tl.full([T], float("-inf"), tl.float32)
         for r in range(0, R):
             first = start + r * (T * G)
             place = first + offsets
-            z = tl.load(row.logits_ptr + place, mask=place // G * G < full, other=float("-inf")).to(tl.float32)
+            inside = place // G * G < full
+            z = tl.load(row.logits_ptr + place, mask=inside, other=float("-inf")).to(tl.float32)
+            if BAD != NO_BAD:
+                if rates.bad != 0:
+                    z = score_bound(z, load_bad(bad_ptr + place, inside, rates), rates)
+                if row.bans.count > 0:
+                    z = tl.where(is_allowed(place, row.bans), z, float("-inf"))
             block = (first + lane * G) // 4
             if G == 8:
                 z0, z1, z2, z3 = fours(z, 2 * T)
@@ -97,19 +120,48 @@ def write_bounds(row, bounds_ptr, begin, end, rate, noise, T: tl.constexpr, G: t
             else:
                 most = greater(most, bound_of_block(fours(z, T), block, rate, noise))
         tl.store(bounds_ptr + start // (G * R) + lane, most)
-    leave_out_banned(row, bounds_ptr, begin, end, rate, MOST_NOISE, T, G, R)
+    if BAD == NO_BAD:
+        leave_out_banned(row, bounds_ptr, begin, end, rates.good, MOST_NOISE, T, G, R)
 
 
 @triton.jit
-def join_race(leaders, token, valid, row, scale, noise, outside_z, outside_token):
+def reference_of_race(row, bad_ptr, bounds_ptr, top, rates, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
+    """Return the best token without noise of a chunk with the greatest bound, `top`, as a :class:`Reference`.
+
+    Its score is less than the best score by no more than the range of the noise.
+    """
+    chunks = chunk_count(row, T, G, R)
+    c = tl.arange(0, 4 * T)
+    first = tl.full([4 * T], 0x7FFFFFFF, tl.int32)
+    for start in range(0, chunks, 4 * T):
+        bound = tl.load(bounds_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
+        first = tl.minimum(first, tl.where(bound == top, start + c, 0x7FFFFFFF))
+    place = place_in_chunk(tl.min(first, 0), tl.arange(0, R * G), T, G, R)
+    inside = place < row.full
+    z = tl.load(row.logits_ptr + place, mask=inside, other=float("-inf")).to(tl.float32)
+    bound = score_bound(z, load_bad(bad_ptr + place, inside, rates), rates)
+    bound = tl.where(is_allowed(place, row.bans), bound, float("-inf"))
+    token = tl.min(tl.where(bound == tl.max(bound, 0), place, 0x7FFFFFFF), 0)
+    good = tl.load(row.logits_ptr + token).to(tl.float32)
+    return Reference(good, load_bad(bad_ptr + token, token >= 0, rates), tl.full([], 0, tl.int32))
+
+
+@triton.jit
+def join_race(leaders, token, valid, row, bad_ptr, weights, reference, noise, outside_z, outside_token,
+              BAD: tl.constexpr):  # fmt: skip
     """Return the :class:`Leaders` after tokens [T], those in `valid`, have joined the race.
 
     Tokens from (outside_z, outside_token) on, in the order of scores, are kept out.
     """
     z = tl.load(row.logits_ptr + token, mask=valid, other=float("-inf")).to(tl.float32)
+    y = tl.zeros_like(z)
+    if BAD != NO_BAD:
+        y = load_bad(bad_ptr + token, valid, rates_of(weights))
     joins = valid & ((z > outside_z) | ((z == outside_z) & (token < outside_token))) & is_allowed(token, row.bans)
-    score = finite(finite(scale.weight * finite(z - scale.best)) / scale.temperature)
-    noisy = score + gumbel(philox_word(token, noise.seed, noise.sequence, noise.position))
+    score = finite(scaled_score(z, y, reference, weights, BAD))
+    noisy = score
+    if noise.temperature > 0:
+        noisy = score + gumbel(philox_word(token, noise.seed, noise.sequence, noise.position))
     wins = joins & ((noisy > leaders.noisy) | ((noisy == leaders.noisy) & (token < leaders.token)))
     return Leaders(
         tl.where(wins, noisy, leaders.noisy),
@@ -119,11 +171,11 @@ def join_race(leaders, token, valid, row, scale, noise, outside_z, outside_token
 
 
 @triton.jit
-def race(row, bounds_ptr, top, hits_ptr, scale, noise, outside_z, outside_token,
-         T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
+def race(row, bad_ptr, bounds_ptr, top, hits_ptr, weights, reference, noise, outside_z, outside_token,
+         BAD: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """Return (token, score) of the winner. `top` is the greatest bound, which is finite.
 
-    The best token must be in the race.
+    Scores are relative to the `reference`, a token in the race.
     """
     chunks = chunk_count(row, T, G, R)
     lane = tl.arange(0, T)
@@ -132,22 +184,28 @@ def race(row, bounds_ptr, top, hits_ptr, scale, noise, outside_z, outside_token,
         tl.full([T], 0x7FFFFFFF, tl.int32),
         tl.full([T], float("-inf"), tl.float32),
     )
-    edge = row.full + lane  # fewer than G tokens, which belong to no chunk
-    leaders = join_race(leaders, edge, edge < row.vocab_size, row, scale, noise, outside_z, outside_token)
-    shift = scale.best * (scale.weight / scale.temperature)
-    error = 3e-5 + 1e-6 * (tl.abs(top) + tl.abs(shift))
-    step = 2 + 2 * error  # more than rounding can absorb
+    rates = rates_of(weights)
+    good = reference.good * rates.good
+    bad = reference.bad * rates.bad
+    shift = good - bad
+    error = 3e-5 + 1e-6 * (tl.abs(top) + tl.abs(good) + tl.abs(bad))
+    step = 0.25 + 2 * error  # more than rounding can absorb
     least = top + step  # chunks with a bound of at least this have been visited
-    certain = tl.max(leaders.noisy, 0) + shift - error
+    certain = tl.full([], float("-inf"), tl.float32)
     while certain < least:
         least = tl.maximum(certain, least - step)
-        hit_count = chunks_reaching(bounds_ptr, chunks, least, hits_ptr, 2 * T)
-        for start in range(0, hit_count, T // (R * G)):
+        step *= 4  # the best tokens may be outside
+        hit_count = chunks_reaching(bounds_ptr, chunks, least, hits_ptr, T)
+        count = hit_count + (row.full < row.vocab_size).to(tl.int32)  # the edge follows the chunks
+        for start in range(0, count, T // (R * G)):
             index = start + lane // (R * G)
             chunk = tl.load(hits_ptr + index, mask=index < hit_count, other=0)
             place = place_in_chunk(chunk, lane % (R * G), T, G, R)
-            valid = (index < hit_count) & (place < row.full)
-            leaders = join_race(leaders, place, valid, row, scale, noise, outside_z, outside_token)
+            place = tl.where(index < hit_count, place, row.full + lane % (R * G))
+            valid = (index < count) & (place < row.vocab_size)
+            leaders = join_race(
+                leaders, place, valid, row, bad_ptr, weights, reference, noise, outside_z, outside_token, BAD
+            )  # fmt: skip
         tl.debug_barrier()  # the list of hits has been read
         certain = tl.max(leaders.noisy, 0) + shift - error
     highest = tl.max(leaders.noisy, 0)
@@ -156,11 +214,20 @@ def race(row, bounds_ptr, top, hits_ptr, scale, noise, outside_z, outside_token,
 
 
 @triton.jit
-def greatest_bound(row, bounds_ptr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
-    """Return the greatest bound, NaN if one is NaN. Rows have at least one chunk."""
+def greatest_bound(row, bad_ptr, bounds_ptr, rates,
+                   BAD: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """Return the greatest bound; NaN or infinite if the row cannot be drawn by a race. Rows have at least one chunk."""
     chunks = chunk_count(row, T, G, R)
     c = tl.arange(0, 8 * T)
     most = tl.full([8 * T], float("-inf"), tl.float32)
     for start in range(0, chunks, 8 * T):
         most = greater(most, tl.load(bounds_ptr + start + c, mask=start + c < chunks, other=float("-inf")))
-    return tl.where(tl.max((most != most).to(tl.int32), 0) > 0, float("nan"), tl.max(most, 0))
+    bound = tl.where(tl.max((most != most).to(tl.int32), 0) > 0, float("nan"), tl.max(most, 0))
+    if BAD != NO_BAD:  # noqa: SIM102 (one condition is decided by the compiler, the other by the device)
+        if row.full < row.vocab_size:
+            edge = row.full + tl.arange(0, G)
+            inside = (edge < row.vocab_size) & is_allowed(edge, row.bans)
+            z = tl.load(row.logits_ptr + edge, mask=inside, other=float("-inf")).to(tl.float32)
+            on_edge = score_bound(z, load_bad(bad_ptr + edge, inside, rates), rates)
+            bound = tl.where(tl.min((on_edge < float("inf")).to(tl.int32), 0) > 0, bound, float("nan"))
+    return bound

@@ -16,6 +16,7 @@ from cdgen_kernels.sampling_tensors import Samples, SamplingTensors
 from cdgen_kernels.triton import settings
 from cdgen_kernels.triton.constants import BAD_DENSE, CONSTANT, INVALID_PARAMETERS, MASK, NAN_BAD, NO_BAD, SHIFTED_GOOD
 from cdgen_kernels.triton.draw import Cuts, Noise, draw_few, draw_many
+from cdgen_kernels.triton.lists import second_pass
 from cdgen_kernels.triton.passes import (
     Bans,
     CandidateList,
@@ -26,10 +27,9 @@ from cdgen_kernels.triton.passes import (
     leave_out_banned,
     parameters_are_valid,
     row_maximum,
-    second_pass,
     with_fault,
 )
-from cdgen_kernels.triton.race import greatest_bound, token_row
+from cdgen_kernels.triton.race import greatest_bound, rates_of, token_row
 from cdgen_kernels.triton.scores import (
     Entries,
     Logits,
@@ -140,7 +140,7 @@ def parameters_of_row(good_weight_ptr, contrast_strength_ptr, temperature_ptr, t
 
 
 @triton.jit(
-    do_not_specialize=["vocab_size", "banned_count", "chunks_stride", "batch"],
+    do_not_specialize=["vocab_size", "banned_count", "batch"],
     do_not_specialize_on_alignment=settings.SCALAR_POINTERS,
 )
 def contrastive_sample_kernel(
@@ -169,13 +169,12 @@ def contrastive_sample_kernel(
     bounds_ptr += number * chunks_stride
     hits_ptr += number * chunks_stride
     candidates = CandidateList(list_token_ptr + number * CAPACITY, list_logit_ptr + number * CAPACITY)
-    scores_ptr += number * 2 * (tl.maximum(T, programs) if BAD == NO_BAD else T)
+    scores_ptr += number * 2 * tl.maximum(T, programs)
     row = find_row(good_ptr, good_stride, vocab_size, banned_ptr, banned_count, G)
     begin = tl.program_id(1) * segment
     first_pass(row.groups_ptr, begin, tl.minimum(begin + segment, row.full), maxima_ptr, T, G, R)
     method = 0
-    SHARED: tl.constexpr = OUTSIDE == MASK and BAD == NO_BAD
-    if SHARED:
+    if OUTSIDE == MASK:
         leave_out_banned(row, maxima_ptr, begin, begin + segment, 1.0, 0.0, T, G, R)
         if tl.load(margin_ptr + number) == float("inf"):
             weights, cuts, noise = parameters_of_row(
@@ -185,12 +184,12 @@ def contrastive_sample_kernel(
             method = method_of_row(vocab_size, weights, cuts, noise.temperature, BAD, LOGPROBS, CAPACITY, T)
             mass_ptr = scores_ptr + 2 * tl.program_id(1)
             share_work(
-                row, method, maxima_ptr, bounds_ptr, mass_ptr, begin, begin + segment, weights, cuts, noise,
-                LOGPROBS, T, G, R,
+                row, bad_ptr, method, maxima_ptr, bounds_ptr, mass_ptr, begin, begin + segment, weights, cuts, noise,
+                BAD, LOGPROBS, T, G, R,
             )  # fmt: skip
     if not arrive(arrivals_ptr, SPLIT):
         return
-    if not SHARED:
+    if OUTSIDE != MASK:
         leave_out_banned(row, maxima_ptr, 0, vocab_size, 1.0, 0.0, T, G, R)
 
     best, nan_good = row_maximum(row, maxima_ptr, T, G, R)
@@ -199,28 +198,22 @@ def contrastive_sample_kernel(
         good_weight_ptr, contrast_strength_ptr, temperature_ptr, top_p_ptr, top_k_ptr,
         seed_ptr, sequence_ptr, position_ptr,
     )  # fmt: skip
-    rate = weights.good_weight / weights.scale
-    parts = programs
-    if OUTSIDE == MASK and BAD != NO_BAD:
-        # Few rows with BAD have no margin. The others should not pay for them, so this program does it all.
-        parts = 1
-        if margin == float("inf"):
-            method = method_of_row(vocab_size, weights, cuts, noise.temperature, BAD, LOGPROBS, CAPACITY, T)
-            share_work(
-                row, method, maxima_ptr, bounds_ptr, scores_ptr, 0, vocab_size, weights, cuts, noise,
-                LOGPROBS, T, G, R,
-            )  # fmt: skip
-            tl.debug_barrier()
+    valid = (margin >= 0) & parameters_are_valid(
+        weights.good_weight, weights.contrast_strength, noise.temperature, cuts.top_p, cuts.top_k
+    )
+    fault = tl.where(valid, with_fault(0, best, nan_good), INVALID_PARAMETERS)
+    tl.store(token_out_ptr + number, fault.to(tl.int64))  # not kept in a register: there would be too few
+    rates = rates_of(weights)
     mass = -1.0
     threshold = candidate_threshold(best, margin)
     top = 0.0
     if method != CANDIDATES:
         if (best > float("-inf")) & (best < float("inf")):
             threshold, mass = threshold_of_row(
-                row, method, threshold, maxima_ptr, scores_ptr, parts, best, rate, cuts, LOGPROBS, T, G, R
+                row, method, threshold, maxima_ptr, scores_ptr, programs, best, rates.good, cuts, LOGPROBS, T, G, R
             )
             if method == RACE:
-                top = greatest_bound(token_row(row, G), bounds_ptr, T, G, R)
+                top = greatest_bound(token_row(row, G), bad_ptr, bounds_ptr, rates, BAD, T, G, R)
         is_finite = (tl.abs(best) < float("inf")) & (tl.abs(top) < float("inf"))
         method = tl.where(is_finite, method, CANDIDATES)  # infinite logits or scores are not raced
     count = vocab_size
@@ -236,7 +229,9 @@ def contrastive_sample_kernel(
         if listed & (count <= T):
             drawn = draw_few(entries, logits, weights, cuts, noise, scores_ptr, BAD, T)
         elif method == RACE:
-            drawn = draw_by_race(row, bounds_ptr, maxima_ptr, hits_ptr, top, best, weights, cuts, noise, T, G, R)
+            drawn = draw_by_race(
+                row, bad_ptr, bounds_ptr, maxima_ptr, hits_ptr, top, best, weights, cuts, noise, BAD, T, G, R
+            )
         else:
             outside = nothing_outside()
             reference = find_reference(entries, logits, weights, outside, BAD, MASK, N)
@@ -250,10 +245,10 @@ def contrastive_sample_kernel(
     if LOGPROBS:
         store_logprobs(drawn, row, bad_ptr, logprobs_out_ptr + number, batch, BAD, N)
     result = tl.where(drawn.bad_has_nan | undefined, NAN_BAD, drawn.token.to(tl.int64))
-    valid = (margin >= 0) & parameters_are_valid(
-        weights.good_weight, weights.contrast_strength, noise.temperature, cuts.top_p, cuts.top_k
-    )
-    tl.store(token_out_ptr + number, tl.where(valid, with_fault(result, best, nan_good), INVALID_PARAMETERS))
+    tl.debug_barrier()
+    fault = tl.load(token_out_ptr + number)
+    tl.debug_barrier()
+    tl.store(token_out_ptr + number, tl.where(fault < 0, fault, result))
 
 
 def contrastive_sample(

@@ -12,6 +12,7 @@ import torch
 import triton
 
 from cdgen_kernels.sampling_tensors import SamplingTensors
+from cdgen_kernels.triton import arrivals
 
 THREADS = 128
 GROUPS = 4  # 16-byte loads that a thread has in flight
@@ -32,7 +33,7 @@ SCALAR_POINTERS = (
     "max_ptr",
     "page_table_ptr",
     "cache_row_ptr",
-    "slot_mapping_ptr",
+    "shared_lengths_ptr",
     "target_ptr",
 )
 # With 64 or more rows, sm_90 and later read 16-bit operands through the async proxy. Before 3.7.1, Triton omits the
@@ -70,7 +71,7 @@ def compute_capability(device: torch.device) -> int:
 class Scratch(NamedTuple):
     """Memory that the programs of one launch share."""
 
-    arrivals: torch.Tensor  # int32 [B], zeros; empty if no programs share a row
+    arrivals: torch.Tensor  # int32 [B or more], zeros; unused if no programs share a row
     maxima: torch.Tensor  # float32 [B, chunks]
     hits: torch.Tensor  # int32 [B, chunks]
     list_token: torch.Tensor  # int32 [B, CAPACITY]
@@ -89,7 +90,7 @@ class Split(NamedTuple):
         """Allocate the scratch memory of a launch on logits [B, V']."""
         batch = logits.shape[0]
         return Scratch(
-            logits.new_zeros(batch if self.programs > 1 else 0, dtype=torch.int32),
+            arrivals.counters(logits.device, batch if self.programs > 1 else 0),
             logits.new_empty((batch, self.chunks), dtype=torch.float32),
             logits.new_empty((batch, self.chunks), dtype=torch.int32),
             logits.new_empty((batch, CAPACITY), dtype=torch.int32),

@@ -17,8 +17,10 @@ import triton.language as tl
 
 from cdgen_kernels.triton.constants import LOWEST, NO_BAD
 from cdgen_kernels.triton.draw import Draw
-from cdgen_kernels.triton.passes import chunk_count, chunks_reaching, edge_tokens, is_allowed, place_in_chunk
-from cdgen_kernels.triton.race import Scale, race, token_row, write_bounds
+from cdgen_kernels.triton.lists import chunks_reaching
+from cdgen_kernels.triton.passes import chunk_count, edge_tokens, is_allowed, place_in_chunk
+from cdgen_kernels.triton.race import race, rates_of, reference_of_race, token_row, write_bounds
+from cdgen_kernels.triton.scores import Reference
 
 CANDIDATES = tl.constexpr(0)  # GOOD's maximum and the margin, or BAD, decide which tokens can be drawn
 GREEDY = tl.constexpr(1)
@@ -38,22 +40,24 @@ def method_of_row(vocab_size, weights, cuts, temperature,
     else:
         method = tl.where(by_count & ((cuts.top_k <= 3 * T // 4) | by_mass), TOP_K, RACE)
         method = tl.where(temperature == 0, GREEDY, method)
-    rate = weights.good_weight / weights.scale
-    good_decides = (rate > 1e-30) & (rate < float("inf")) & (vocab_size > CAPACITY)
     if BAD != NO_BAD:
-        good_decides = good_decides & (weights.contrast_strength == 0)
-    return tl.where(good_decides, method, CANDIDATES)
+        alone = CANDIDATES if LOGPROBS else tl.where(by_count | by_mass, CANDIDATES, RACE)
+        method = tl.where(weights.contrast_strength == 0, method, alone)
+    rates = rates_of(weights)
+    usual = (rates.good > 1e-30) & (rates.good < float("inf")) & (tl.abs(rates.bad) < float("inf"))
+    return tl.where(usual & (vocab_size > CAPACITY), method, CANDIDATES)
 
 
 @triton.jit
-def share_work(row, method, maxima_ptr, bounds_ptr, mass_ptr, begin, end, weights, cuts, noise,
-               LOGPROBS: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
+def share_work(row, bad_ptr, method, maxima_ptr, bounds_ptr, mass_ptr, begin, end, weights, cuts, noise,
+               BAD: tl.constexpr, LOGPROBS: tl.constexpr,
+               T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """Compute what a method needs to know about the tokens at places `begin` to `end` after the first pass."""
-    rate = weights.good_weight / weights.scale
+    rates = rates_of(weights)
     if needs_mass(method, cuts, LOGPROBS):
-        write_mass(row, maxima_ptr, mass_ptr, begin, end, rate, T, G, R)
+        write_mass(row, maxima_ptr, mass_ptr, begin, end, rates.good, T, G, R)
     if method == RACE:
-        write_bounds(token_row(row, G), bounds_ptr, begin, end, rate, noise, T, G, R)
+        write_bounds(token_row(row, G), bad_ptr, bounds_ptr, begin, end, rates, noise, BAD, T, G, R)
 
 
 @triton.jit
@@ -136,16 +140,23 @@ def float_of_key(key):
 
 
 @triton.jit
-def amount(above, y, best, rate, by_count):
-    """Return 1 for each token in the mask `above`, with logit y, or its mass; 0 for the others."""
-    return tl.where(above, tl.where(by_count, 1.0, tl.exp((y - best) * rate)), 0.0)
+def next_above(z):
+    """Return the least float32 above a finite one."""
+    bits = (z + 0.0).to(tl.int32, bitcast=True)  # -0.0 becomes 0.0
+    return tl.where(bits >= 0, bits + 1, bits - 1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def amount_above(row, other, valid, z, token, best, rate, by_count):
-    """Return the amount of each token `other` that is valid and comes before `token`, with logit z, by score."""
-    y = tl.load(row.logits_ptr + other, mask=valid & is_allowed(other, row.bans), other=float("-inf")).to(tl.float32)
-    return amount((y > z) | ((y == z) & (other < token)), y, best, rate, by_count)
+def amount_above(z_ptr, other, valid, z, above_z, token, bans, best, per_bit):
+    """Return 2^(per_bit * (y - best)) of each token `other` that comes before `token`, with logit z, by score; else 0.
+
+    Args:
+        z_ptr, other, valid: pointers to the logits y of the other tokens, their ids, and a mask of those that exist.
+    """
+    y = tl.load(z_ptr, mask=valid, other=float("-inf")).to(tl.float32)
+    if bans.count > 0:
+        y = tl.where(is_allowed(other, bans), y, float("-inf"))
+    return tl.where(y >= tl.where(other < token, z, above_z), tl.exp2((y - best) * per_bit), 0.0)
 
 
 @triton.jit
@@ -157,39 +168,50 @@ def is_cut_off(row, z, token, maxima_ptr, hits_ptr, best, rate, cuts,
     """
     by_count = (cuts.top_k > 0) & (cuts.top_k < row.vocab_size)
     most = tl.where(by_count, cuts.top_k.to(tl.float32), cuts.top_p * cuts.mass)
+    per_bit = tl.where(by_count, 0.0, rate * 1.4426950408889634)  # 2^0 = 1 per token, or exp(x) = 2^(x log2 e)
     chunks = chunk_count(row, T, G, R)
-    i = tl.arange(0, 2 * T)
-    least = tl.zeros([2 * T], tl.float32)
-    for start in range(0, chunks, 2 * T):
+    i = tl.arange(0, 4 * T)
+    least = tl.zeros([4 * T], tl.float32)
+    for start in range(0, chunks, 4 * T):
         y = tl.load(maxima_ptr + start + i, mask=start + i < chunks, other=float("-inf"))
-        least += amount(y > z, y, best, rate, by_count)
+        least += tl.where(y > z, tl.exp2((y - best) * per_bit), 0.0)
     result = tl.sum(least, 0) * 0.9999 >= most  # less by more than any difference in rounding
     if not result:
+        above_z = next_above(z)
         edge, on_edge = edge_tokens(row, G)
-        on_edges = tl.sum(amount_above(row, edge, on_edge, z, token, best, rate, by_count), 0)
-        hit_count = chunks_reaching(maxima_ptr, chunks, z, hits_ptr, 2 * T)
-        total = tl.zeros([2 * T], tl.float32)
-        for start in range(0, hit_count, 2 * T // (R * G)):
-            index = start + i // (R * G)
+        z_ptr = row.logits_ptr + edge
+        on_edges = tl.sum(amount_above(z_ptr, edge, on_edge, z, above_z, token, row.bans, best, per_bit), 0)
+        hit_count = chunks_reaching(maxima_ptr, chunks, z, hits_ptr, T)
+        total = tl.zeros([T, G], tl.float32)
+        lane = tl.arange(0, T)  # one thread reads a group
+        for start in range(0, hit_count, T // R):
+            index = start + lane // R
             chunk = tl.load(hits_ptr + index, mask=index < hit_count, other=0)
-            place = place_in_chunk(chunk, i % (R * G), T, G, R)
+            place = place_in_chunk(chunk, lane % R * G, T, G, R)
             valid = (index < hit_count) & (place < row.full)
-            total += amount_above(row, place + row.skip, valid, z, token, best, rate, by_count)
+            group = place[:, None] + tl.arange(0, G)[None, :]
+            total += amount_above(
+                row.groups_ptr + group, group + row.skip, valid[:, None], z, above_z, token, row.bans, best, per_bit
+            )  # fmt: skip
         tl.debug_barrier()  # the list of hits has been read
-        result = tl.sum(total, 0) + on_edges >= most
+        result = tl.sum(tl.sum(total, 1), 0) + on_edges >= most
     return result
 
 
 @triton.jit
-def draw_by_race(row, bounds_ptr, maxima_ptr, hits_ptr, top, best, weights, cuts, noise,
-                 T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """Return the :class:`Draw` of ancestral sampling, or of top-k or top-p, but not of both.
+def draw_by_race(row, bad_ptr, bounds_ptr, maxima_ptr, hits_ptr, top, best, weights, cuts, noise,
+                 BAD: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """Return the :class:`Draw` of ancestral sampling with or without BAD, or of top-k or top-p, but not of both.
 
     The winner of a race without top-k and top-p is drawn if they keep it. If not, they keep none of the tokens from
     there on in the order of scores, and the others race again.
     """
-    rate = weights.good_weight / weights.scale
-    scale = Scale(best, weights.good_weight, weights.scale)
+    rates = rates_of(weights)
+    tokens = token_row(row, G)
+    reference = Reference(best, tl.full([], 0.0, tl.float32), tl.full([], 0, tl.int32))
+    if BAD != NO_BAD:  # noqa: SIM102 (one condition is decided by the compiler, the other by the device)
+        if weights.contrast_strength != 0:
+            reference = reference_of_race(tokens, bad_ptr, bounds_ptr, top, rates, T, G, R)
     token = tl.full([], 0, tl.int32)
     score = tl.full([], 0.0, tl.float32)
     outside_z = tl.full([], float("-inf"), tl.float32)
@@ -197,13 +219,14 @@ def draw_by_race(row, bounds_ptr, maxima_ptr, hits_ptr, top, best, weights, cuts
     racing = tl.full([], 1, tl.int32)
     while racing > 0:
         token, score = race(
-            token_row(row, G), bounds_ptr, top, hits_ptr, scale, noise, outside_z, outside_token, T, G, R
+            tokens, bad_ptr, bounds_ptr, top, hits_ptr, weights, reference, noise, outside_z, outside_token,
+            BAD, T, G, R,
         )  # fmt: skip
         racing = tl.full([], 0, tl.int32)
         if ((cuts.top_k > 0) & (cuts.top_k < row.vocab_size)) | (cuts.top_p < 1):
             outside_z = tl.load(row.logits_ptr + token).to(tl.float32)
             outside_token = token
-            cut_off = is_cut_off(row, outside_z, token, maxima_ptr, hits_ptr, best, rate, cuts, T, G, R)
+            cut_off = is_cut_off(row, outside_z, token, maxima_ptr, hits_ptr, best, rates.good, cuts, T, G, R)
             racing = cut_off.to(tl.int32)
     return Draw(token, score, cuts.mass, token < 0)
 
