@@ -149,7 +149,7 @@ CDGEN_CLONES void convert(ScalarType from, const void* x, int64_t n, float* buff
   from_floats(to, as_floats(from, x, n, buffer), n, out);
 }
 
-// The page table, and each token's row of it, which is negative for unused tokens.
+// The page table, and each token's row of it (negative for unused tokens).
 struct PageTable {
   const int32_t *table, *cache_rows;
   int64_t rows, columns, page_size, cache_pages;
@@ -164,7 +164,7 @@ struct PageTable {
 
   const int32_t* pages_of(int64_t token) const { return table + cache_rows[token] * columns; }
 
-  // Checks that the sequence of a token has pages for positions `first` to `last`, its own.
+  // Checks that a token's sequence has pages for the positions from `first` to `last`, the token's own position.
   void check(int64_t token, int64_t first, int64_t last) const {
     CDGEN_CHECK(cache_rows[token] < rows, "cache_row: entry ", token, " is ", cache_rows[token],
                 ", which is outside the page table of ", rows, " rows");

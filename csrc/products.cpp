@@ -30,8 +30,9 @@ struct Layer {
   int64_t count, stride, item_bytes;
 };
 
-// Reads weights as vectors of floats: eight floats, or sixteen bfloat16 numbers, those at even places first. That takes
-// no shuffles, since a number at an odd place is the upper half of a 32-bit word, and so of a float.
+// `widen` reads weights as vectors of floats: one of eight floats, or two of sixteen bfloat16 numbers, first those at
+// even places, then those at odd places. That takes a shift and a mask instead of shuffles: a bfloat16 number is the
+// upper half of a float, and two of them fill a 32-bit word.
 template <typename Number>
 constexpr int64_t kVectors = sizeof(float) / sizeof(Number);
 
@@ -45,8 +46,8 @@ CDGEN_INLINE void widen(const BrainFloat* p, Lanes* out) {
 }
 
 // Computes x[r] . weight[j] for kRows rows of x, whose numbers are in the order of `widen`, and kOutputs rows of
-// weights. Results are kLanes apart for each row of x. The order of a sum depends on its length alone. If `ahead`, the
-// next kOutputs rows of weights are prefetched into the second-level cache; the first cannot have enough reads in
+// weights. The results of two rows of x are kLanes apart. The order of a sum depends on its length alone. If `ahead`,
+// the next kOutputs rows of weights are prefetched into the second-level cache; the first cannot have enough reads in
 // flight.
 template <int kRows, int kOutputs, typename Number>
 CDGEN_INLINE void dots(const float* x, int64_t x_stride, const Number* weight, int64_t stride, int64_t dim, bool ahead,
@@ -79,7 +80,7 @@ CDGEN_INLINE void dots(const float* x, int64_t x_stride, const Number* weight, i
   }
 }
 
-// The same for `count` rows of weights, at most kLanes.
+// Computes what `dots` computes, for `count` rows of weights, at most kLanes.
 template <int kRows, typename Number>
 CDGEN_INLINE void some_dots(const float* x, int64_t x_stride, const Number* weight, int64_t stride, int64_t dim,
                             int64_t count, bool ahead, float* value) {

@@ -1,4 +1,4 @@
-"""One decoding step of this checkout, compared with that of another checkout, on the CPU.
+"""Compare a decoding step of this checkout with that of another checkout, on the CPU.
 
     python -m benchmarks.cpu.checkouts FOLDER [--pair paper|smollm2] [--dtype float32|bfloat16] [--batch N ...]
 
@@ -6,10 +6,10 @@ FOLDER is the other checkout, for example one that `git worktree add FOLDER COMM
 
     (cd FOLDER && python setup.py -q build_ext --inplace && rm -rf build)
 
-Each checkout runs its own code in a process of its own, and the two take turns. The pair is the paper's with an early
-checkpoint as BAD, with random weights, or SmolLM2-135M alone, which samples from all tokens. Times are medians. Before
-any is reported, both must write the same greedy tokens in float32. In bfloat16, rounding may change a token, so the
-number of equal tokens is printed.
+Each checkout runs its own code in a process of its own, and the two take turns. `paper` is the paper's GOOD with an
+early checkpoint as BAD, both with random weights; `smollm2` is SmolLM2-135M without BAD, sampling from all tokens.
+Times are medians. Before any is reported, both checkouts must write the same greedy tokens in float32. In bfloat16,
+rounding may change a token, so the number of equal tokens is printed.
 """
 
 import argparse
@@ -22,23 +22,24 @@ import torch
 from benchmarks.cpu.engine_workers.worker import Settings, Worker
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS, PROMPT, NEW = 4, 20, 7  # the greedy check has so many prompts, of so many tokens, and new tokens
+PROMPTS, PROMPT, NEW = 4, 20, 7  # the greedy check: prompts, tokens per prompt, new tokens per prompt
 TURNS = 7
-STEPS = 32  # a turn has so many steps of one sequence, or fewer of more sequences
+STEPS = 32  # sequences times steps per turn; a turn has at least one step
 
 
 def start(folder: Path, settings: Settings) -> Worker:
     """Start the worker of a checkout."""
-    if not (folder / "cdgen").is_dir():
-        sys.exit(f"{folder}: is not a checkout: it has no folder cdgen")
+    for name in ("cdgen", "benchmarks"):
+        if not (folder / name).is_dir():
+            sys.exit(f"{folder} is not a checkout: it has no folder {name}")
     worker = Worker("step", sys.executable, settings, [str(folder / "kernels"), str(folder)])
     if Path(worker.about) != folder:
-        sys.exit(f"{folder}: is not a checkout: the worker imports cdgen from {worker.about}")
+        sys.exit(f"{folder} is not a checkout: the worker imports cdgen from {worker.about}")
     return worker
 
 
 def check(workers: list[Worker], dtype: str) -> None:
-    """Compare greedy tokens."""
+    """Compare the greedy tokens of the workers, and print how many are equal."""
     prompts = torch.randint(1000, (PROMPTS, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
     here, there = (torch.tensor(worker.ask("greedy", prompts, NEW)) for worker in workers)
     equal = int((here == there).sum())
@@ -73,6 +74,8 @@ def main() -> None:
     )
     parser.add_argument("--length", type=int, default=220, metavar="N", help="tokens of each (default: %(default)s)")
     options = parser.parse_args()
+    if min(*options.batch, options.length) < 1:
+        parser.error("--batch and --length must be at least 1")
     settings = Settings(options.pair, options.dtype, torch.get_num_threads(), max(options.batch), options.length)
     workers: list[Worker] = []
     try:
@@ -83,7 +86,7 @@ def main() -> None:
             here, there = compare(workers, batch)
             print(
                 f"{options.pair}, {options.dtype}, batch {batch}, {options.length} tokens: {here * 1e3:.1f} ms here, "
-                f"{there * 1e3:.1f} ms in {options.folder}: {there / here:.2f} times as fast",
+                f"{there * 1e3:.1f} ms in {options.folder}: {there / here:.2f} times as fast here",
                 flush=True,
             )
     finally:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.cpu.products [--dtype float32|bfloat16] [--rows N ...]
 
-The layers are those of the paper's model and of SmolLM2-135M. Their weights are not in the caches: copies of a layer
-that are together larger than these take turns. "packed" is oneDNN's product, which cdgen uses for three rows and more;
+The layers are those of the paper's model and of SmolLM2-135M. Weights are read from memory: several copies of a layer,
+together larger than the caches, take turns. "packed" is oneDNN's product, which cdgen uses for three or more rows;
 "read" is a plain read of the weights. The variants are compared with float64, and then timed in turns; times are
-medians. ONEDNN_MAX_CPU_ISA=AVX2 shows the times of a CPU without AVX-512.
+medians. ONEDNN_MAX_CPU_ISA=AVX2 keeps oneDNN from using AVX-512.
 """
 
 import argparse
@@ -34,17 +34,17 @@ LAYERS = {
     "SmolLM2, down": (576, 1536),
     "SmolLM2, output layer": (49_152, 576),
 }
-COLD = 128 << 20  # bytes of the copies of a layer, more than the last-level cache of a usual machine
+COLD = 128 << 20  # bytes of all copies of a layer, more than the last-level cache of most machines
 ROUNDS = 7
 
-Call = Callable[[int, torch.Tensor], object]  # computes with one of the copies, and inputs [M, D]
+Call = Callable[[int, torch.Tensor], object]  # takes the index of a copy, and inputs [M, D]
 
 
 def variants(layers: list[nn.Linear]) -> dict[str, Call]:
-    """Return the variants by name, with weights that they may have packed."""
+    """Return the variants by name."""
     read = plain_reader()
     if read is None:
-        sys.exit("a C compiler is needed")
+        sys.exit("a C compiler is needed for the plain read of the weights")
     own = [Product(layer) for layer in layers]
     weights = [layer.weight.detach() for layer in layers]
     packed = [torch.ops.mkldnn._reorder_linear_weight.default(weight, 16) for weight in weights]
@@ -58,7 +58,7 @@ def variants(layers: list[nn.Linear]) -> dict[str, Call]:
 
 
 def check(calls: dict[str, Call], weight: torch.Tensor, x: torch.Tensor) -> None:
-    """Assert that the products with the first copy are float64's, up to the dtype's rounding and that of a sum."""
+    """Assert that products with the first copy equal those in float64, up to rounding of sums and results."""
     exact = linear(x.double(), weight.double())
     allowed = torch.finfo(x.dtype).eps + x.shape[1] ** 0.5 * torch.finfo(torch.float32).eps
     for name, call in calls.items():
@@ -107,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
     if not can_pack(torch.empty(0, dtype=dtype)):
-        sys.exit(f"torch's products are used for {options.dtype} on this CPU")
+        sys.exit(f"nothing to compare: for {options.dtype} on this CPU, cdgen uses torch's products")
     for name in LAYERS:
         report(name, dtype, options.rows)
 

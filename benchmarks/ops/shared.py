@@ -1,4 +1,4 @@
-"""Table entries of `paged_attention` over shared prefixes: the batch is a number of sequences, the size that of keys.
+"""Table entries of `paged_attention` over shared prefixes; the batch counts sequences, the size counts keys of each.
 
 Groups of eight neighbouring sequences share four fifths of their keys.
 """
@@ -30,7 +30,8 @@ def shared_inputs(
     """Return :func:`layers.cache_inputs` and shared_lengths.
 
     Args:
-        ragged: sequences end anywhere behind the prefix, every fifth row is idle, and every third group shares nothing.
+        ragged: whether sequences end anywhere behind the prefix, every fifth row is idle, and every third group shares
+            nothing.
     """
     *inputs, table, cache_row, position, length = layers.cache_inputs(
         batch, length, dtype, device, seed, heads, kv_heads, dim, ragged
@@ -68,7 +69,7 @@ def shared_eager(*inputs: Any) -> Outputs:
 
 
 def shared_bytes(*inputs: Any) -> int:
-    """Count keys and values of each group's prefix once, of the other keys of each sequence, queries and results."""
+    """Count queries, results, each sequence's own keys and values, and those of each group's prefix once."""
     q, keys, length, shared_lengths = inputs[0], inputs[1], inputs[6], inputs[7]
     shared = int(shared_lengths.max())
     read = -(-len(q) // MEMBERS) * shared + len(q) * (length - shared)

@@ -100,7 +100,7 @@ class Backend(Protocol):
             lengths: int64 [A], number of tokens of each sequence before the round, including its prompt.
             count: number of steps, 1 to `steps_per_round`.
         Returns:
-            the round, whose rows may be in another order.
+            the round; its rows may be in another order than `rows`.
         """
 
     def redraw(self, drawn: Round, steps: list[int], columns: list[int], positions: list[int]) -> Round:

@@ -67,7 +67,7 @@ class DeviceState:
         self._token, self._position, *_ = self._table[:, 1:].unbind()
         self._stop_from = self._table[3]
         self._sampling = sampling_tensors(params, max_num_seqs, device)
-        self._rows = self._sampling  # those of the rows in the last batch
+        self._rows = self._sampling  # as many rows of it as the last batch had
         self._history: torch.Tensor | None = None  # int64 [cache_rows + 2, L], all tokens; cache row r is row r + 1
         self._stop = self._table.new_empty(0)  # int64, the stop tokens that `min_tokens` bans
         self._stop_token_ids: list[int] = []  # the same on the host
@@ -91,7 +91,7 @@ class DeviceState:
 
         Args:
             cache_row: int64 [A], distinct.
-            starts: the sequences, in that order.
+            starts: the sequences, in the order of `cache_row`.
             max_length: number of tokens of the longest sequence, the same in each call.
         """
         prompts = [request.token_ids for request, continuations in starts for _ in continuations]

@@ -1,7 +1,7 @@
 """Memory and shortest time of a generation job, computed from the sizes of its models.
 
 A step of the decode loop is a sequence of parts, each of which takes as long as the slower of its bytes and its
-operations (Williams, Waterman & Patterson 2009, the roofline). Launches, latency and prompts are left out, so no run is
+operations (Williams, Waterman & Patterson 2009, the roofline). Launches, latency and prompts are left out, so no job is
 faster than this bound.
 """
 

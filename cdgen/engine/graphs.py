@@ -65,14 +65,14 @@ class GraphSizes:
 class StepGraphs:
     """Repeats steps by replaying CUDA graphs of them.
 
-    A step may be of several kinds, each with a graph for every size that its :class:`GraphSizes` chooses.
+    There may be several kinds of steps, each with a graph for every size that its :class:`GraphSizes` chooses.
 
     All graphs of an instance are captured on one stream into one memory pool, and `close` destroys them together.
     Instances must not share a stream: torch 2.12 and later frees a stream's cuBLAS workspace when a graph that was
     captured on it is destroyed, while other graphs still write to that workspace.
 
     Args:
-        sizes: choose the graph of each step, one for each kind of step.
+        sizes: for each kind of step, what chooses the graph of a step.
         unused: the inputs of an unused row, as many numbers as a step has inputs.
         device: a CUDA device, with its index.
     """

@@ -7,7 +7,7 @@ from cdgen.engine.requests import ModelPair
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
 
-_GROWTH = 4  # a backend that replaces one whose sequences were too short takes sequences longer by a quarter
+_GROWTH = 4  # a backend that replaces one for shorter sequences allows 1 / 4 more tokens than that one
 
 
 class KeptBackend:
@@ -34,7 +34,7 @@ class KeptBackend:
         Args:
             pair, params, options: see :class:`PagedBackend`.
             size: number of sequences that run at once.
-            largest: greatest number of sequences for which a kept backend may be made.
+            largest: greatest number of sequences that a kept backend may have room for.
             longest: number of tokens of the longest sequence.
         Raises:
             InputError: see :class:`PagedBackend`.
@@ -49,7 +49,7 @@ class KeptBackend:
         if fits and kept.options == options and kept.begin(params):
             return kept
         kept.close()
-        if longest > kept.max_length:  # the next call may be longer still, as in a dialogue
+        if longest > kept.max_length:  # the next call's may be longer still, as in a dialogue
             roomy = kept.max_length + kept.max_length // _GROWTH
             roomy = max(longest, min(roomy, pair.position_limit(params) or roomy))
             with contextlib.suppress(InputError):  # the budget may not hold a sequence of that length

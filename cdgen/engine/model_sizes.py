@@ -1,4 +1,4 @@
-"""The sizes of models that memory and time of a run depend on, read from their configs alone."""
+"""Sizes of models, read from their configs alone, on which memory and time of a generation job depend."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -74,7 +74,7 @@ class PairShapes(NamedTuple):
 
     @property
     def multiplied(self) -> int:
-        """Number of those that steps multiply with. BAD's output layer is not among them, if it has one of its own."""
+        """Number of weights that steps multiply with, without an output layer of BAD's own."""
         good = self.good.products + self.good.output
         return good + (self.bad.products if self.bad and not self.shared else 0)
 

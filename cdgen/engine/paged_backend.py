@@ -189,7 +189,7 @@ class PagedBackend:
 
         Args:
             inputs: int64 [1, A], cache rows; -1 for unused rows.
-            shared: whether attention reads shared prefixes once.
+            shared: whether attention should read a prefix once for all sequences that share it.
         Returns:
             see :meth:`_draw`.
         """

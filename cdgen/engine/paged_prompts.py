@@ -1,4 +1,4 @@
-"""Prompts on the shared cache: each is computed once and kept until all of its sequences have started."""
+"""Prompts in the shared cache: if there is room, each is kept until all of its sequences have started."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class PagedPrompts:
     """The prompts in the cache, by request.
 
     Args:
-        cache: holds their pages.
-        runner: computes them.
+        cache: holds the pages of the prompts.
+        runner: computes the prompts.
         seed: int64 [1] on the device, key of a dropout BAD's mask.
     """
 
@@ -63,13 +63,13 @@ class PagedPrompts:
         return 0
 
     def start(self, starts: Sequence[Start], graphs: StepGraphs | None) -> tuple[list[int], list[torch.Tensor]]:
-        """Compute the prompts that are new, and fork sequences that have been admitted.
+        """Compute the prompts that are new, and fork the admitted sequences from their prompts.
 
         Args:
             starts: the sequences.
-            graphs: from :func:`prefill_graphs`; None to do without.
+            graphs: from :func:`prefill_graphs`; None to compute without CUDA graphs.
         Returns:
-            their cache rows, and each model's last hidden states [A, D].
+            the sequences' cache rows, and each model's last hidden states [A, D].
         """
         for requests in _chunks([request for request, _ in starts if self._prompts[request].outputs is None]):
             self._prefill(requests, graphs)
@@ -118,7 +118,7 @@ class PagedPrompts:
 
 
 def prefill_graphs(max_length: int, device: torch.device) -> StepGraphs:
-    """Return the graphs in which prompts of up to `max_length` tokens are computed."""
+    """Return the CUDA graphs that compute prompts of up to `max_length` tokens."""
     return StepGraphs([GraphSizes(max(PREFILL_TOKENS, max_length), EAGER_PREFILLS)], [0, 0, -1, 0], device)
 
 

@@ -79,7 +79,7 @@ class PairRunner:
             seed: int64 [1], key of a dropout BAD's mask.
             sequence: int64 [N], sequence numbers for that mask.
             prefill: whether the tokens are those of prompts.
-            shared: whether attention should read prefixes that sequences share once for all of them.
+            shared: whether attention should read a prefix once for all sequences that share it.
         """
         rows = cache_row.int()
         shared_lengths = cache.shared_lengths.tensor if shared else None

@@ -1,6 +1,6 @@
 """Plan a generation job: which batch fits, what the memory holds, and a lower bound on the time.
 
-On the CPU the rates of the machine are measured, and a short real run can be compared with the bound.
+On the CPU, the machine's rates are measured, and the time of a few real steps can be compared with the bound.
 """
 
 import os

@@ -304,5 +304,5 @@ class SharedKVCache:
         self.free_pages += len(freed)
         self._table[cache_rows], self.lengths[cache_rows], self._changed[cache_rows] = -1, 0, True
         if self.shared_lengths.drop(cache_rows):
-            # A continuation whose first page is its own has no siblings left, and no prompt that could start others.
+            # If only one continuation holds its first page, its siblings and its prompt are gone.
             self.shared_lengths.drop(np.flatnonzero((self._limit > 0) & (self._owners[self._table[:, 0]] == 1)))

@@ -4,18 +4,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-MIN_SHARED = 128  # tokens of the shortest prefix that is worth it; not measured on a GPU yet
+MIN_SHARED = 128  # tokens of the shortest prefix worth an extra launch; not measured on a GPU yet
 
 
 class SharedLengths:
-    """The shared length of each sequence: the tokens of its prompt in full pages, or 0 if it has no use for them.
+    """The shared length of each sequence: the number of its prompt's tokens in full pages, or 0 if it shares nothing.
 
-    It is 0 for prompts of fewer than MIN_SHARED such tokens, prompts of one continuation, and a continuation whose
-    siblings have all ended. Sequences with a shared length and the same first page have the same shared length, and the
-    same pages up to it: full pages of a prompt are never written again.
+    It is 0 for prompts with fewer than MIN_SHARED such tokens, for prompts with one continuation, and for the last
+    continuation of a prompt that has left the cache. Sequences with a shared length and the same first page have the
+    same shared length, and the same pages up to it: full pages of a prompt are never written again.
 
     Args:
-        cache_rows: cache rows are below this number.
+        cache_rows: number of cache rows.
         page_size: tokens per page.
         device: device of `tensor`.
     Attributes:
@@ -24,11 +24,11 @@ class SharedLengths:
 
     def __init__(self, cache_rows: int, page_size: int, device: torch.device | str) -> None:
         self.tensor = torch.zeros(cache_rows, dtype=torch.int32, device=device)
-        self._lengths = np.zeros(cache_rows, dtype=np.int32)  # the same on the host
+        self._lengths = np.zeros(cache_rows, dtype=np.int32)  # the shared lengths, on the host
         self._page_size, self._changed = page_size, False
 
     def share(self, cache_row: int, prompt_length: int) -> None:
-        """Set the length that the continuations of a prompt inherit, because there is more than one."""
+        """Set the shared length of a prompt with more than one continuation, which its continuations inherit."""
         full = prompt_length // self._page_size * self._page_size
         if full >= MIN_SHARED and self._lengths[cache_row] != full:
             self._lengths[cache_row], self._changed = full, True
@@ -39,7 +39,7 @@ class SharedLengths:
             self._lengths[started], self._changed = self._lengths[cache_row], True
 
     def drop(self, cache_rows: npt.NDArray[np.int64]) -> bool:
-        """Set lengths to 0; return whether any was not."""
+        """Set shared lengths to 0; return whether any of them was greater."""
         if found := self.any(cache_rows):
             self._lengths[cache_rows], self._changed = 0, True
         return found

@@ -108,7 +108,8 @@ class LlamaRunner:
             seed: int64 [1], key of the dropout mask.
             sequence: int64 [N], sequence numbers for the dropout mask.
             prefill: whether the tokens are those of prompts; see :func:`cdgen_kernels.layers.paged_attention`.
-            shared_lengths: int32 [S], tokens in pages that sequences share; see there.
+            shared_lengths: int32 [S], tokens in pages that sequences share; see
+                :func:`cdgen_kernels.layers.paged_attention`.
         Returns:
             [N, D], the input of the output layer, after the final norm.
         """

@@ -87,7 +87,7 @@ def rope_and_store(
         cos, sin: float32 [P, d / 2], one row per position. Element i of a head is rotated with element i + d / 2.
         page_table: int32 [S, M], the pages of each sequence.
         cache_row: int32 [N], each token's row of the page table; if it is negative, the token is not written.
-        position: int64 [N], positions in the sequences, below P. Each token is written to a place of its own: page
+        position: int64 [N], positions in the sequences, below P. No two tokens may have the same place: page
             `page_table[cache_row, position // page_size]`, offset `position % page_size`.
         keys, values: the layer's cache [pages, K, page_size, d], of one dtype, contiguous; written in place.
         key_scales, value_scales: bfloat16 [pages, K, page_size], contiguous, required by float8_e4m3fn pages; written
@@ -96,9 +96,8 @@ def rope_and_store(
         Rotated queries [N, H, d], contiguous.
     Raises:
         ValueError: shapes, dtypes or devices do not match.
-        RuntimeError, or IndexError if torch computes the op, as it does for fp8 pages: on the CPU, if an entry of
-            `cache_row`, `position` or the used part of `page_table` is out of range. No memory outside the cache is
-            touched. On other devices they are not checked.
+        RuntimeError: on the CPU, if an entry of `cache_row`, `position` or the used part of `page_table` is out of
+            range; IndexError for fp8 pages, which torch writes. On other devices they are not checked.
     """
     check_tensors(q=q, k=k, v=v, cos=cos, sin=sin, page_table=page_table, keys=keys, values=values)
     fits = q.dim() == k.dim() == 3 and k.shape == v.shape and k.shape[::2] == q.shape[::2] and q.shape[2] % 2 == 0
@@ -175,7 +174,7 @@ def paged_attention(
     Raises:
         ValueError: shapes, dtypes or devices do not match, or a number is out of range.
         RuntimeError: on the CPU, before memory is touched, if an entry of `cache_row`, `position` or the used part of
-            `page_table` is out of range. On other devices they are not checked.
+            `page_table` is out of range. On other devices, and for fp8 pages, they are not checked.
     """
     scales = _check_paging(q, keys, values, key_scales, value_scales, page_table, cache_row, position)
     if shared_lengths is not None:
@@ -193,7 +192,7 @@ def paged_attention(
 def _check_noise(
     dropout: float, seed: Tensor | None, sequence: Tensor | None, position: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Check what the dropout mask depends on; return seed and sequence, or other tensors if they are not read."""
+    """Check what the dropout mask depends on; return seed and sequence, or unused tensors without dropout."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout = {dropout}: must be at least 0 and below 1")
     if not dropout:

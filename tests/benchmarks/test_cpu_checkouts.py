@@ -57,9 +57,10 @@ def test_a_folder_without_the_package_is_refused(tmp_path: Path, monkeypatch: py
         def __init__(self, *_: Any) -> None: ...
 
     monkeypatch.setattr(checkouts, "Worker", Elsewhere)
-    with pytest.raises(SystemExit, match="is not a checkout: it has no folder cdgen"):
-        checkouts.start(tmp_path, Settings("paper", "float32", 1, 1, 30))
-    (tmp_path / "cdgen").mkdir()
+    for name in ("cdgen", "benchmarks"):
+        with pytest.raises(SystemExit, match=f"is not a checkout: it has no folder {name}"):
+            checkouts.start(tmp_path, Settings("paper", "float32", 1, 1, 30))
+        (tmp_path / name).mkdir()
     with pytest.raises(SystemExit, match="is not a checkout: the worker imports cdgen from /elsewhere"):
         checkouts.start(tmp_path, Settings("paper", "float32", 1, 1, 30))
 

@@ -1,4 +1,4 @@
-"""Attention over shared prefixes: which sequences share what, which steps use it, and the same outputs with it."""
+"""Attention over shared prefixes: which sequences share what, which steps use it, and that outputs are unchanged."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -80,7 +80,7 @@ def test_continuations_that_start_later_join_the_others() -> None:
 
 
 @pytest.mark.parametrize("ends", ["fork", "release"])
-def test_a_prompt_that_goes_leaves_its_last_continuation_alone(ends) -> None:
+def test_the_last_continuation_shares_nothing_once_its_prompt_is_released(ends) -> None:
     cache = new_cache()
     prompt = cache.allocate(LONG, 2, 9)
     (first,) = cache.fork(prompt, 1)
@@ -214,7 +214,7 @@ def test_siblings_are_neighbours_in_a_step(good, bad, kinds) -> None:
 
 
 @pytest.mark.parametrize(("n", "prompts"), [(1, PROMPTS), (3, [PROMPTS[0], PROMPTS[6]])], ids=["n = 1", "short"])
-def test_steps_without_shared_prefixes_are_as_before(good, bad, kinds, n, prompts) -> None:
+def test_steps_without_shared_prefixes_pass_no_shared_lengths(good, bad, kinds, n, prompts) -> None:
     ContrastiveLM(good, bad).generate(prompts, free(n=n))
     assert kinds and not any(kinds)
 

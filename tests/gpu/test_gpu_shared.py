@@ -1,4 +1,4 @@
-"""Attention that reads shared prefixes once gives what attention gives that reads them for each sequence."""
+"""Attention gives the same results whether it reads a shared prefix once or for each sequence."""
 
 from collections.abc import Sequence
 

@@ -233,6 +233,14 @@ def test_reads_and_writes_of_the_rotation() -> None:
     assert report.thread_instructions / (5 * 36 * 64) <= 8
 
 
+def test_a_token_without_a_page_is_not_stored() -> None:
+    problem = make_rotation(3, 4, 4, 16, torch.bfloat16)
+    page_table, keys, values = problem[5], *problem[8:]
+    page_table.fill_(-1)
+    on_device(triton_layers.rope_and_store, *problem)
+    assert keys.isnan().all() and values.isnan().all()
+
+
 def test_empty_batches() -> None:
     with Device(90) as device:
         assert triton_layers.rope_and_store(*make_rotation(0, 2, 2, 8, torch.float32)).shape == (0, 2, 8)

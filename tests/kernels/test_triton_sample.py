@@ -180,7 +180,7 @@ def test_methods_without_candidates_are_shared_among_the_programs(method: str, m
     ("method", "most"), [("ancestral", 3_700), ("contrast", 4_500), ("top_p", 6_900), ("flat top_p", 21_000)]
 )
 def test_the_last_of_many_programs(method: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """V = 128,256, bfloat16, one row, 32 programs. The last one executes at most so many instructions per thread."""
+    """V = 128,256, bfloat16, one row, 32 programs. The last one executes at most `most` instructions per thread."""
     monkeypatch.setattr(triton_settings, "PROGRAMS_PER_MULTIPROCESSOR", 1)
     monkeypatch.setattr(triton_settings, "multiprocessors", lambda device: 32)
     good, bad = make_pair(1, 128_256, torch.bfloat16, seed=1)
@@ -258,6 +258,23 @@ def test_races_of_rows_with_nan_and_infinities() -> None:
         got, wanted, _ = sample_both(good, bad, sampling)
         assert got.token.equal(wanted.token), cut
         assert got.token[:2].tolist() == [codes.NAN_GOOD, codes.NOTHING_POSSIBLE]
+
+
+def test_races_at_the_limits_of_float32() -> None:
+    """No token is kept; a factor of GOOD that overflows; one of BAD that is 0 in float32; and an edge that decides."""
+    good, bad = make_pair(5, 523, torch.bfloat16, torch.float32, width=525)
+    good[1, 100:400] = 7
+    bad[2, 5], bad[3, 5] = -torch.inf, torch.nan
+    bad[4, 520:] = -1e30
+    sampling = make_sampling_tensors(
+        5, alpha=0, contrast_strength=[0, 0, 1e-25, 1e-25, 1], good_weight=[1, 2.9e33, 1e25, 1e25, 1],
+        temperature=[1, 1e-5, 1e25, 1e25, 1], top_p=[1, 0.5, 1, 1, 1], seed=14,
+    )  # fmt: skip
+    sampling.top_p[0] = 0
+    got, wanted, _ = sample_both(good, bad, sampling)
+    assert got.token.equal(wanted.token)
+    assert got.token[[0, 2, 3]].tolist() == [codes.INVALID_PARAMETERS, 5, codes.NAN_BAD]
+    assert got.token[4] > 520  # by its noise
 
 
 def test_more_candidates_than_the_list_holds_and_faulty_rows() -> None:

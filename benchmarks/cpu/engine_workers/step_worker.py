@@ -1,6 +1,6 @@
-"""The worker that makes steps with a checkout's own engine, for benchmarks/cpu/checkouts.py; see worker.py.
+"""The worker that runs steps with a checkout's own engine, for benchmarks/cpu/checkouts.py; see worker.py.
 
-It uses the modules of the checkout's benchmarks whose interface is the same in all checkouts.
+Of the checkout's benchmarks, it uses only modules whose interfaces rarely change.
 """
 
 import time
@@ -18,7 +18,7 @@ PAPER = (12, 768, 12, 3072)  # layers, width, heads, feed-forward
 
 
 class Stepper:
-    """Makes steps of a pair of models."""
+    """Runs steps of a pair of models."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -36,14 +36,14 @@ class Stepper:
         self._loop: EngineLoop | None = None
 
     def greedy(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
-        """Return the most probable new tokens of the prompts, step by step."""
+        """Return the greedy tokens of each step, a list with one token per prompt."""
         loop = EngineLoop(*self._pair, sampling_params(temperature=0.0, **self._options))
         tokens = [loop.start(prompts), *(loop.step() for _ in range(new_tokens - 1))]
         loop.close()
         return tokens
 
     def start(self, batch: int, most: int) -> None:
-        """Start `batch` sequences, for at most this number of steps, in place of those that run."""
+        """Start `batch` sequences, for at most `most` steps, instead of the running ones."""
         if self._loop is not None:
             self._loop.close()
         self._loop = EngineLoop(*self._pair, sampling_params(max_tokens=most + 2, **self._options))

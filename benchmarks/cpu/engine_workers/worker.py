@@ -61,7 +61,7 @@ class Worker:
         return tokens
 
     def ask(self, *request: Any) -> Any:
-        """Return the answer to a request, both of which JSON can hold."""
+        """Send a request and return its answer; JSON must be able to hold both."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # if the process has ended, there is no answer either
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -91,8 +91,8 @@ def serve(start: Callable[[Settings], tuple[str, Callable[..., Any]]]) -> None:
     """Answer requests until the standard input ends; called in the worker's process.
 
     Args:
-        start: loads the engine; returns its version and settings in words, and the function that answers a request: a
-            :data:`Generate`, unless the worker is not asked to generate.
+        start: loads the engine; returns its version and settings in words, and the function that answers requests. For
+            :meth:`Worker.generate` it is a :data:`Generate`.
     """
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what engines print must not mix with the answers

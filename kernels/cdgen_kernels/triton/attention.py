@@ -28,7 +28,7 @@ KEYS = {1: 4, 2: 4, 4: 4, 8: 2}  # heads per program -> keys per line at a time,
 MATRIX_GROUP = 4  # smallest group of heads, rounded up to a power of two, that is computed on matrix units
 MATRIX_TILE = 4096  # numbers per tile of keys, at most 32 keys
 MERGED = 2048  # numbers of the parts' sums that the merging program reads at once
-FEW_MERGED = 256  # the same if the programs fill the device, so that instructions count for more than latency
+FEW_MERGED = 256  # the same if programs fill the device, so that fewer instructions matter more than latency
 
 
 @triton.jit
@@ -170,8 +170,8 @@ def paged_attention_kernel(
 class Shape(NamedTuple):
     """How a launch divides heads and keys among programs."""
 
-    heads: int  # per program, rounded up to a power of two, or to the rows of matrix units
-    rows: int  # without the latter
+    heads: int  # the same as `rows`, or 16 on matrix units
+    rows: int  # heads per program, rounded up to a power of two
     jobs: int  # programs per token and split
     keys: int  # neighbouring keys per line
     lines: int  # lines per tile

@@ -108,7 +108,7 @@ def keys_per_tile(width: int, cache_dtype: torch.dtype) -> int:
 
 
 def launch_options(rows: int, width: int, device: torch.device) -> dict[str, int | bool]:
-    """Return the options for Triton of a launch whose programs have queries [rows, width]."""
+    """Return Triton's options for a launch whose programs have queries [rows, width]."""
     is_async = rows >= ASYNC_ROWS and settings.compute_capability(device) >= 9
     stages = 1 if torch.version.hip or (is_async and not HAS_FENCE) else STAGES
     warps = min(max(rows * width // SUMS, 2), 8)

@@ -142,17 +142,18 @@ def rope_and_store_kernel(
         # Only the stores wait for the page, so it is loaded while keys and values are.
         page = tl.load(page_table_ptr + cache_row.to(tl.int64) * table_stride + position // PAGE).to(tl.int64)
         head = (tile - q_tiles) * HEADS + tl.arange(0, HEADS)[:, None]
+        is_head = head < tl.where(page >= 0, kv_heads, 0)  # without a page, nothing is stored
         inside = (head < kv_heads) & (i < HALF)
         place = (page * kv_heads + head) * PAGE + position % PAGE
         source_ptrs = k_ptr + token * k_row_stride + head.to(tl.int64) * k_head_stride + i
         real = tl.load(source_ptrs, mask=inside, other=0.0).to(tl.float32)
         imaginary = tl.load(source_ptrs + HALF, mask=inside, other=0.0).to(tl.float32)
         first, second = real * c - imaginary * s, imaginary * c + real * s
-        store_heads(keys_ptr, key_scales_ptr, place, first, second, head < kv_heads, HALF, N)
+        store_heads(keys_ptr, key_scales_ptr, place, first, second, is_head, HALF, N)
         source_ptrs = v_ptr + token * v_row_stride + head.to(tl.int64) * v_head_stride + i
         first = tl.load(source_ptrs, mask=inside, other=0.0).to(tl.float32)
         second = tl.load(source_ptrs + HALF, mask=inside, other=0.0).to(tl.float32)
-        store_heads(values_ptr, value_scales_ptr, place, first, second, head < kv_heads, HALF, N)
+        store_heads(values_ptr, value_scales_ptr, place, first, second, is_head, HALF, N)
 
 
 def rope_and_store(

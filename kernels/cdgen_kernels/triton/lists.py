@@ -1,7 +1,7 @@
-"""List the chunks of a row whose maximum reaches a threshold, and the tokens in them that do.
+"""List the chunks of a row whose maximum reaches a threshold, and their tokens that reach it.
 
-A thread tests four neighbours, and then stores one element of each at a time: Triton would move a tensor with several
-elements per thread between the threads before it stores it at computed places.
+A thread tests four neighbours and stores them one after the other, as tensors with one element per thread. Triton would
+move the elements of a larger tensor between threads before it stores them at computed places.
 """
 
 import triton
@@ -19,7 +19,9 @@ def possible(least):
 
 @triton.jit
 def collect(logit_ptr, token, valid, threshold, bans, candidates, count, CAPACITY: tl.constexpr):
-    """Append the candidates among some tokens to a list of `count` entries, as far as they fit; return the new count.
+    """Append those of the given tokens that are candidates to a list of `count` entries; return the new count.
+
+    Candidates that do not fit are counted, but not written.
 
     Args:
         logit_ptr, token, valid: pointers to the logits of tokens to examine, their ids, and a mask of those that exist.
@@ -35,7 +37,7 @@ def collect(logit_ptr, token, valid, threshold, bans, candidates, count, CAPACIT
 
 @triton.jit
 def fours(x, T: tl.constexpr):
-    """Return four tensors [T]: element 0, 1, 2 and 3 of each four neighbours of x [4 T]."""
+    """Return four tensors [T]: elements 0, 1, 2 and 3 of every four neighbours of x [4 T]."""
     even, odd = tl.split(tl.reshape(x, [2 * T, 2]))
     x0, x2 = tl.split(tl.reshape(even, [T, 2]))
     x1, x3 = tl.split(tl.reshape(odd, [T, 2]))
@@ -58,7 +60,7 @@ def places_of_fours(hits):
 
 @triton.jit
 def chunks_reaching(table_ptr, chunks, least, hits_ptr, T: tl.constexpr):
-    """Write the chunks whose entry in a table, float32 [chunks], is at least `least`, to hits; return their number."""
+    """Write the numbers of the chunks whose entry in a float32 table is at least `least` to hits; return how many."""
     lane = tl.arange(0, T)
     c = tl.arange(0, 4 * T)
     hit_count = 0
@@ -80,7 +82,7 @@ def collect_fours(z, token, threshold, bans, candidates, count, CAPACITY: tl.con
     """Append the candidates among four neighbours per thread to a list, like :func:`collect`; return the new count.
 
     Args:
-        z: four tensors [T] of logits, -inf if a token does not exist. token: the ids of the first, int32 [T].
+        z: four tensors [T] of logits, -inf if a token does not exist. token: the ids of z[0], int32 [T].
     """
     least = possible(threshold)
     hits = (

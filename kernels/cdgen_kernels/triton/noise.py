@@ -68,7 +68,7 @@ def gumbel(word):
 
 @triton.jit
 def gumbel_bound(word):
-    """Return an upper bound of gumbel(word), without a logarithm; float32, within rounding.
+    """Return an upper bound of gumbel(word), without a logarithm; float32, up to rounding.
 
     -log1p(-v) >= v, so gumbel(word) <= -log(v) <= -log(word / 2^32). The bits of a float, read as an integer in units
     of 2^-23, are its binary logarithm plus 127 minus at most 0.0861. For word 0 the bound is 110.

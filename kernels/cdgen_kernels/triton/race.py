@@ -27,7 +27,7 @@ MOST_NOISE = tl.constexpr(23.0)  # more than the noise of any word
 
 
 class Rates(NamedTuple):
-    """A token's score is good * (GOOD's logit) - bad * (BAD's logit), but for a constant; float32."""
+    """A token's score is good * (GOOD's logit) - bad * (BAD's logit), up to a constant; float32."""
 
     good: tl.tensor
     bad: tl.tensor
@@ -61,14 +61,14 @@ def rates_of(weights):
 
 @triton.jit
 def load_bad(bad_ptr, mask, rates):
-    """Return BAD's logits, float32; 0 outside the mask, and everywhere if they do not count."""
+    """Return BAD's logits, float32; 0 outside the mask, and everywhere if `rates.bad` is 0."""
     counts = tl.zeros_like(mask.to(tl.float32)) + rates.bad != 0  # the interpreter cannot broadcast a scalar comparison
     return tl.load(bad_ptr, mask=mask & counts, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def score_bound(z, y, rates):
-    """Return an upper bound of rates.good * z - rates.bad * y, for all roundings; -inf if z is -inf."""
+    """Return an upper bound of rates.good * z - rates.bad * y, rounding included; -inf if z is -inf."""
     good = z * rates.good
     bad = y * rates.bad
     return tl.where(z > float("-inf"), good - bad + 4e-7 * (tl.abs(good) + tl.abs(bad)), float("-inf"))
@@ -125,10 +125,20 @@ def write_bounds(row, bad_ptr, bounds_ptr, begin, end, rates, noise,
 
 
 @triton.jit
-def reference_of_race(row, bad_ptr, bounds_ptr, top, rates, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
-    """Return the best token without noise of a chunk with the greatest bound, `top`, as a :class:`Reference`.
+def best_by_bound(token, valid, row, bad_ptr, rates):
+    """Return (the greatest bound without noise, its token) of tokens [n], those in `valid` that are not banned."""
+    valid = valid & is_allowed(token, row.bans)
+    z = tl.load(row.logits_ptr + token, mask=valid, other=float("-inf")).to(tl.float32)
+    bound = score_bound(z, load_bad(bad_ptr + token, valid, rates), rates)
+    most = tl.max(bound, 0)
+    return most, tl.min(tl.where(bound == most, token, 0x7FFFFFFF), 0)
 
-    Its score is less than the best score by no more than the range of the noise.
+
+@triton.jit
+def reference_of_race(row, bad_ptr, bounds_ptr, top, rates, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):
+    """Return a token whose score is less than the best by no more than the range of the noise, as a :class:`Reference`.
+
+    It is the best token without noise of a chunk with the greatest bound, `top`, and of the edge.
     """
     chunks = chunk_count(row, T, G, R)
     c = tl.arange(0, 4 * T)
@@ -137,11 +147,11 @@ def reference_of_race(row, bad_ptr, bounds_ptr, top, rates, T: tl.constexpr, G: 
         bound = tl.load(bounds_ptr + start + c, mask=start + c < chunks, other=float("-inf"))
         first = tl.minimum(first, tl.where(bound == top, start + c, 0x7FFFFFFF))
     place = place_in_chunk(tl.min(first, 0), tl.arange(0, R * G), T, G, R)
-    inside = place < row.full
-    z = tl.load(row.logits_ptr + place, mask=inside, other=float("-inf")).to(tl.float32)
-    bound = score_bound(z, load_bad(bad_ptr + place, inside, rates), rates)
-    bound = tl.where(is_allowed(place, row.bans), bound, float("-inf"))
-    token = tl.min(tl.where(bound == tl.max(bound, 0), place, 0x7FFFFFFF), 0)
+    most, token = best_by_bound(place, place < row.full, row, bad_ptr, rates)
+    if row.full < row.vocab_size:
+        edge = row.full + tl.arange(0, G)
+        most_on_edge, edge_token = best_by_bound(edge, edge < row.vocab_size, row, bad_ptr, rates)
+        token = tl.where(most_on_edge > most, edge_token, token)
     good = tl.load(row.logits_ptr + token).to(tl.float32)
     return Reference(good, load_bad(bad_ptr + token, token >= 0, rates), tl.full([], 0, tl.int32))
 
@@ -194,7 +204,7 @@ def race(row, bad_ptr, bounds_ptr, top, hits_ptr, weights, reference, noise, out
     certain = tl.full([], float("-inf"), tl.float32)
     while certain < least:
         least = tl.maximum(certain, least - step)
-        step *= 4  # the best tokens may be outside
+        step *= 4  # visited chunks may hold only excluded tokens
         hit_count = chunks_reaching(bounds_ptr, chunks, least, hits_ptr, T)
         count = hit_count + (row.full < row.vocab_size).to(tl.int32)  # the edge follows the chunks
         for start in range(0, count, T // (R * G)):
@@ -216,7 +226,10 @@ def race(row, bad_ptr, bounds_ptr, top, hits_ptr, weights, reference, noise, out
 @triton.jit
 def greatest_bound(row, bad_ptr, bounds_ptr, rates,
                    BAD: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """Return the greatest bound; NaN or infinite if the row cannot be drawn by a race. Rows have at least one chunk."""
+    """Return the greatest bound of a chunk; NaN or infinite if the row cannot be drawn by a race.
+
+    A row has at least one chunk.
+    """
     chunks = chunk_count(row, T, G, R)
     c = tl.arange(0, 8 * T)
     most = tl.full([8 * T], float("-inf"), tl.float32)

@@ -4,8 +4,8 @@ If there are fewer rows than the device has room for, several programs share a r
 finish does the rest. If there are more candidates than the list holds, or tokens outside the candidates have a score,
 the same code runs on the whole row instead of the list. The device decides that.
 
-Methods without candidates (alpha = 0): top-k and top-p over the whole vocabulary keep only tokens above a bound that
-the chunk maxima give, so their tokens become a short list too. Ancestral sampling needs noise for every token.
+Methods without candidates (alpha = 0) use the chunk maxima, too: some list the few tokens above a bound, the others
+need noise for every token and share that work among the row's programs. See whole_row.py.
 """
 
 import torch
@@ -202,7 +202,7 @@ def contrastive_sample_kernel(
         weights.good_weight, weights.contrast_strength, noise.temperature, cuts.top_p, cuts.top_k
     )
     fault = tl.where(valid, with_fault(0, best, nan_good), INVALID_PARAMETERS)
-    tl.store(token_out_ptr + number, fault.to(tl.int64))  # not kept in a register: there would be too few
+    tl.store(token_out_ptr + number, fault.to(tl.int64))  # stored until the end, since registers are scarce
     rates = rates_of(weights)
     mass = -1.0
     threshold = candidate_threshold(best, margin)

@@ -3,8 +3,8 @@
 Sequences that share their first pages, such as the continuations of a prompt, form a group (cascade attention in
 FlashInfer). A program computes a block of neighbouring tokens on matrix units and visits the groups of its block one
 after the other, so that the shared keys are read once per block instead of once per token. Several programs may divide
-the keys of a prefix. Each stores a part of the result of its tokens, which the second launch, of the other keys,
-merges.
+the keys of a prefix. Each stores a part of the result of its tokens. The second launch computes the other keys and
+merges the parts.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ LEAST_ROWS = 16  # least number of queries per program, that of matrix units
 
 
 class Parts(NamedTuple):
-    """Softmaxes of each token over some of its keys, in base 2: first those of the prefix, then those of own keys."""
+    """Softmaxes of each token over some of its keys, in base 2: first those of the prefix, then its own."""
 
     ends: torch.Tensor  # float32 [N, jobs, slots, 2, heads], maxima and totals
     sums: torch.Tensor  # float32 [N, jobs, slots, heads, D], weighted sums of values
@@ -32,9 +32,10 @@ class Parts(NamedTuple):
 
 @triton.jit
 def shared_keys(shared_lengths_ptr, cache_row, first, end):
-    """Return how many leading keys of a token are left to the first launch: none if [first, end) are all own or shared.
+    """Return how many leading keys of a token are left to the first launch.
 
-    `cache_row` is negative for unused tokens, which have none.
+    They are its prefix if that ends within [first, end), the keys that the token sees; otherwise there are none.
+    Unused tokens, whose `cache_row` is negative, have none either.
     """
     shared = tl.load(shared_lengths_ptr + cache_row, mask=cache_row >= 0, other=0)
     return tl.where((first < shared) & (shared < end), shared, 0)
@@ -42,7 +43,7 @@ def shared_keys(shared_lengths_ptr, cache_row, first, end):
 
 @triton.jit
 def keys_per_part(shared, splits, TILE: tl.constexpr):
-    """Return how many keys of a prefix each program takes. It depends on nothing else, so both launches know it."""
+    """Return how many keys of a prefix each program takes. Both launches compute the same number."""
     return tl.maximum(tl.cdiv(tl.cdiv(shared, TILE), splits), 1) * TILE
 
 
@@ -97,7 +98,7 @@ def shared_attention_kernel(
         first = tl.min(tl.where(member, oldest, 2147483647), 0)
         keys = keys_per_part(length, tl.num_programs(2), TILE)
         begin = tl.program_id(2) * keys
-        # Before the windows of all members there is nothing to read. The part is stored all the same, as an empty one.
+        # Keys before the windows of all members are not read. A part that has no others is stored as an empty one.
         span = Span(tl.maximum(begin, first // TILE * TILE), tl.minimum(begin + keys, length), first)
         table_ptr = page_table_ptr + row.to(tl.int64) * table_stride
         best, total, sums = block_attention(block, cache, table_ptr, span, PAGE, DIM, T * G, TILE, D)
@@ -112,13 +113,13 @@ def shared_attention_kernel(
 class Sizes(NamedTuple):
     """How a launch divides tokens and keys among programs."""
 
-    tokens: int  # per program
+    tokens: int  # tokens per program
     splits: int  # programs that divide the keys of a prefix
-    tile: int  # keys
+    tile: int  # keys per tile
 
 
 def new_parts(q: torch.Tensor, jobs: int, slots: int, heads: int) -> Parts:
-    """Allocate `slots` parts per token and job; none if there is only one, which nothing is merged with."""
+    """Allocate `slots` parts per token and job; none if there is only one, which needs no merging."""
     rows, width = (len(q), jobs, slots if slots > 1 else 0), triton.next_power_of_2(q.shape[2])
     return Parts(*(q.new_empty((*rows, *size), dtype=torch.float32) for size in ((2, heads), (heads, width))))
 

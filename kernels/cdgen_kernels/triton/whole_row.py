@@ -1,9 +1,9 @@
 """Methods without candidates: greedy decoding, top-k, top-p and ancestral sampling over the whole vocabulary.
 
-Only GOOD's logits count here. Each program computes what the method needs for its segment of the row, and the last
-program merges the results.
+Each program computes what the method needs for its segment of the row, and the last program merges the results. Only
+GOOD's logits count here, except that BAD's may count in a race without top-k, top-p and log-probabilities.
 
-* Greedy decoding lists the tokens at the row's maximum.
+* Greedy decoding without BAD lists the tokens at the row's maximum.
 * Top-k with a small k lists the tokens down to the k-th greatest chunk maximum, or a little below it. No other token
   can be kept.
 * The other methods are a race (race.py). If top-k or top-p does not keep the winner, another race replaces it. Whether
@@ -44,7 +44,9 @@ def method_of_row(vocab_size, weights, cuts, temperature,
         alone = CANDIDATES if LOGPROBS else tl.where(by_count | by_mass, CANDIDATES, RACE)
         method = tl.where(weights.contrast_strength == 0, method, alone)
     rates = rates_of(weights)
-    usual = (rates.good > 1e-30) & (rates.good < float("inf")) & (tl.abs(rates.bad) < float("inf"))
+    usual = (rates.good > 1e-30) & (rates.good < 1e30) & (tl.abs(rates.bad) < 1e30)
+    usual = usual & ((rates.bad != 0) | (weights.contrast_strength == 0))  # BAD's NaN and infinities count all the same
+    usual = usual & (cuts.top_p > 0)  # no race ends if no token is kept
     return tl.where(usual & (vocab_size > CAPACITY), method, CANDIDATES)
 
 
@@ -148,10 +150,11 @@ def next_above(z):
 
 @triton.jit
 def amount_above(z_ptr, other, valid, z, above_z, token, bans, best, per_bit):
-    """Return 2^(per_bit * (y - best)) of each token `other` that comes before `token`, with logit z, by score; else 0.
+    """Return 2^(per_bit * (y - best)) for each other token, of logit y, that precedes `token` by score; 0 for the rest.
 
     Args:
         z_ptr, other, valid: pointers to the logits y of the other tokens, their ids, and a mask of those that exist.
+        z, above_z, token: logit of the token, the next float above it, and its id.
     """
     y = tl.load(z_ptr, mask=valid, other=float("-inf")).to(tl.float32)
     if bans.count > 0:
@@ -201,7 +204,7 @@ def is_cut_off(row, z, token, maxima_ptr, hits_ptr, best, rate, cuts,
 @triton.jit
 def draw_by_race(row, bad_ptr, bounds_ptr, maxima_ptr, hits_ptr, top, best, weights, cuts, noise,
                  BAD: tl.constexpr, T: tl.constexpr, G: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """Return the :class:`Draw` of ancestral sampling with or without BAD, or of top-k or top-p, but not of both.
+    """Return the :class:`Draw` of a race: one of top-k and top-p may be on if BAD does not count, but not both.
 
     The winner of a race without top-k and top-p is drawn if they keep it. If not, they keep none of the tokens from
     there on in the order of scores, and the others race again.
