@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 # The torch release that cdgen is tested with. Without an NVIDIA GPU, the CPU build is enough and gigabytes smaller.
@@ -18,16 +19,16 @@ tiny: $(VENV)/tiny
 	$(BIN)/cdgen run tiny
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Leaves out slow tests, and tests that execute compiled GPU kernels instruction by instruction.
 test-fast: $(VENV)/test
-	$(BIN)/python -m pytest -m "not slow and not ptx"
+	$(PYTEST) -m "not slow and not ptx"
 
 # Tests that depend on Triton's version, run under the version that torch 2.11 installs.
 test-triton36: $(VENV)/test $(VENV)/triton36/installed
 	PYTHONPATH=$(abspath $(VENV)/triton36) TRITON_CACHE_DIR=$(abspath $(VENV)/triton36-cache) \
-		$(BIN)/python -m pytest tests/ptx_sim/test_ptx_*.py tests/kernels/test_aot.py tests/kernels/test_triton_*.py
+		$(PYTEST) tests/ptx_sim/test_ptx_*.py tests/kernels/test_aot.py tests/kernels/test_triton_*.py
 
 # The C++ extension with AddressSanitizer. Python is not built with it, so its runtime is loaded first, and so is the
 # C++ library whose exceptions it intercepts. Python's own allocations at exit are not leaks.

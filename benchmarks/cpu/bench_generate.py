@@ -107,6 +107,7 @@ def ratio_of_runs(steps: dict[int, tuple[float, float]]) -> float:
 @pytest.mark.parametrize("name", [*PAIRS, "SmolLM2"])
 def test_step(benchmark: BenchmarkFixture, name: str, rival: str, length: int) -> None:
     check(name)
+    torch.manual_seed(0)
     good, bad = pair(name)
     engine, other = (make(good, bad, sampling_params()) for make in (EngineLoop, RIVALS[rival]))
     for loop in (engine, other):

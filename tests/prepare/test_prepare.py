@@ -145,7 +145,7 @@ def parquet_bytes(values: list[str]) -> bytes:
     "name, data, how, reason",
     [
         ("a.txt", b"fine\nnot \xff fine", "", "a.txt: byte 9 is not UTF-8; convert"),
-        ("a.txt.gz", gzip.compress(b"fish" * 99)[:-9], "", "a.txt.gz: damaged gzip file"),
+        ("a.txt.gz", gzip.compress(b"fish" * 99, mtime=0)[:-9], "", "a.txt.gz: damaged gzip file"),
         ("a.jsonl.zst", b"not zstd", "", "a.jsonl.zst: damaged zstd file"),
         ("a.parquet", parquet_bytes(["fish"])[:-9], "", "a.parquet: not a Parquet file"),
         ("a.parquet", parquet_bytes(["fish"]), ",field=body", "no field 'body'; it has text; choose one with field="),
