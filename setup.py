@@ -68,6 +68,6 @@ setup(
     packages=find_packages(include=["cdgen", "cdgen.*"]) + find_packages("kernels"),
     # The folder `kernels` is not a package: PyPI has a package of that name.
     package_dir={"cdgen": "cdgen", "cdgen_kernels": "kernels/cdgen_kernels"},
-    package_data={"": ["py.typed", "*.toml", "*.txt"]},
+    package_data={"": ["py.typed", "*.toml", "*.txt", "*.css", "*.js", "templates/*.html"]},
     **({} if MODE == "0" else extension()),
 )

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from cdgen.prepare.tokenizer import train_tokenizer
     from cdgen.training.config import TrainConfig
     from cdgen.training.trainer import train
+    from cdgen.viewer.explanation import Explanation
 
 __version__ = "0.1.0"
 __all__ = [
     "CompletionOutput",
     "ContrastiveLM",
     "CorpusError",
+    "Explanation",
     "InputError",
     "RequestOutput",
     "SamplingParams",
@@ -39,6 +41,7 @@ _HOME = {
     "RequestOutput": "cdgen.engine.outputs",
     "CompletionOutput": "cdgen.engine.outputs",
     "sequence_number": "cdgen.engine.requests",
+    "Explanation": "cdgen.viewer.explanation",
     "CorpusError": "cdgen.errors",
     "InputError": "cdgen.errors",
     "TrainConfig": "cdgen.training.config",

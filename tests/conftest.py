@@ -16,7 +16,13 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.helpers.tiny_models import SENTENCES, TEST_DEVICE, VOCABULARY, make_llama, make_tokenizer
 
-pytest_plugins = ["tests.helpers.engines", "tests.helpers.fake_cuda", "tests.helpers.gpu_engines"]
+pytest_plugins = [
+    "tests.helpers.browser",
+    "tests.helpers.engines",
+    "tests.helpers.experiment",
+    "tests.helpers.fake_cuda",
+    "tests.helpers.gpu_engines",
+]
 
 # The suite tests the CPU. On a machine with a GPU, models would otherwise be loaded there and run by other code.
 # CDGEN_TEST_DEVICE=cuda is for the tests in tests/gpu.

@@ -48,6 +48,7 @@ PAGES = (
     "docs/evaluation.md",
     "docs/engine.md",
     "docs/kernels.md",
+    "docs/report.md",
     "docs/results/icelandic.md",
 )
 # Pages whose commands this test does not run.
@@ -63,6 +64,8 @@ NOT_RUN = {
     "make ": "they install cdgen, or test it",
     "pip ": "they change the environment",
     "cdgen run tiny": "`make tiny` runs it",
+    "cdgen report run-tiny": "`make tiny` runs it",
+    "cdgen report results-real": "it needs results of other commands; docs/report.md has a whole example",
     "cdgen demo": "`make demo` runs it",
     "cdgen prepare --preset tinybabylm": "its files are not here",
     "accelerate launch": "its arguments are left to the reader; tests/training runs it",
@@ -82,7 +85,9 @@ good_hidden, bad_hidden, good_output_weight, bad_output_weight = (torch.randn(n,
 """,
 }
 # Commands in the order in which their examples are typed: each uses what the ones before have written.
-COMMANDS = ("prepare", "tokenizer", "train", "models ls", "generate", "corpus-stats", "run", "plan", "demo", "info")
+COMMANDS = (
+    "prepare", "tokenizer", "train", "models ls", "generate", "show", "corpus-stats", "report", "run", "plan", "demo", "info",
+)  # fmt: skip
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # independent of one another.
 LEVELS = (
     ("cdgen.cli", "cdgen.integrations"),
+    ("cdgen.report",),
     ("cdgen.evaluation", "cdgen.prepare", "cdgen.training"),
     ("cdgen.corpus",),
     ("cdgen.engine",),
-    ("cdgen.models",),
+    ("cdgen.models", "cdgen.viewer"),
     ("cdgen.storage",),
     ("cdgen.environment", "cdgen.hardware", "cdgen.rng", "cdgen.values"),
     ("cdgen.errors", "cdgen.recipes"),

@@ -108,6 +108,8 @@ def test_a_source_distribution_builds_a_wheel_that_installs(tmp_path: Path) -> N
         "cdgen/py.typed",
     } <= names
     assert {"cdgen_kernels/triton/sample.py", "cdgen_kernels/py.typed"} <= names
+    assets = {str(path.relative_to(ROOT)) for kind in ("css", "js", "html") for path in ROOT.glob(f"cdgen/**/*.{kind}")}
+    assert "cdgen/viewer/base.css" in assets and assets <= names
 
     target = tmp_path / "target"
     run(*PIP, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel))

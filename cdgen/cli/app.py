@@ -23,7 +23,9 @@ from cdgen.cli import (
     models,
     plan,
     prepare,
+    report,
     run,
+    show,
     tokenizer,
     train,
 )
@@ -31,9 +33,11 @@ from cdgen.cli.parser import Parser, add_debug
 from cdgen.errors import CorpusError, InputError, first_line, printable
 from cdgen.training.signals import Interrupted
 
-COMMANDS = (generate, prepare, tokenizer, train, models, evaluate, compare, corpus_stats, run, plan, demo, info)
+COMMANDS = (
+    generate, show, prepare, tokenizer, train, models, evaluate, compare, corpus_stats, run, report, plan, demo, info,
+)  # fmt: skip
 # Commands that only print, or print last: it is no error if the reader of a pipe stops early.
-_REPORTS = ("info", "models", "plan", "compare", "corpus-stats")
+_REPORTS = ("info", "models", "plan", "compare", "corpus-stats", "report", "show")
 DESCRIPTION = """\
 Fast contrastive decoding with two language models, and a pipeline that turns it
 into synthetic training corpora."""

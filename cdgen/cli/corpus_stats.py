@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdgen.cli.corpus_table import lines
 from cdgen.cli.parser import Commands, add_command, add_device, add_model_options, add_quiet, add_threads, load_ops
 from cdgen.errors import InputError
 
@@ -46,7 +45,7 @@ def add(commands: Commands) -> None:
         "--against", metavar="CORPUS", help="training text: measure how many 8-grams and 13-grams are copied from it"
     )
     corpora.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
-    models = add_model_options(parser, decodes=False)
+    models = add_model_options(parser, required=False, with_cache=False)
     add_device(models)
     add_threads(models)
     models.add_argument(
@@ -68,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure the corpora and print a table; return the exit code."""
     from cdgen.evaluation.corpus_stats.contrast import check_alpha
     from cdgen.evaluation.corpus_stats.corpus_stats import corpus_stats, find_text
+    from cdgen.evaluation.corpus_stats.table import lines
     from cdgen.storage.progress import choose
     from cdgen.values import INT32_MAX, INT64_MAX, integer
 

@@ -18,7 +18,7 @@ from cdgen.cli.parser import (
 )
 from cdgen.cli.sampling import add_sampling, sampling_params
 from cdgen.engine.sampling_params import SamplingParams
-from cdgen.errors import InputError, escaped
+from cdgen.errors import escaped
 from cdgen.values import INT32_MAX, INT64_MAX, integer
 
 PREFIX_TOKENS = 20  # length of a chunk's prefix in the paper, arXiv 2510.08245
@@ -135,11 +135,6 @@ def check_request(args: argparse.Namespace) -> Request:
         InputError: a value cannot be used, options contradict each other, or the method needs a BAD.
     """
     params = sampling_params(args)
-    if params.contrast_strength and not args.bad:
-        raise InputError(
-            f"--bad is required for the method {params.method}; "
-            "give one, or choose a method without contrast, such as --method ancestral"
-        )
     reading, cache_bytes = _reading(args), bytes_of("--kv-cache-gb", args.kv_cache_gb)
     import_ops()
     from cdgen.corpus.writer import check_options

@@ -79,17 +79,20 @@ def add_command(
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, decodes: bool = True) -> argparse._ArgumentGroup:
+def add_model_options(
+    parser: argparse.ArgumentParser, *, required: bool = True, with_cache: bool = True
+) -> argparse._ArgumentGroup:
     """Add the options that choose GOOD, BAD and their dtypes; return their group.
 
     Args:
         parser: the parser of a command.
-        decodes: whether the command decodes; if so, it requires GOOD and has an option for the KV cache.
+        required: whether the command requires GOOD.
+        with_cache: add the option for the dtype of the KV cache.
     """
     models = parser.add_argument_group("models")
     models.add_argument(
         "--good",
-        required=decodes,
+        required=required,
         metavar="MODEL",
         help="a safetensors folder, a GGUF file, a hub name, or a checkpoint of a training run, such as run@best",
     )
@@ -100,7 +103,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, decodes: bool = True) 
         "omit it for methods without contrast",
     )
     add_dtype(models)
-    if decodes:
+    if with_cache:
         models.add_argument(
             "--kv-cache-dtype",
             metavar="DTYPE",

@@ -44,7 +44,8 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check all stages of the recipe, then print them or carry them out; return the exit code."""
     parser: Parser = args.parser
-    out = Path(f"run-{Path(args.recipe).stem}") if args.out is None else OutputFolder(args.out).path
+    name = Path(args.recipe).stem
+    out = Path(f"run-{name}") if args.out is None else OutputFolder(args.out).path
     recipe = read_recipe(args.recipe)
     planned = stages(recipe, out)
     check_stages(planned, recipe, args.recipe, parser.parse_args)
@@ -63,4 +64,4 @@ def run(args: argparse.Namespace) -> int:
         parsed = parser.parse_args(argv)
         return int(parsed.handler(parsed))
 
-    return run_stages(planned, out, execute, lambda line: print(escaped(line), flush=True))
+    return run_stages(planned, out, name, execute, lambda line: print(escaped(line), flush=True))

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Collection
 from typing import Any
 
 from cdgen.cli.parser import add_switch
@@ -43,8 +44,11 @@ _OPTIONS = {  # metavar and help by field; a field that is True or False has no 
 }
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every field of SamplingParams. A field whose option is not given is absent after parsing."""
+def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Add an option for every field of SamplingParams, except for the fields in `without`.
+
+    A field whose option is not given is absent after parsing.
+    """
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--method",
@@ -53,6 +57,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help=f"decoding method, which changes the defaults below: {', '.join(METHODS)} (default: contrastive)",
     )
     for name in FIELDS:
+        if name in without:
+            continue
         metavar, text = _OPTIONS[name]
         flag, default = f"--{name.replace('_', '-')}", getattr(_DEFAULT, name)
         text = f"{text} (default: {_shown(default)})"
@@ -74,7 +80,8 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """Return the SamplingParams of parsed options.
 
     Raises:
-        InputError: a value is out of range, contradicts the method, or makes all continuations of a seed equal.
+        InputError: a value is out of range, contradicts the method, or makes all continuations of a seed equal; or the
+            method needs a BAD that is not given.
     """
     given = {name: getattr(args, name) for name in (*FIELDS, "min_p") if name in args}
     try:
@@ -83,6 +90,11 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
             params.check_distinct()
     except InputError as error:
         raise InputError(_with_flags(str(error))) from error
+    if params.contrast_strength and not args.bad:
+        raise InputError(
+            f"--bad is required for the method {params.method}; "
+            "give one, or choose a method without contrast, such as --method ancestral"
+        )
     return params
 
 

@@ -1,23 +1,22 @@
 """Stages of `cdgen run`: commands that run one after another. A stage is skipped if nothing that it reads has changed.
 
-The file `stages.json` in the output folder holds a digest of each finished stage. It covers the stage's command, and
-the manifests of the stages that it reads from, which hold the checksums of their files.
+A digest of each finished stage is kept in stages.json (see :mod:`cdgen.storage.stages`). It covers the stage's command,
+and the manifests of the stages that it reads from, which hold the checksums of their files.
 """
 
-import hashlib
-import json
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 from cdgen.errors import CorpusError
 from cdgen.storage import manifest as manifests
 from cdgen.storage import runs
-from cdgen.storage.folder import OutputFolder, file_sha256
-
-FINISHED = "stages.json"  # digest of each finished stage by name
+from cdgen.storage import stages as stage_files
+from cdgen.storage.stages import StageEntry
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Stage:
 def run_stages(
     planned: Sequence[Stage],
     out: str | os.PathLike[str],
+    recipe: str,
     execute: Callable[[list[str]], int],
     report: Callable[[str], None],
 ) -> int:
@@ -54,6 +54,7 @@ def run_stages(
     Args:
         planned: the stages, as :func:`cdgen.cli.recipe.stages` returns them.
         out: the folder that they were planned for.
+        recipe: name of the recipe.
         execute: runs a command line of `cdgen` and returns its exit code.
         report: prints a line.
     Returns:
@@ -63,24 +64,58 @@ def run_stages(
         CorpusError: a stage's folder or `stages.json` cannot be used.
     """
     out = Path(out)
-    finished = _read_finished(out)
+    entries = _entries(planned, out)
+    experiment = stage_files.new(recipe, list(entries.values()))
+    stage_files.write(out, experiment)
     trained = [stage.name for stage in planned if stage.argv[0] == "train"]
     for stage in planned:
-        content = json.dumps([stage.argv, [_fingerprint(out / name) for name in stage.inputs]])
-        digest = hashlib.sha256(content.encode()).hexdigest()
-        if not stage.always and finished.get(stage.name) == digest and manifests.is_whole(out / stage.name):
+        entry, digest = entries[stage.name], stage_files.digest(out, stage.argv, stage.inputs)
+        if not stage.always and entry["digest"] == digest and manifests.is_whole(out / stage.name):
             report(f"{stage.name}: already complete, skipped")
         else:
             report(f"{stage.name}: {stage.command}")
-            if code := execute(list(stage.argv)):
+            if code := _execute(stage, execute, entry, digest, lambda: stage_files.write(out, experiment)):
                 return code
-            if finished.get(stage.name) != digest:
-                finished[stage.name] = digest
-                OutputFolder(out).write(FINISHED, json.dumps(finished, indent=1).encode())
         if stage.name == trained[-1]:
             for line in perplexities(out, trained):
                 report(line)
     return 0
+
+
+def _entries(planned: Sequence[Stage], out: Path) -> dict[str, StageEntry]:
+    """Return the entries of the planned stages by name, then those of finished stages that are no longer planned.
+
+    The latter are skipped if the recipe has them again.
+    """
+    before = stage_files.read(out)
+    known = {entry["name"]: entry for entry in before["stages"]} if before else {}
+    found: dict[str, StageEntry] = {}
+    for stage in planned:
+        old = known.pop(stage.name, None)
+        found[stage.name] = {
+            "name": stage.name,
+            "argv": list(stage.argv),
+            "inputs": list(stage.inputs),
+            "digest": old["digest"] if old else None,
+            "seconds": old["seconds"] if old else 0.0,
+            "finished": old["finished"] if old else None,
+        }
+    return found | {name: entry for name, entry in known.items() if entry["digest"] is not None}
+
+
+def _execute(
+    stage: Stage, execute: Callable[[list[str]], int], entry: StageEntry, digest: str, save: Callable[[], None]
+) -> int:
+    """Run a stage, and record its time and, if it succeeds, its digest; return the exit code."""
+    code, start = -1, time.monotonic()
+    try:
+        code = execute(list(stage.argv))
+    finally:
+        entry["seconds"] = round(entry["seconds"] + time.monotonic() - start, 3)
+        if code == 0 and entry["digest"] != digest:
+            entry["digest"], entry["finished"] = digest, datetime.now(timezone.utc).isoformat(timespec="seconds")
+        save()
+    return code
 
 
 def perplexities(out: Path, names: Sequence[str]) -> Iterator[str]:
@@ -104,21 +139,3 @@ def perplexities(out: Path, names: Sequence[str]) -> Iterator[str]:
     yield ""
     yield "Perplexity is that of the test text; lower is better. The training seed alone can change it by several"
     yield "percent. GOOD was trained on real text alone."
-
-
-def _fingerprint(folder: Path) -> str | None:
-    """Return the sha256 of a stage's manifest, which holds the checksums of its files, or None if it has none."""
-    found = [folder / name for name in sorted({*manifests.FILE_NAMES.values()}) if (folder / name).exists()]
-    return file_sha256(found[0]) if found else None
-
-
-def _read_finished(out: Path) -> dict[str, str]:
-    try:
-        finished = json.loads((out / FINISHED).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError):
-        finished = None
-    if not isinstance(finished, dict) or not all(isinstance(digest, str) for digest in finished.values()):
-        raise CorpusError(f"{out / FINISHED}: is damaged; delete it and rerun: every stage then checks its own folder")
-    return finished

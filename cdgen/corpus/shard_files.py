@@ -12,7 +12,8 @@ from cdgen.corpus.seeds import Seed
 from cdgen.engine.llm import ContrastiveLM
 from cdgen.engine.outputs import CompletionOutput
 from cdgen.engine.sampling_params import SamplingParams
-from cdgen.engine.text import decode, decode_parts
+from cdgen.engine.text import decode_parts
+from cdgen.models.tokenizers import decode
 
 log = logging.getLogger("cdgen")
 

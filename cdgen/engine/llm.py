@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdgen.engine.display import progress_shown
 from cdgen.engine.engine import Engine
+from cdgen.engine.explain import explain
 from cdgen.engine.kept_backend import KeptBackend
 from cdgen.engine.outputs import CompletionOutput, RequestOutput
 from cdgen.engine.page_store import check_cache_dtype
@@ -16,13 +18,13 @@ from cdgen.engine.requests import ModelPair, Prompts, batches, make_requests
 from cdgen.engine.sampling_params import SamplingParams, check_params
 from cdgen.engine.static_backend import StaticBackend
 from cdgen.errors import InputError
-from cdgen.models.bad import attention_dropout, dropout_rate, first_layers
+from cdgen.models.bad import derived, dropout_rate
 from cdgen.models.dtypes import cache_dtype, dtype_name
-from cdgen.models.language_model import LanguageModel
 from cdgen.models.llama import unsupported
 from cdgen.models.loading import load
 from cdgen.models.tokenizers import load_tokenizer
 from cdgen.values import INT32_MAX, INT64_MAX, integer, switch
+from cdgen.viewer.explanation import Explanation
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +110,7 @@ class ContrastiveLM:
             "with_tokenizer": tokenizer is None,
         }
         loaded, good_tokenizer = load(good, **options)
-        other, bad_tokenizer = _derived_bad(loaded, dropout, layers), None
+        other, bad_tokenizer = derived(loaded, dropout, layers), None
         if bad is not None:
             other, bad_tokenizer = load(bad, **options)
         if other is not None and other.device != loaded.device:
@@ -147,7 +149,7 @@ class ContrastiveLM:
         self,
         prompts: "Prompt | Sequence[Prompt]",
         sampling_params: SamplingParams | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: bool | Callable[[int], None] | None = None,
     ) -> list[RequestOutput]:
         """Continue every prompt `sampling_params.n` times.
 
@@ -161,7 +163,8 @@ class ContrastiveLM:
             prompts: a string, which never contains special tokens; token ids as a list, array or tensor of integers;
                 what a transformers tokenizer or chat template returns; or a list of these.
             sampling_params: default: `SamplingParams()`.
-            progress: called after each round of steps with the number of tokens drawn.
+            progress: True shows a progress bar on standard error or in a notebook, and lines if standard error is no
+                terminal; a function is called after each round of steps with the number of tokens drawn.
         Returns:
             one :class:`~cdgen.RequestOutput` per prompt, in the same order.
         Raises:
@@ -187,12 +190,38 @@ class ContrastiveLM:
             )
         sequences = [(prompt, index) for prompt in range(len(listed)) for index in range(params.n)]
         outputs: dict[int, CompletionOutput] = {}
-        self.continue_sequences(
-            Prompts(token_ids), sequences, params, on_finished=outputs.__setitem__, on_tokens=progress
-        )
+        with progress_shown(progress, len(sequences), params.max_tokens, outputs.__setitem__) as callbacks:
+            self.continue_sequences(
+                Prompts(token_ids),
+                sequences,
+                params,
+                on_finished=callbacks.on_finished,
+                on_tokens=callbacks.on_tokens,
+            )
         for place, (prompt, _) in enumerate(sequences):
             requests[prompt].outputs.append(outputs[place])
         return requests
+
+    def explain(
+        self, text: "Prompt", sampling_params: SamplingParams | None = None, *, prompt_length: int | None = None
+    ) -> Explanation:
+        """Return what GOOD and BAD predict at each token of a text, and how likely the token was to be drawn.
+
+        The distribution is the one from which :meth:`generate` draws with these parameters, bans included. For
+        `prompt_token_ids + token_ids` of its outputs, the log-probabilities are those that it returns, up to rounding;
+        only the noise of a dropout BAD differs, which is a function of the seed and the text here. BAD is run even if
+        `contrast_strength` is 0. A notebook shows the result as a page in which each token can be selected.
+
+        Args:
+            text: a string, which never contains special tokens, or token ids in any form that :meth:`generate` accepts.
+            sampling_params: default: `SamplingParams()`; without BAD, `SamplingParams(contrast_strength=0)`.
+            prompt_length: number of tokens at the beginning that belong to the prompt, from which `min_tokens` counts.
+                Default: 1 if the text begins with the start-of-text token, otherwise 0.
+        Raises:
+            InputError (a ValueError): the text cannot be used, is longer than the models' positions, or gets a logit
+                that is not finite; or the parameters do not fit the models.
+        """
+        return explain(self.pair, self.bos_token_id, text, sampling_params, prompt_length)
 
     def continue_sequences(
         self,
@@ -268,10 +297,3 @@ class ContrastiveLM:
         if limit is not None and new >= limit:
             raise InputError(f"max_tokens = {new}: leaves no room for a prompt in the models' {limit} positions")
         return None if limit is None else limit - new
-
-
-def _derived_bad(good: LanguageModel, dropout: float | None, layers: int | None) -> LanguageModel | None:
-    """Return the BAD that is made from GOOD, if one is requested."""
-    if dropout is not None:
-        return attention_dropout(good, dropout)
-    return None if layers is None else first_layers(good, layers)

@@ -1,7 +1,10 @@
 """The results of `ContrastiveLM.generate`, with the names that vLLM uses."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+_SHOWN_CHARACTERS = 60  # maximum length of a text in a repr
+_SHOWN_OUTPUTS = 3  # number of continuations in a repr
 
 
 class TokenLogprobs(NamedTuple):
@@ -38,6 +41,13 @@ class CompletionOutput:
         """The sum of `logprob` over the tokens, or None without logprobs."""
         return None if self.logprobs is None else sum(token.logprob for token in self.logprobs)
 
+    def __repr__(self) -> str:
+        error = "" if self.error is None else f", error={_cut(self.error)}"
+        return (
+            f"CompletionOutput(index={self.index}, text={_cut(self.text)}, token_ids={_count(self.token_ids)}, "
+            f"finish_reason={self.finish_reason!r}{error})"
+        )
+
 
 @dataclass
 class RequestOutput:
@@ -53,3 +63,35 @@ class RequestOutput:
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+
+    def __repr__(self) -> str:
+        shown = [repr(output) for output in self.outputs[:_SHOWN_OUTPUTS]]
+        return f"RequestOutput({self._prompt()}, outputs=[{', '.join([*shown, *self._left_out()])}])"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Print several lines in IPython, whose pretty printer calls this."""
+        with printer.group(2, "RequestOutput(", ")"):
+            printer.text(f"{self._prompt()}, outputs=[")
+            for line in [*map(repr, self.outputs[:_SHOWN_OUTPUTS]), *self._left_out()]:
+                printer.break_()
+                printer.text(f"{line},")
+            printer.text("]")
+
+    def _prompt(self) -> str:
+        return f"prompt={_cut(self.prompt)}, prompt_token_ids={_count(self.prompt_token_ids)}"
+
+    def _left_out(self) -> list[str]:
+        """Return a line for the continuations that are not shown, if any."""
+        count = len(self.outputs) - _SHOWN_OUTPUTS
+        return [f"<{count:,} more>"] if count > 0 else []
+
+
+def _cut(text: str | None) -> str:
+    """Return the beginning of a text, quoted on one line."""
+    if text is None or len(text) <= _SHOWN_CHARACTERS:
+        return repr(text)
+    return f"{text[:_SHOWN_CHARACTERS]!r}..."
+
+
+def _count(token_ids: list[int]) -> str:
+    return f"<{len(token_ids):,} token{'' if len(token_ids) == 1 else 's'}>"

@@ -131,31 +131,36 @@ class ModelPair:
         Raises:
             InputError: a prompt or parameter that cannot be used.
         """
-        vocab_size = self.vocab_size
-        if params.contrast_strength and self.bad is None:
-            raise InputError(
-                f"contrast_strength = {params.contrast_strength:g}: there is no BAD; pass bad=, dropout= or layers=, "
-                "or set contrast_strength=0"
-            )
+        self.check_params(params)
         if not any(model.noisy for model in self.models(params)):
             params.check_distinct()
         limit = self.position_limit(params)
         if limit is None and params.max_tokens is None:
             raise InputError("max_tokens = None: the models do not state for how many positions they were made")
-        for token in params.stop_token_ids:
-            if token >= vocab_size:
-                raise InputError(f"stop_token_ids: {token} is out of range; the vocabulary has {vocab_size} tokens")
         for index, ids in enumerate(token_ids):
             name = names[index] if names else f"prompt {index}"
-            wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
-            if wrong is not None:
-                raise InputError(f"{name}: token id {wrong} is out of range; the vocabulary has {vocab_size} tokens")
+            self.check_ids(ids, f"{name}: token id")
             most_new = params.max_tokens or 1
             if limit is not None and len(ids) + most_new > limit:
                 raise InputError(
                     f"{name}: {len(ids)} tokens and max_tokens = {most_new} more exceed the models' {limit} "
                     "positions; shorten the prompt or lower max_tokens"
                 )
+
+    def check_params(self, params: SamplingParams) -> None:
+        """Raise InputError if `params` need a BAD that is missing, or tokens that the models do not have."""
+        if params.contrast_strength and self.bad is None:
+            raise InputError(
+                f"contrast_strength = {params.contrast_strength:g}: there is no BAD; pass bad=, dropout= or layers=, "
+                "or set contrast_strength=0"
+            )
+        self.check_ids(params.stop_token_ids, "stop_token_ids:")
+
+    def check_ids(self, ids: Iterable[int], name: str) -> None:
+        """Raise InputError if a token id is out of range; the message begins with `name`."""
+        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        if wrong is not None:
+            raise InputError(f"{name} {wrong} is out of range; the vocabulary has {self.vocab_size} tokens")
 
 
 class WaitingSequence(NamedTuple):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
-from cdgen.models.tokenizers import encode
+from cdgen.models.tokenizers import decode, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,12 +29,6 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, name: str, pa
     ids: list[int] = encode(tokenizer, text, name, add_special=True, parse_special=parse_special)
     adds_eos = len(ids) > 0 and ids[-1] == tokenizer.eos_token_id
     return ids[:-1] if adds_eos and not (parse_special and text.endswith(tokenizer.eos_token)) else ids
-
-
-def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip_special_tokens: bool) -> str:
-    """Return the text of token ids; spaces are not cleaned up."""
-    options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
-    return str(tokenizer.decode(ids, **options))
 
 
 def prompt_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip_special_tokens: bool) -> str:

@@ -24,6 +24,7 @@ from cdgen.storage.folder import OutputFolder, file_sha256
 from cdgen.storage.manifest import Manifest
 
 NAME = manifests.FILE_NAMES[manifests.RESULTS]
+HEADER = ("model", "task", "items", "result")  # columns of the table of results
 _REMEDY = "restore it, or evaluate into another folder"
 
 
@@ -265,12 +266,23 @@ def arrays(table: Mapping[str, Sequence[Any]], items: Sequence[Item], where: str
     return found | {"group": np.array([item.group for item in items])}
 
 
+def rows(entries: Sequence[Entry]) -> list[tuple[str, str, str, str]]:
+    """Return a table of results: per model and task, the names of both, the number of items, and the metrics."""
+    return [
+        (
+            scores_name(entry.model, "").split("/")[1],
+            entry.task["name"],
+            str(entry.task["items"]),
+            ", ".join(f"{metric} {value:.4g}" for metric, value in entry.values.items()),
+        )
+        for entry in entries
+    ]
+
+
 def lines(entries: Sequence[Entry]) -> Iterator[str]:
     """Iterate over the lines of a table of results: a line per model and task, with the task's metrics."""
-    names = [scores_name(entry.model, "").split("/")[1] for entry in entries]
-    model_width = max([5, *map(len, names)])
-    task_width = max([4, *(len(entry.task["name"]) for entry in entries)])
-    yield f"{'model':<{model_width}}  {'task':<{task_width}}  {'items':>6}  result"
-    for name, entry in zip(names, entries, strict=True):
-        values = ", ".join(f"{metric} {value:.4g}" for metric, value in entry.values.items())
-        yield f"{name:<{model_width}}  {entry.task['name']:<{task_width}}  {entry.task['items']:>6}  {values}"
+    found = rows(entries)
+    model_width = max([5, *(len(model) for model, *_ in found)])
+    task_width = max([4, *(len(task) for _, task, *_ in found)])
+    for model, task, items, result in [HEADER, *found]:
+        yield f"{model:<{model_width}}  {task:<{task_width}}  {items:>6}  {result}"

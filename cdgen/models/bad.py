@@ -44,6 +44,13 @@ def dropout_rate(value: Any) -> float:
     return p
 
 
+def derived(good: LanguageModel, dropout: float | None, layers: int | None) -> LanguageModel | None:
+    """Return the BAD that is made from GOOD with one of the two options, or None if both are None."""
+    if dropout is not None:
+        return attention_dropout(good, dropout)
+    return None if layers is None else first_layers(good, layers)
+
+
 def attention_dropout(good: LanguageModel, p: float) -> LanguageModel:
     """Return GOOD with attention dropout switched on while it decodes (the dropout BAD of Ulm et al. 2025).
 

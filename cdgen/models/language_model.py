@@ -110,21 +110,34 @@ class LanguageModel:
     def last_logits(
         self, ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, cache: InPlaceCache
     ) -> torch.Tensor:
-        """Run one forward pass; return the logits of the last position, [B, width].
+        """Run one forward pass; return the logits of the last position, [B, width]. See :meth:`logits`."""
+        return self.logits(ids, attention_mask, position_ids, cache, last_only=True)[:, -1]
+
+    def logits(
+        self,
+        ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        cache: InPlaceCache,
+        last_only: bool = False,
+    ) -> torch.Tensor:
+        """Run one forward pass; return the logits of all new positions, [B, T, width].
 
         Args:
             ids: int64 [B, T], the new tokens.
             attention_mask: int64 [B, length so far + T], 0 at padding.
             position_ids: int64 [B, T].
             cache: extended by T positions.
+            last_only: whether the logits of the last position suffice: those of the others are left out if the model
+                can do without them.
         """
         inputs = {"input_ids": ids, "attention_mask": attention_mask, self.cache_argument: cache, "use_cache": True}
         if "position_ids" in self._accepts:  # not for ALiBi, which counts positions from the mask
             inputs["position_ids"] = position_ids
-        if "logits_to_keep" in self._accepts:
+        if last_only and "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = 1
-        logits: torch.Tensor = self.module(**inputs).logits  # [B, 1 or T, width]
-        return logits[:, -1]
+        logits: torch.Tensor = self.module(**inputs).logits
+        return logits
 
     def _probe(self) -> int:
         """Return the width of the logits. The pass over one token also shows whether the cache is used."""

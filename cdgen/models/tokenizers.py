@@ -103,6 +103,12 @@ def encode(
         raise InputError(f"{name}: cannot be encoded: {_why(text, error)}") from error
 
 
+def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip_special_tokens: bool) -> str:
+    """Return the text of token ids; spaces are not cleaned up."""
+    options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+    return str(tokenizer.decode(ids, **options))
+
+
 def encode_with_offsets(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], name: str
 ) -> list[tuple[list[int], list[tuple[int, int]]]]:

@@ -7,13 +7,13 @@ corpus has a `_manifest.json`, whose name makes readers of Parquet folders skip 
 
 import json
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import checked_json
+from cdgen.storage import manifest_fields as fields
 from cdgen.storage.folder import OutputFolder
 
 GENERATED, PREPARED, TOKENIZER, RUN = "generated", "prepared", "tokenizer", "run"
@@ -36,78 +36,14 @@ _NOUNS = {
     RESULTS: "results of an evaluation",
     COMPARISON: "a comparison",
 }
-_MODEL = {"name": str, "fingerprint": str}
-# cdgen may delete files that a manifest lists, so a manifest may list only names that cdgen itself gives to files.
-_SHARD_NAME = re.compile(r"data/train-\d{5,}\.(parquet|jsonl\.gz)")
-_DOCUMENTS_NAME = re.compile(r"_documents/\d{5,}\.(parquet|jsonl\.gz)")
-_SPLIT_NAME = re.compile(r"(train|test|seeds)\.parquet")
-_TOKENIZER_NAME = re.compile(r"tokenizer(_config)?\.json")
-_SCORES_NAME = re.compile(r"scores/\w[\w.-]*/\w[\w.-]*\.parquet")
-_COMPARISON_NAME = re.compile(r"comparison\.(md|tex)")
-_CHECKPOINT_FILE = re.compile(r"\w[\w.-]*")
-_SHARD = {
-    "number": int,
-    "name": _SHARD_NAME,
-    "rows": int,
-    "tokens": int,
-    "new_tokens": int,
-    "errors": int,
-    "sha256": str,
-    "environment": int,
-    "documents?": {"name": _DOCUMENTS_NAME, "rows": int, "sha256": str},
+_FIELDS = {
+    GENERATED: fields.GENERATED,
+    PREPARED: fields.PREPARED,
+    TOKENIZER: fields.TOKENIZER,
+    RUN: fields.RUN,
+    RESULTS: fields.RESULTS,
+    COMPARISON: fields.COMPARISON,
 }
-_TOTALS = {"documents": int, "words": int, "bytes": int}
-FIELDS: dict[str, dict[str, Any]] = {  # a declaration of :mod:`cdgen.storage.checked_json`
-    GENERATED: {
-        "settings": {"ignore_eos": bool, "split_documents": bool, "format": re.compile(r"parquet|jsonl\.gz")},
-        "models": {"good": _MODEL, "bad": (_MODEL, None)},
-        "seeds": {"fingerprint": str},
-        "environments": [dict],
-        "complete": bool,
-        "counts": {"shards": int, "documents": int, "tokens": int, "new_tokens": int, "errors": int},
-        "shards": [_SHARD],
-        "replaces?": [re.compile(f"{_SHARD_NAME.pattern}|{_DOCUMENTS_NAME.pattern}")],
-    },
-    PREPARED: {
-        "settings": dict,
-        "sources": [dict],
-        "fingerprint": str,
-        "counts": {
-            "train": _TOTALS, "test": _TOTALS, "seeds": _TOTALS, "duplicates": int, "over_budget": int, "empty": int
-        },
-        "files": {_SPLIT_NAME: {"sha256": str}},
-        "replaces?": [_SPLIT_NAME],
-    },
-    TOKENIZER: {
-        "corpus_sha256": str,
-        "fingerprint": str,
-        "entries": int,
-        "files": {_TOKENIZER_NAME: str},
-        "replaces?": [_TOKENIZER_NAME],
-    },
-    RUN: {
-        "config": dict,
-        "inputs": dict,
-        "environments": [dict],
-        "checkpoints": [{"step": int, "loss": float, "perplexity": (float, None), "files": {_CHECKPOINT_FILE: str}}],
-    },
-    RESULTS: {
-        "environments": [dict],
-        "results": [
-            {
-                "model": {"label": str, "seed": (int, None), "step": (int, None), "name": str, "fingerprint": str},
-                "task": {
-                    "name": str, "form": str, "convention": str, "items": int, "fingerprint": str, "metrics": [dict]
-                },
-                "values": dict,
-                "name": _SCORES_NAME,
-                "sha256": str,
-                "environment": int,
-            }
-        ],
-    },
-    COMPARISON: {"baseline": str, "files": {_COMPARISON_NAME: str}},
-}  # fmt: skip
 
 Manifest = dict[str, Any]
 
@@ -143,7 +79,7 @@ def read(folder: Path, kind: str, remedy: str = "choose another folder") -> Mani
         raise CorpusError(
             f"{path}: has format version {version!r}, but this version of cdgen reads {_VERSIONS[kind]}; {remedy}"
         )
-    if fault := checked_json.fault(manifest, FIELDS[kind]):
+    if fault := checked_json.fault(manifest, _FIELDS[kind]):
         raise CorpusError(f"{path}: is damaged: {fault}; {remedy}")
     checked: Manifest = manifest
     return checked
@@ -174,7 +110,7 @@ def is_whole(folder: Path) -> bool:
 
 def is_shard_name(name: str) -> bool:
     """Return whether a file of a generated corpus, or of its documents, may have this name."""
-    return bool(_SHARD_NAME.fullmatch(name) or _DOCUMENTS_NAME.fullmatch(name))
+    return bool(fields.SHARD_NAME.fullmatch(name) or fields.DOCUMENTS_NAME.fullmatch(name))
 
 
 def _kind(manifest: Any) -> str | None:

@@ -1,5 +1,6 @@
-"""Progress of long commands: a bar on a terminal, a line every few seconds elsewhere, or nothing."""
+"""Progress of long commands: a bar on a terminal or in a notebook, a line every few seconds elsewhere, or nothing."""
 
+import importlib.util
 import sys
 import time
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -27,7 +28,7 @@ class Progress(Protocol):
         Args:
             total: number of units in the whole phase, or None if it is not known.
             done: number of units that were finished by an earlier command.
-            unit: "documents", "steps", :data:`ITEMS` or :data:`BYTES`.
+            unit: "documents", "continuations", "steps", :data:`ITEMS` or :data:`BYTES`.
             verb: "to write", "to train" or "to score"; for bytes "read", "written" or "tokenised".
             tokens_per_unit: number of tokens in a unit, or the greatest number if units differ. With it, the time left
                 is estimated from tokens, which are counted more often than units.
@@ -249,14 +250,27 @@ class Bar:
 
 
 def choose(quiet: bool) -> Progress:
-    """Return the display that suits standard error: a bar on a terminal, else lines; nothing if `quiet`."""
+    """Return the display that suits standard error: a bar on a terminal or in a notebook, else lines.
+
+    Args:
+        quiet: whether to show nothing.
+    """
     if quiet:
         return Silent()
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() and not _is_notebook():
         return Lines(sys.stderr)
     from rich.console import Console
 
     return Bar(Console(stderr=True))
+
+
+def _is_notebook() -> bool:
+    """Return whether this is a notebook in which rich can show a bar, for which it needs ipywidgets."""
+    if "IPython" not in sys.modules:  # spares the import of rich
+        return False
+    from rich.console import Console
+
+    return Console().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _columns(unit: str, verb: str) -> list["ProgressColumn"]:

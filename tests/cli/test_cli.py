@@ -26,7 +26,7 @@ from cdgen.training.config import FIELDS as TRAIN_FIELDS
 Outcome = tuple[int, str]  # exit code, and what was printed
 HELP = [("--help",), *((*command, "--help") for command in (
     ("generate",), ("prepare",), ("tokenizer",), ("train",), ("models",), ("models", "ls"), ("run",), ("plan",),
-    ("demo",), ("info",), ("evaluate",), ("compare",), ("corpus-stats",),
+    ("demo",), ("info",), ("show",), ("report",), ("evaluate",), ("compare",), ("corpus-stats",),
 ))]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_plan_offers_every_data_sheet() -> None:
     ],
 )
 def test_min_p_is_alpha_without_contrast(argv: tuple[str, ...], alpha: float, contrast: float) -> None:
-    args = build_parser().parse_args(["generate", "--good", "g", "--seeds", "s", "--out", "o", *argv])
+    args = build_parser().parse_args(["generate", "--good", "g", "--bad", "b", "--seeds", "s", "--out", "o", *argv])
     params = sampling_params(args)
     assert (params.alpha, params.contrast_strength) == (alpha, contrast)
 

@@ -135,7 +135,7 @@ def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(
     def run() -> list[str]:
         executed.clear()
         lines.clear()
-        assert run_stages(stages(recipe, tmp_path), tmp_path, execute, lines.append) == 0
+        assert run_stages(stages(recipe, tmp_path), tmp_path, "r", execute, lines.append) == 0
         return executed
 
     assert run()[-2:] == ["evaluation", "comparison"]

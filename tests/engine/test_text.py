@@ -13,7 +13,8 @@ from cdgen import ContrastiveLM, SamplingParams
 from cdgen.corpus.seeds import Seed
 from cdgen.corpus.writer import write_corpus
 from cdgen.engine.outputs import CompletionOutput
-from cdgen.engine.text import StopStrings, decode, decode_after, decode_parts, prompt_text
+from cdgen.engine.text import StopStrings, decode_after, decode_parts, prompt_text
+from cdgen.models.tokenizers import decode
 from cdgen.storage.folder import OutputFolder
 from tests.helpers.tiny_models import SENTENCES, make_tokenizer
 

@@ -1,13 +1,14 @@
 """The folder of a comparison."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cdgen.errors import CorpusError
-from cdgen.evaluation.comparison.folder import write
+from cdgen.evaluation.comparison.folder import read, write
 from cdgen.storage import manifest as manifests
 from tests.evaluation.test_tables import comparison
 
@@ -52,3 +53,28 @@ def test_a_folder_of_another_kind_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(manifests.new(manifests.RESULTS)))
     with pytest.raises(CorpusError, match="describes results of an evaluation, not a comparison"):
         write(comparison(), tmp_path)
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path) is None
+    write(comparison(), tmp_path)
+    assert read(tmp_path) == comparison()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ('"baseline": "real"', '"baseline": "other"', "the baseline is not the first method"),
+        ('"resamples": ', '"resamples": "x', "cannot be read"),
+        ('"p": ', '"q": ', "has no field 'methods[1].mean_relative_change.p'"),
+        ('"interval": [', '"interval": [0.5,', "too many values to unpack"),
+        ('"task": "', '"task": "no ', "a method has no result on a task"),
+    ],
+)
+def test_a_damaged_comparison(tmp_path: Path, before: str, after: str, reason: str) -> None:
+    write(comparison(), tmp_path)
+    path = tmp_path / "comparison.json"
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+    with pytest.raises(CorpusError, match=rf"comparison\.json: .*{re.escape(reason)}"):
+        read(tmp_path)

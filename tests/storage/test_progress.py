@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cdgen.cli.app import _Handler
 from cdgen.storage import progress
-from cdgen.storage.progress import ITEMS, Bar, Lines, Pace
+from cdgen.storage.progress import ITEMS, Bar, Lines, Pace, Silent, choose
 
 
 class Clock:
@@ -133,3 +133,16 @@ def test_the_rate_of_items(clock: Clock) -> None:
     assert pace.rate(ITEMS) == "2.5 items/s" and pace.rate("steps") == "0 tokens/s"
     pace.advance(50)
     assert pace.rate(ITEMS) == "15 items/s"
+
+
+def test_a_notebook_shows_a_bar_if_rich_can_draw_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich draws it with ipywidgets, and only warns if they are missing."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert isinstance(choose(quiet=False), Lines) and isinstance(choose(quiet=True), Silent)
+    monkeypatch.setitem(sys.modules, "IPython", sys)
+    assert isinstance(choose(quiet=False), Lines), "IPython on a terminal"
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
+    assert isinstance(choose(quiet=False), Lines)
+    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: name)
+    assert isinstance(choose(quiet=False), Bar)

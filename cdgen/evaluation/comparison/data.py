@@ -1,6 +1,7 @@
 """The comparison of methods with a baseline: estimates, intervals, p-values and detectable effects."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 Interval: TypeAlias = tuple[float, float]
@@ -138,6 +139,53 @@ class Comparison:
         """Return the comparison as a JSON object."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Comparison":
+        """Return a comparison from the JSON object of :meth:`as_json`, whose types are checked.
+
+        Raises:
+            ValueError: an interval has not two limits, the baseline is not the first method, or a method has no result
+                on a task.
+        """
+        plain = {name: found[name] for name in ("baseline", "checkpoint", "resamples", "confidence", "seed")}
+        comparison = cls(
+            **plain,
+            methods=tuple(MethodSummary(**_with_effects(each, MethodSummary)) for each in found["methods"]),
+            tasks=tuple(TaskSummary(**_fields(each, TaskSummary)) for each in found["tasks"]),
+            results=tuple(_task_result(each) for each in found["results"]),
+            warnings=tuple(found["warnings"]),
+        )
+        if [one.method for one in comparison.methods[:1]] != [comparison.baseline]:
+            raise ValueError("the baseline is not the first method")
+        places = {(one.method, one.task) for one in comparison.results}
+        if any((method.method, task.name) not in places for method in comparison.methods for task in comparison.tasks):
+            raise ValueError("a method has no result on a task")
+        return comparison
+
     def result(self, method: str, task: str) -> TaskResult:
         """Return the result of a method on a task."""
         return next(one for one in self.results if (one.method, one.task) == (method, task))
+
+
+def _fields(found: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Return the fields of a dataclass in a JSON object."""
+    return {field.name: found[field.name] for field in fields(kind)}
+
+
+def _with_effects(found: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Return the fields of a dataclass in a JSON object; JSON objects among them become effects."""
+    return {name: _effect(value) if isinstance(value, dict) else value for name, value in _fields(found, kind).items()}
+
+
+def _effect(found: Mapping[str, Any]) -> Effect:
+    return Effect(**_fields(found, Effect) | {"interval": _interval(found["interval"])})
+
+
+def _task_result(found: Mapping[str, Any]) -> TaskResult:
+    runs = tuple(RunValue(**_fields(each, RunValue)) for each in found["runs"])
+    return TaskResult(**_with_effects(found, TaskResult) | {"runs": runs, "interval": _interval(found["interval"])})
+
+
+def _interval(found: list[float]) -> Interval:
+    low, high = found
+    return low, high

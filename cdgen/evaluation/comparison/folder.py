@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 from cdgen.errors import CorpusError
 from cdgen.evaluation.comparison.data import Comparison
@@ -37,3 +38,17 @@ def write(comparison: Comparison, out: str | os.PathLike[str]) -> None:
                 )
         manifest = manifests.new(manifests.COMPARISON) | comparison.as_json() | {"files": digests}
         folder.write_all({**contents, manifests.FILE_NAMES[manifests.COMPARISON]: manifests.encode(manifest)})
+
+
+def read(folder: Path) -> Comparison | None:
+    """Return the comparison in a folder, or None if it has none.
+
+    Raises:
+        CorpusError: comparison.json is damaged.
+    """
+    manifest = manifests.read(folder, manifests.COMPARISON)
+    try:
+        return None if manifest is None else Comparison.from_json(manifest)
+    except ValueError as error:
+        path = folder / manifests.FILE_NAMES[manifests.COMPARISON]
+        raise CorpusError(f"{path}: is damaged: {error}; rerun cdgen compare") from error

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cdgen.engine.device_state import sampling_tensors
+from cdgen.engine.distribution import kept_scores
 from cdgen.engine.requests import ModelPair
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
@@ -23,8 +23,6 @@ from cdgen.evaluation.scoring.batching import cut, default_batch_tokens
 from cdgen.evaluation.scoring.conventions import Tokens
 from cdgen.evaluation.scoring.scorer import TokenScores
 from cdgen.rng import private_noise, seed_noise
-from cdgen_kernels.checks import outside_mode
-from cdgen_kernels.reference import contrastive_scores, keep_top
 
 _PADDING = 256  # maximum number of padding tokens in a batch
 _LOGITS = 2**26  # logits of each model in memory at once
@@ -37,16 +35,11 @@ def contrastive_logprobs(good: Tensor, bad: Tensor, params: SamplingParams) -> T
     Args:
         good: GOOD's logits [N, V], before the temperature.
         bad: BAD's logits [N, V].
-        params: parameters, of which `alpha`, `contrast_strength`, `good_weight`, `temperature`, `top_k`, `top_p` and
-            `outside_head` are used.
+        params: parameters; see :func:`~cdgen.engine.distribution.kept_scores`.
     Returns:
         Log-probabilities float64 [N, V] (natural logarithm); -inf for tokens that cannot be drawn.
     """
-    sampling = sampling_tensors(params, len(good), good.device)
-    scores = contrastive_scores(good.float(), bad.float(), sampling, *outside_mode(params.outside_head))
-    if params.top_k or params.top_p < 1:
-        scores = keep_top(scores, sampling.top_k, sampling.top_p)
-    return scores.log_softmax(1)
+    return kept_scores(good, bad, params).log_softmax(1)
 
 
 class ContrastiveScorer:

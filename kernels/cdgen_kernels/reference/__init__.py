@@ -10,11 +10,13 @@ from cdgen_kernels.reference.layers import (
 )
 from cdgen_kernels.reference.noise import gumbel, philox, philox_block
 from cdgen_kernels.reference.sampling import (
+    allowed_logits,
     contrastive_sample,
     contrastive_scores,
     gather_logits,
     keep_top,
     linear_cross_entropy,
+    log_softmax,
     sample_candidates,
     select_candidates,
     select_candidates_linear,
@@ -22,6 +24,7 @@ from cdgen_kernels.reference.sampling import (
 
 __all__ = [
     "add_rms_norm",
+    "allowed_logits",
     "contrastive_sample",
     "contrastive_scores",
     "dropped",
@@ -30,6 +33,7 @@ __all__ = [
     "keep_top",
     "linear_cross_entropy",
     "linear_rows",
+    "log_softmax",
     "paged_attention",
     "philox",
     "philox_block",

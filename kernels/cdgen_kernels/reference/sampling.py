@@ -54,8 +54,14 @@ def _banned_mask(banned: Tensor | None, shape: torch.Size, device: torch.device)
     return mask[:, :-1]
 
 
-def _allowed(good: Tensor, banned: Tensor | None, vocab_size: int) -> Tensor:
-    """Return GOOD's logits [B, V] with banned tokens at -inf, in float32 (float64 for float64 logits)."""
+def allowed_logits(good: Tensor, banned: Tensor | None, vocab_size: int) -> Tensor:
+    """Return GOOD's logits [B, V] with banned tokens at -inf, in float32 (float64 for float64 logits).
+
+    Args:
+        good: logits [B, V'].
+        banned: int64 [B, N], banned token ids; those out of range, such as -1, ban nothing. Or None.
+        vocab_size: number of tokens V, at most V'.
+    """
     good = good[:, :vocab_size]
     good = good if good.dtype == torch.float64 else good.float()
     return good.masked_fill(_banned_mask(banned, good.shape, good.device), -torch.inf)
@@ -172,7 +178,7 @@ def select_candidates(
     good: Tensor, margin: Tensor, banned: Tensor | None, vocab_size: int, capacity: int
 ) -> Candidates:
     """List the candidates of each row in the order of their ids. See :func:`cdgen_kernels.select_candidates`."""
-    allowed = _allowed(good, banned, vocab_size)
+    allowed = allowed_logits(good, banned, vocab_size)
     mask, max_logit = _candidate_mask(allowed, margin)
     count = mask.sum(1)
     count = torch.where(max_logit == -torch.inf, NOTHING_POSSIBLE, count)
@@ -197,7 +203,7 @@ def contrastive_sample(
     logprobs: bool,
 ) -> Samples:
     """Draw one token per row from the logits of both models. See :func:`cdgen_kernels.contrastive_sample`."""
-    allowed = _allowed(good, banned, vocab_size)
+    allowed = allowed_logits(good, banned, vocab_size)
     bad = torch.zeros_like(allowed) if bad is None else bad[:, :vocab_size]
     score = keep_top(contrastive_scores(allowed, bad, sampling, outside, value), sampling.top_k, sampling.top_p)
     token = _draw(score, sampling)

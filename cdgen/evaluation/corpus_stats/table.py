@@ -1,5 +1,6 @@
-"""The table of `cdgen corpus-stats`: one column per corpus, one row per figure."""
+"""The table of statistics of corpora: one column per corpus, one row per figure."""
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -11,23 +12,51 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = "tuple[str, Callable[[CorpusStats], str]]"
 _ABSENT = "-"
+_WIDTH = 105  # columns of the lines below the table
 
 
 def lines(found: "Sequence[CorpusStats]", against: str | None = None) -> Iterator[str]:
-    """Iterate over the lines of the table and of the notes below it.
+    """Iterate over the lines of the table and of the notes below it, for a terminal.
 
     Args:
         found: statistics of corpora that were measured together.
         against: name of the training text, if any.
     """
-    rows = list(_rows(found, against))
-    cells = [["", *_names([each.name for each in found])]]
-    cells += [[title, *(value(each) for each in found)] for title, value in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for title, *values in cells:
+    table = cells(found, against)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for title, *values in table:
         yield "  ".join([title.ljust(widths[0]), *(v.rjust(w) for v, w in zip(values, widths[1:], strict=True))])
     yield ""
-    yield from _notes(found, against)
+    for note in notes(found, against):
+        yield from textwrap.wrap(note, _WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def cells(found: "Sequence[CorpusStats]", against: str | None = None) -> list[list[str]]:
+    """Return the rows of the table, the names of the corpora first; the first cell of each row is its title.
+
+    See :func:`lines` for arguments.
+    """
+    rows = [[title, *(value(each) for each in found)] for title, value in _rows(found, against)]
+    return [["", *_names([each.name for each in found])], *rows]
+
+
+def notes(found: "Sequence[CorpusStats]", against: str | None = None) -> Iterator[str]:
+    """Iterate over the sentences below the table, which say how figures are defined and what was scored.
+
+    See :func:`lines` for arguments.
+    """
+    yield (
+        "n-gram diversity: product of distinct / total n-grams for n = 2, 3, 4. It falls as a corpus grows: only "
+        "compare figures for the same number of words."
+    )
+    if against is not None:
+        yield f"copied: share of the n-grams that occur in {escaped(against)}; - for that text itself."
+    for one in found:
+        if one.contrast is not None:
+            yield (
+                f"scored in {escaped(one.name)}: {one.contrast.documents:,} documents, their first 512 tokens, "
+                f"{one.contrast.tokens:,} tokens"
+            )
 
 
 def _rows(found: "Sequence[CorpusStats]", against: str | None) -> "Iterator[Row]":
@@ -86,19 +115,6 @@ def _candidates(high: int) -> "Callable[[CorpusStats], str]":
 
 def _ended(one: "CorpusStats") -> str:
     return _percent(one.end_of_text.ended / one.end_of_text.texts) if one.end_of_text else _ABSENT
-
-
-def _notes(found: "Sequence[CorpusStats]", against: str | None) -> Iterator[str]:
-    yield "n-gram diversity: product of distinct / total n-grams for n = 2, 3, 4. It falls as a corpus grows: only"
-    yield "compare figures for the same number of words."
-    if against is not None:
-        yield f"copied: share of the n-grams that occur in {escaped(against)}; - for that text itself."
-    for one in found:
-        if one.contrast is not None:
-            yield (
-                f"scored in {escaped(one.name)}: {one.contrast.documents:,} documents, their first 512 tokens, "
-                f"{one.contrast.tokens:,} tokens"
-            )
 
 
 def _names(names: list[str]) -> list[str]:

@@ -1,0 +1,93 @@
+"""What evaluations found: a comparison that was written, one that is computed now, or the results alone."""
+
+import shlex
+from collections.abc import Callable, Sequence
+
+from cdgen.errors import CorpusError, InputError
+from cdgen.evaluation import results
+from cdgen.evaluation.comparison import folder
+from cdgen.evaluation.comparison.compare import compare
+from cdgen.evaluation.comparison.data import Comparison
+from cdgen.report.content import Outcome, Table
+from cdgen.report.parts import Part, of_kind
+from cdgen.report.wording import counted, joined
+from cdgen.storage import manifest as manifests
+
+_DEFAULTS = {"checkpoint": "best", "resamples": 1000, "confidence": 0.95, "seed": 0}  # options of `cdgen compare`
+
+
+def read_outcome(parts: Sequence[Part], note: Callable[[str], None]) -> Outcome | None:
+    """Return the comparison among the parts of a report, or else that of the results, or else the results alone.
+
+    Args:
+        parts: the parts of the report.
+        note: receives what is left out, and why.
+    Returns:
+        None if nothing was evaluated.
+    """
+    evaluated = of_kind(parts, manifests.RESULTS)
+    compared = of_kind(parts, manifests.COMPARISON)
+    comparison = _written(compared, note) or _computed(evaluated, note)
+    if comparison is not None:
+        return Outcome(comparison, None, _command(comparison, evaluated) if evaluated else "")
+    entries = []
+    for part in evaluated:
+        try:
+            entries += results.read(part.path)
+        except (InputError, CorpusError) as error:
+            note(f"{part.name} is left out: {error}")
+    return Outcome(None, Table(results.HEADER, tuple(results.rows(entries))), "") if entries else None
+
+
+def summary(comparison: Comparison) -> str:
+    """Return a comparison in one sentence."""
+    others = comparison.methods[1:]
+    changes = {one.method: one.mean_relative_change for one in others if one.mean_relative_change is not None}
+    methods = counted(len(others), "method was", "methods were")
+    start = f"{methods} compared with {comparison.baseline} on {counted(len(comparison.tasks), 'task')}"
+    if not changes:
+        return f"{start}; no task qualifies for the mean relative change."
+    better = [name for name, one in changes.items() if one.p_corrected <= 1 - comparison.confidence]
+    worse = [name for name, one in changes.items() if name not in better and one.interval[1] < 0]
+    said = [_that_are(better, "better") if better else "no improvement could be shown"]
+    said += [_that_are(worse, "worse")] if worse else []
+    return f"{start}; {'; '.join(said)}."
+
+
+def _that_are(methods: Sequence[str], what: str) -> str:
+    return f"{joined(methods)} {'is' if len(methods) == 1 else 'are'} {what}"
+
+
+def _written(compared: Sequence[Part], note: Callable[[str], None]) -> Comparison | None:
+    """Return the first comparison that can be read."""
+    found = None
+    for part in compared:
+        if found is not None:
+            note(f"{part.name} is left out: a report shows one comparison.")
+            continue
+        try:
+            found = folder.read(part.path)
+        except CorpusError as error:
+            note(f"{part.name} is left out: {error}")
+    return found
+
+
+def _computed(evaluated: Sequence[Part], note: Callable[[str], None]) -> Comparison | None:
+    """Return the comparison of results with the default baseline; None if they have one label, or no baseline."""
+    labels = {entry["model"]["label"] for part in evaluated for entry in part.manifest["results"]}
+    if len(labels) < 2:
+        return None
+    try:
+        return compare([part.path for part in evaluated])
+    except (InputError, CorpusError, OSError) as error:
+        note(f"The results are not compared: {error}")
+        return None
+
+
+def _command(comparison: Comparison, evaluated: Sequence[Part]) -> str:
+    """Return the command that computes a comparison from results."""
+    argv = ["cdgen", "compare", *(str(part.path) for part in evaluated), "--baseline", comparison.baseline]
+    for name, default in _DEFAULTS.items():
+        value = getattr(comparison, name)
+        argv += [] if value == default else [f"--{name}", str(value)]
+    return shlex.join(argv)
