@@ -86,7 +86,8 @@ good_hidden, bad_hidden, good_output_weight, bad_output_weight = (torch.randn(n,
 }
 # Commands in the order in which their examples are typed: each uses what the ones before have written.
 COMMANDS = (
-    "prepare", "tokenizer", "train", "models ls", "generate", "show", "corpus-stats", "report", "run", "plan", "demo", "info",
+    "prepare", "tokenizer", "train", "models ls", "generate", "show", "corpus-stats", "report", "run", "plan", "demo",
+    "info",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow

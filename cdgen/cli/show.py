@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
         from cdgen.viewer.terminal import print_explanation
 
-        print_explanation(Console(), explanation)
+        console = Console()
+        with console.capture() as captured:  # rich itself would exit with an error if the reader of a pipe stops early
+            print_explanation(console, explanation)
+        print(captured.get(), end="")
     if out is not None:
         print(f"{escaped(out)}: {_summary(explanation)}")
     return 0
@@ -96,10 +99,12 @@ def _text(given: str) -> str:
     """Return the text, which "-" reads from standard input, without the newline at its end.
 
     Raises:
-        InputError: standard input is not UTF-8.
+        InputError: standard input is closed, or is not UTF-8.
     """
     if given != "-":
         return given
+    if sys.stdin is None:
+        raise InputError("standard input: is closed; give the text itself instead of -")
     try:
         return sys.stdin.buffer.read().decode().removesuffix("\n")
     except UnicodeDecodeError as error:

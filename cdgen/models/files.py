@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,7 +39,7 @@ def locate(source: str | Path, trust_remote_code: bool = False) -> Located:
     name = str(source)
     if not name or _NOT_IN_NAMES.search(name):
         raise InputError(f"{name!r}: no such folder or file")
-    path = Path(resolve(source)).expanduser()
+    path = Path(os.path.expanduser(resolve(source)))
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"{source}: is a file; use a folder with config.json and safetensors, or a .gguf file")

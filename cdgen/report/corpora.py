@@ -86,8 +86,8 @@ class CorporaReader:
             return Corpus(part.name, kind, "", "", "", (), "", None, True, None)
         good, bad = pair_of(part, self._names)
         params = params_of(part)
-        about, count = part.manifest["seeds"], part.manifest["seeds"].get("count")
-        seeds = f"{count:,} seeds" if type(count) is int else "seeds"
+        about = part.manifest["seeds"]
+        seeds = f"{about['count']:,} seeds" if "count" in about else "seeds"
         if about.get("prefix_tokens"):
             seeds += f", the first {about['prefix_tokens']} tokens of each"
         if params and params.n > 1:

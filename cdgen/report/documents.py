@@ -99,7 +99,7 @@ def choose(parts: Sequence[Part], names: Names) -> Chosen:
         if part.manifest["complete"]:
             try:
                 generated.append(_Generated(part, rows.read_seeds(part.path, part.manifest)))
-            except (CorpusError, OSError) as error:
+            except (InputError, CorpusError, OSError) as error:
                 chosen.notes.append(f"The documents of {part.name} are left out: {reason(error)}")
     groups = rows.groups([one.seeds for one in generated], COUNT)
     shown: set[Path] = set()

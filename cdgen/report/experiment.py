@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cdgen.errors import CorpusError
 from cdgen.report.content import Command, State
-from cdgen.report.parts import Part, find_part
+from cdgen.report.parts import Part, find_part, reason
 from cdgen.storage import stages
 
 _TASKS = {  # what is left to do, by the command of a stage
@@ -83,7 +83,7 @@ def _parts(folder: Path, order: Sequence[str], note: Callable[[str], None]) -> l
         try:
             found.append(find_part(folder / name, name))
         except (CorpusError, OSError) as error:  # a running experiment may just be replacing a folder
-            note(f"{name} is left out: {error}")
+            note(f"{name} is left out: {reason(error)}")
     return [part for part in found if part is not None]
 
 

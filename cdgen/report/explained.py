@@ -178,5 +178,5 @@ def _text_ids(lm: "ContrastiveLM", document: Document, source: Source) -> list[i
     ids = lm.prompt_ids(document.text, "a document", parse_special=special.get("parse_special", False))
     prompt = source.token_ids[: max(len(ids) - 1, 1)]  # the last token may differ, if the text is cut there
     if ids[: len(prompt)] != prompt:
-        raise InputError("the files that the seeds were read from have changed")
+        raise InputError("the files of the seeds have changed since, so these may be other texts")
     return ids

@@ -98,9 +98,10 @@ def find(paths: Sequence[str | os.PathLike[str]], note: Callable[[str], None]) -
         InputError, CorpusError: see :func:`read`.
     """
     experiment, given = None, []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
+    for name in paths:
+        path = Path(name)
+        if not os.fspath(name) or not path.exists():  # Path("") would be the current folder
+            raise InputError(f"{name or repr(name)}: no such file or folder")
         part = find_part(path, path.resolve().name) or find_text_part(path, path.name)
         if part is not None and part.kind in _KINDS:
             given.append(part)
@@ -117,8 +118,9 @@ def find(paths: Sequence[str | os.PathLike[str]], note: Callable[[str], None]) -
     parts = list(experiment.parts) if experiment else []
     for part in given:
         if not any(part.path.samefile(other.path) for other in parts):
-            taken = any(part.name == other.name for other in parts)
-            parts.append(replace(part, name=str(part.path)) if taken else part)
+            taken = {other.name for other in parts}
+            choices = (part.name, str(part.path), os.path.abspath(part.path))
+            parts.append(replace(part, name=next(one for one in choices if one not in taken)))
     return Found(experiment, parts)
 
 
@@ -158,4 +160,4 @@ def _summary(outcome: Outcome | None, models: Models | None, corpora: Corpora | 
         (len(models.runs) if models else 0, "training run", ""),
     )
     shown = [counted(count, one, several) for count, one, several in counts if count]
-    return f"{joined(shown).capitalize()}." if shown else "Nothing is finished yet."
+    return f"{joined(shown).capitalize()}." if shown else "There is nothing to show yet."

@@ -46,7 +46,7 @@ class Loader:
         pair = self._latest.pair
         for loaded, model in ((pair.good, first), (pair.bad, second)):
             if loaded is not None and model is not None and loaded.fingerprint != model.fingerprint:
-                raise InputError(f"{model.name}: has changed since it was used")
+                raise InputError(f"{model.name}: has changed since it was used; restore it")
         return self._latest
 
 

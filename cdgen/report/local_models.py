@@ -1,6 +1,7 @@
 """Models on this machine. Nothing is downloaded: a report may name models for which that would take hours."""
 
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ def check_local(source: str) -> None:
     Raises:
         InputError: it is not on this machine.
     """
-    if Path(resolve(source)).expanduser().exists():
+    if os.path.exists(os.path.expanduser(resolve(source))):
         return
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

@@ -116,7 +116,7 @@ class Names:
         source = f"{self.path(base)}@{which}" if at else str(self.path(name))
         if run is None or run.kind != manifests.RUN:
             return Model(name if source == name else Path(source).name, source, fingerprint)
-        return Model(f"{run.name}@{which}", source, fingerprint, run, int(which) if which.isdigit() else None)
+        return Model(f"{run.name}@{which}", source, fingerprint, run, int(which) if which.isdecimal() else None)
 
 
 def _checkpoints(found: Sequence[Part]) -> dict[str, list[tuple[Part, int]]]:
@@ -128,7 +128,7 @@ def _checkpoints(found: Sequence[Part]) -> dict[str, list[tuple[Part, int]]]:
             weights = sorted(name for name in files if name.endswith(".safetensors") and name != _STATE)
             digest = hashlib.sha256()  # as :attr:`cdgen.models.language_model.LanguageModel.fingerprint` is computed
             for name in ("config.json", *weights):
-                digest.update(files.get(name, "").encode())
+                digest.update(files.get(name, "").encode(errors="replace"))
             checkpoints.setdefault(f"sha256:{digest.hexdigest()}", []).append((run, one["step"]))
     return checkpoints
 

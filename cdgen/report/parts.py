@@ -40,7 +40,7 @@ def find_part(path: Path, name: str) -> Part | None:
         if not (path / file).exists():
             continue
         try:
-            manifest = manifests.read(path, kind)
+            manifest = manifests.read(path, kind, "restore it, or rerun the command that wrote it")
         except CorpusError as error:  # or a manifest of another kind, whose file has the same name
             damaged = damaged or error
             continue

@@ -216,7 +216,7 @@
         const view = explained[one.explained];
         const viewer = element("div");
         body.append(viewer);
-        cdgenViewer.mount(viewer, view, {legend: view.bad === null});
+        cdgenViewer.mount(viewer, view, {legend: view.bad === null, name: columns[one.column].label});
         if (one.rest) {
             const note = `Only the first ${view.tokens.length} tokens are scored. The rest of the text:`;
             const rest = plain(one.text.slice(-one.rest));
@@ -225,7 +225,7 @@
     }
 
     function plain(text) {
-        const made = element("p", "reader-text", text);
+        const made = element("p", "viewer-plain reader-text", text);
         made.dir = "auto";
         return made;
     }

@@ -17,7 +17,7 @@ def documents_view(documents: Documents) -> dict[str, Any]:
     reasons = {one.finish_reason for entry in documents.entries for one in entry.documents}
     return {
         "notes": documents.notes,
-        "columns": documents.columns,
+        "has_seeds": any(one.good for one in documents.columns),
         "labels": labels(documents.columns),
         "reasons": sorted(reasons - {""}),
         "has_real": "" in reasons,

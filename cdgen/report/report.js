@@ -1,6 +1,6 @@
 "use strict";
 
-// Buttons that copy a command or a citation. Without scripts there are none, and the text can be selected as usual.
+// Buttons that copy a command or a citation, and tab stops of tables. Without scripts, text can be selected as usual.
 (() => {
     const label = "Copy";
 
@@ -20,6 +20,15 @@
         }
         setTimeout(() => { button.textContent = label; }, 2000);
     }
+
+    // Only a table that scrolls needs to be a tab stop.
+    const tables = new ResizeObserver((changes) => {
+        for (const {target} of changes) {
+            if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+            else target.removeAttribute("tabindex");
+        }
+    });
+    for (const table of document.querySelectorAll(".scroll")) tables.observe(table);
 
     for (const block of document.querySelectorAll("pre[data-copy]")) {
         const button = document.createElement("button");

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdgen.corpus.records import all_fields
-from cdgen.errors import CorpusError
+from cdgen.errors import CorpusError, first_line
 from cdgen.storage.folder import file_sha256
 from cdgen.storage.manifest import Manifest
 
@@ -36,9 +36,9 @@ def read_seeds(folder: Path, manifest: Manifest) -> Seeds:
     """Read the seeds of a corpus. They take 16 bytes each.
 
     Raises:
-        CorpusError: a shard is missing or altered.
+        CorpusError: a shard is missing or altered, or has another number of rows than the manifest states.
     """
-    hashes, rows, number = [], [], 0
+    hashes, rows, number, stated = [], [], 0, 0
     for shard in manifest["shards"]:
         path = folder / shard["name"]
         check_shard(path, shard["sha256"])
@@ -48,6 +48,9 @@ def read_seeds(folder: Path, manifest: Manifest) -> Seeds:
                 of_shard.append(hashlib.blake2b(row["seed_id"].encode(), digest_size=8).digest())
                 rows.append(number)
             number += 1
+        stated += shard["rows"]
+        if number != stated:  # rows are found by these numbers
+            raise CorpusError(f"{folder}: the manifest states another number of rows for {shard['name']}; restore it")
         hashes.append(np.frombuffer(b"".join(of_shard), "<u8"))
     found = np.concatenate([np.empty(0, "<u8"), *hashes])
     order = np.argsort(found)
@@ -138,5 +141,8 @@ def _some_rows(path: Path, rows: list[int], columns: list[str]) -> Iterator[dict
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     # Columns are read piece by piece, so that the size of a row group does not matter.
-    with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
-        yield from file.iter_batches(batch_size=_BATCH, columns=columns)
+    try:
+        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
+            yield from file.iter_batches(batch_size=_BATCH, columns=columns)
+    except (pa.ArrowException, ValueError) as error:  # ValueError: a name that is not UTF-8
+        raise CorpusError(f"{path}: cannot be read: {first_line(error)}") from error

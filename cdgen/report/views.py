@@ -7,7 +7,7 @@ from markupsafe import Markup
 from cdgen.evaluation.comparison import tables
 from cdgen.evaluation.comparison.data import Comparison
 from cdgen.report import plots
-from cdgen.report.content import Ablation, Corpora, Models, Outcome, Table, TrainingRun
+from cdgen.report.content import Ablation, Corpora, Models, Outcome, Role, Table, TrainingRun
 from cdgen.report.corpus_plots import Measured, panels
 from cdgen.report.drawing import Look
 from cdgen.report.styles import Styles, group
@@ -83,6 +83,7 @@ def models_view(models: Models, styles: Styles) -> dict[str, Any]:
             curves.append(Curves(label, plot))
     shared, different = _settings(models.runs)
     return {
+        "has_bad": any(role.kind == "BAD" for role in _roles(models)),
         "curves": curves,
         "runs": _run_table(models.runs),
         "others": _others_table(models),
@@ -123,6 +124,14 @@ def _others_table(models: Models) -> Table:
 
 def _count(number: int | None) -> str:
     return _ABSENT if number is None else f"{number:,}"
+
+
+def _roles(models: Models) -> list[Role]:
+    """Return the roles of all models."""
+    return [
+        *(role for run in models.runs for role in run.roles),
+        *(role for one in models.others for role in one.roles),
+    ]
 
 
 def _uses(models: Models) -> list[tuple[str, list[str]]]:

@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
-_MODEL = {"name": str, "fingerprint": str}
+# What follows "+" is how a BAD is made from GOOD.
+_FINGERPRINT = re.compile(r"[^+]*(\+(dropout:\d+(\.\d+)?(e-\d+)?|layers:\d+))?")
+_MODEL = {"name": str, "fingerprint": _FINGERPRINT}
 # cdgen may delete files that a manifest lists, so a manifest may list only names that cdgen itself gives to files.
 SHARD_NAME = re.compile(r"data/train-\d{5,}\.(parquet|jsonl\.gz)")
 DOCUMENTS_NAME = re.compile(r"_documents/\d{5,}\.(parquet|jsonl\.gz)")
@@ -26,9 +28,22 @@ _SHARD = {
 _EFFECT = {"value": float, "interval": [float], "p": float, "p_corrected": float, "detectable": float}
 _TOTALS = {"documents": int, "words": int, "bytes": int}
 GENERATED: dict[str, Any] = {
-    "settings": {"ignore_eos": bool, "split_documents": bool, "format": re.compile(r"parquet|jsonl\.gz")},
+    "settings": {
+        "ignore_eos": bool,
+        "split_documents": bool,
+        "format": re.compile(r"parquet|jsonl\.gz"),
+        "eos_token_ids?": [int],
+    },
     "models": {"good": _MODEL, "bad": (_MODEL, None)},
-    "seeds": {"fingerprint": str},
+    "seeds": {
+        "fingerprint": str,
+        "count?": int,
+        "paths?": [str],
+        "field?": str,
+        "prefix_tokens?": (int, None),
+        "chunk_words?": (int, None),
+        "parse_special?": bool,
+    },
     "environments": [dict],
     "complete": bool,
     "counts": {"shards": int, "documents": int, "tokens": int, "new_tokens": int, "errors": int},
@@ -67,7 +82,7 @@ RESULTS: dict[str, Any] = {
     "environments": [dict],
     "results": [
         {
-            "model": {"label": str, "seed": (int, None), "step": (int, None), "name": str, "fingerprint": str},
+            "model": {"label": str, "seed": (int, None), "step": (int, None)} | _MODEL,
             "task": {"name": str, "form": str, "convention": str, "items": int, "fingerprint": str, "metrics": [dict]},
             "values": dict,
             "name": _SCORES_NAME,

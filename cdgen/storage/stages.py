@@ -107,8 +107,11 @@ def digest(folder: Path, argv: Sequence[str], inputs: Sequence[str]) -> str:
 
 def is_finished(folder: Path, stage: StageEntry) -> bool:
     """Return whether a stage has its output, and neither its command nor what it reads from has changed since."""
-    has_output = _fingerprint(folder / stage["name"]) is not None
-    return has_output and stage["digest"] == digest(folder, stage["argv"], stage["inputs"])
+    try:
+        has_output = _fingerprint(folder / stage["name"]) is not None
+        return has_output and stage["digest"] == digest(folder, stage["argv"], stage["inputs"])
+    except (OSError, ValueError):  # no permission, or a name that no folder can have
+        return False
 
 
 def _fingerprint(folder: Path) -> str | None:

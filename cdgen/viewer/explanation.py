@@ -35,8 +35,8 @@ class Prediction:
             if `outside_head` lets them be drawn. With temperature 0, that of temperature 1.
         listed: the tokens that are most likely to be drawn, in descending order of `logprob`; then the token itself and
             GOOD's most probable token, if they are not among them.
-        best_id: the token with the best score, which greedy decoding takes; it is the first of `listed`. If no token
-            can be drawn, since all are banned, it is `good_best_id`.
+        best_id: the token with the best score, which greedy decoding takes from the same candidates; it is the first of
+            `listed`. If no token can be drawn, since all are banned, it is `good_best_id`.
         good_best_id: GOOD's most probable token, whether it is banned or not.
     """
 

@@ -49,6 +49,8 @@ def print_explanation(console: "Console", explanation: Explanation) -> None:
     if table is not None:
         console.print()
         console.print(table)
+        if explanation.params.get("temperature") == 0:
+            console.print(Text("Temperature 0 takes the best score; p sampling is at temperature 1."))
 
 
 def _text(explanation: Explanation, coloured: bool) -> "Text":
@@ -125,8 +127,9 @@ def _row(place: int, prediction: Prediction, explanation: Explanation) -> dict[s
         _quoted(number, explanation)
         for number in (explanation.tokens[place].token_id, prediction.best_id, prediction.good_best_id)
     )
+    greedy = best if prediction.drawable else "none"  # all tokens are banned
     before = {"#": str(place), "token": token, **contrasts, "p GOOD": _percent(prediction.good), **bad}
-    return before | {"p sampling": _percent(prediction.logprob), "greedy": best, "GOOD's best": good_best}
+    return before | {"p sampling": _percent(prediction.logprob), "greedy": greedy, "GOOD's best": good_best}
 
 
 def _quoted(token_id: int, explanation: Explanation) -> str:

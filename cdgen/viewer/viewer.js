@@ -71,10 +71,10 @@ const cdgenViewer = (() => {
         const prompt = view.tokens.slice(0, view.promptLength).some((token) => !token.piece.isSpecial);
         const underlined = prompt ? [create("span", "viewer-prompt", "Underlined"), ": the prompt. "] : [];
         const keys = ["←", "→", "Home", "End"].flatMap((name) => [create("kbd", "", name), " "]);
-        const leaving = create("kbd", "", "Esc");
-        const hint = create("span", "viewer-hint", ...keys, "move in reading order, ", leaving, " leaves.");
         note("Candidates: tokens to which GOOD gives at least alpha times the probability of its most probable token.");
-        note(...underlined, "Point at a token or tap it to see what else could have come next. ", hint);
+        note(...underlined, "Point at a token or tap it to see what else could have come next.");
+        const leaving = create("kbd", "", "Esc");
+        element.append(create("p", "viewer-note viewer-hint", ...keys, "move in reading order, ", leaving, " leaves."));
         return element;
     }
 
@@ -125,18 +125,19 @@ const cdgenViewer = (() => {
         return {element: create("figure", "", create("figcaption", "", title), picture), mark};
     }
 
-    /* Builds the viewer of a document in an element, whose content it replaces.
-       options: strip (default true), legend (default true). */
-    function mount(element, view, {strip: hasStrip = true, legend: hasLegend = true} = {}) {
+    /* Builds the viewer of a document in an element, whose content it replaces. Without `legend` the page has its own.
+       A page with several viewers gives each a `name` for screen readers. */
+    function mount(element, view, {legend: hasLegend = true, name = ""} = {}) {
+        const named = (label) => (name ? `${label}, ${name}` : label);
         const {tokens} = view;
         const text = create("div", "viewer-text");
         const spans = appendTokens(text, view);
         text.dir = "auto";
         text.setAttribute("role", "listbox");
-        text.setAttribute("aria-label", "Tokens");
+        text.setAttribute("aria-label", named("Tokens"));
         text.setAttribute("aria-orientation", "horizontal");
         const panel = create("section", "viewer-details");
-        panel.setAttribute("aria-label", "Details of the token");
+        panel.setAttribute("aria-label", named("Details of the token"));
         const close = create("button", "viewer-close", "×");
         close.type = "button";
         close.setAttribute("aria-label", "Close the details");
@@ -157,7 +158,7 @@ const cdgenViewer = (() => {
             panel.replaceChildren(close, ...details(tokens[index], index, view, tokens.length));
             panel.scrollTop = 0;
             allowScrolling();
-            lane?.mark(index);
+            lane.mark(index);
         }
 
         /* A panel that scrolls is a tab stop of its own, so that the keyboard can scroll it. */
@@ -187,10 +188,10 @@ const cdgenViewer = (() => {
             body.classList.remove("viewer-open");
         }
 
-        const lane = hasStrip ? strip(tokens, choose) : null;
+        const lane = strip(tokens, choose);
         listen(text, spans, state, {show, choose, leave});
         close.addEventListener("click", leave);
-        const reading = create("div", "viewer-reading", ...(lane ? [lane.element] : []), text);
+        const reading = create("div", "viewer-reading", lane.element, text);
         const body = create("div", "viewer-body", reading, panel, status);
         element.classList.add("viewer");
         element.replaceChildren(...(hasLegend ? [legend(view)] : []), body);

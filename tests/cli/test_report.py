@@ -96,7 +96,10 @@ def test_missing_packages_are_reported_first(
     ("argv", "code", "reason"),
     [
         (["absent"], 2, "absent: no such file or folder"),
-        (["notes.md"], 2, "notes.md: is neither the folder of an experiment nor a corpus, a training run, or the output"),
+        ([""], 2, "'': no such file or folder"),
+        (["text.jsonl", "--out", "link.html"], 2, "--out link.html: is a symbolic link, and would be replaced"),
+        (["text.jsonl", "--out", "new/"], 2, "--out new/: is not the name of a file"),
+        (["notes.md"], 2, "notes.md: is neither the folder of an experiment nor a corpus, a training run, or the"),
         (["text.jsonl", "--out", "notes.md"], 2, "notes.md: is a file that is not HTML, and would be replaced"),
         (["text.jsonl", "--out", "text.jsonl"], 2, "text.jsonl: is a file that is not HTML, and would be replaced"),
         (["text.jsonl", "--out", "notes.md/page.html"], 2, "notes.md is not a folder"),
@@ -115,6 +118,7 @@ def test_bad_requests(
     monkeypatch.chdir(tmp_path)
     jsonl(tmp_path / "text.jsonl", fish(3))
     (tmp_path / "notes.md").write_text("# Notes")
+    (tmp_path / "link.html").symlink_to("absent.html")
     before = sorted(path.name for path in tmp_path.iterdir())
     assert main(["report", *argv]) == code
     output = capsys.readouterr()

@@ -112,6 +112,17 @@ def test_standard_input(show: Callable[..., Outcome], monkeypatch: pytest.Monkey
     assert code == 0 and "a b <c3><a9>é\n" in output and "↵" not in output
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a b \xe9\n"), encoding="ascii"))
     assert show("-")[::2] == (2, "cdgen: error: standard input: is not UTF-8 (byte 4)\n")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert show("-")[::2] == (2, "cdgen: error: standard input: is closed; give the text itself instead of -\n")
+
+
+def test_the_reader_of_a_pipe_may_stop_early(show: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        found = show(TEXT, "--terminal")
+    assert found == (0, "", "")
 
 
 def test_a_text_of_one_token_is_refused(show: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cdgen import ContrastiveLM, SamplingParams
+from cdgen.engine import explain as module
 from cdgen.engine.sampling_params import METHODS
 from cdgen.errors import InputError
 from cdgen.models.tokenizers import decode
@@ -22,6 +23,21 @@ PARAMS = [
     for name in METHODS
 ]
 PARAMS += [SamplingParams(temperature=0.7, good_weight=2.0), SamplingParams(temperature=0.7, top_k=2, alpha=0.01)]
+UNUSUAL: list[dict[str, Any]] = [
+    {"contrast_strength": -0.5},
+    {"good_weight": 0.0},
+    {"good_weight": 2.0, "contrast_strength": 0.5},
+    {"alpha": 1.0},
+    {"temperature": 0.0},
+    {"temperature": 1e-4},
+    {"temperature": 100.0, "alpha": 0.0},
+    {"top_k": 1, "alpha": 0.0},
+    {"top_p": 1e-6, "alpha": 0.0},
+    {"outside_head": -3.0},
+    {"outside_head": 5.0, "top_k": 4},
+    {"outside_head": "shifted_good", "alpha": 1.0},
+    {"good_weight": 0.0, "contrast_strength": 0.0, "outside_head": "shifted_good"},
+]
 
 
 def predictions(explanation: Explanation) -> list[Prediction]:
@@ -42,6 +58,35 @@ def test_predictions_equal_a_full_recomputation(name: str, monkeypatch: pytest.M
         assert [token.token_id for token in explanation.tokens] == ids
         assert explanation.params["method"] == params.method
         Recomputation(*logits, params).check(explanation.tokens, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_unusual_parameters(name: str) -> None:
+    models = family(name, 0), family(name, 1)
+    lm = ContrastiveLM(*models, tokenizer=make_tokenizer())
+    ids = lm.prompt_ids(TEXT, "")
+    logits = [all_logits(model, ids) for model in models]
+    for changes in UNUSUAL:
+        params = SamplingParams(**changes)
+        tolerance = TOLERANCE / min(1.0, params.temperature or 1.0)  # the temperature divides rounding errors, too
+        Recomputation(*logits, params).check(lm.explain(ids, params).tokens, tolerance)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gpt2", "opt", "bloom"])
+def test_neither_blocks_nor_short_lists_change_anything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text has as many tokens as the models have positions, many more than a sliding window, and a full block."""
+    models = family(name, 0), family(name, 1)
+    lm = ContrastiveLM(*models, tokenizer=make_tokenizer())
+    ids = torch.randint(2, VOCABULARY, (256,), generator=torch.Generator().manual_seed(0)).tolist()
+    logits = [all_logits(model, ids) for model in models]
+    for positions, scores, short in ((256, 2**18, 1024), (255, 10 * VOCABULARY, 1), (9, 2 * VOCABULARY, 12)):
+        for constant, value in (
+            ("explain._POSITIONS", positions),
+            ("explain._SCORES", scores),
+            ("predictions._SHORT", short),
+        ):
+            monkeypatch.setattr(f"cdgen.engine.{constant}", value)
+        Recomputation(*logits, SamplingParams()).check(lm.explain(ids).tokens, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma2"])
@@ -66,13 +111,63 @@ def test_log_probabilities_are_those_of_generate(name: str, changes: dict[str, A
                     assert found.bad == pytest.approx(returned.bad, abs=1e-3)
 
 
+def test_the_number_of_logits_in_memory_is_bounded(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = ContrastiveLM(folders["wide"], folders["good"])
+    sizes: dict[str, list[int]] = {"logits": [], "scores": []}
+    read, predict = lm.pair.good.logits, module.predictions
+
+    def counted_logits(*arguments: Any) -> torch.Tensor:
+        logits = read(*arguments)
+        sizes["logits"].append(logits.numel())
+        return logits
+
+    def counted_scores(good: torch.Tensor, *rest: Any) -> list[Prediction]:
+        sizes["scores"].append(good.numel())
+        return predict(good, *rest)
+
+    monkeypatch.setattr(lm.pair.good, "logits", counted_logits)
+    monkeypatch.setattr(module, "predictions", counted_scores)
+    monkeypatch.setattr(module, "_LOGITS", 7 * lm.pair.good.width + 1)
+    monkeypatch.setattr(module, "_SCORES", 3 * VOCABULARY + 1)
+    lm.explain([5] * 30)
+    assert sizes["logits"] == [count * lm.pair.good.width for count in (7, 7, 7, 7, 1)]
+    assert sizes["scores"] == [count * VOCABULARY for count in (*[3, 3, 1] * 4, 1)]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"alpha": 0.0, "contrast_strength": 0.0}, {"outside_head": "shifted_good"}, {"top_p": 0.3}], ids=str
+)
+def test_ties_are_decided_as_in_decoding(changes: dict[str, Any]) -> None:
+    models = make_llama(0), make_llama(1)
+    with torch.no_grad():
+        for model in models:
+            model.lm_head.weight[10:200] = model.lm_head.weight[9]
+    lm = ContrastiveLM(*models, tokenizer=make_tokenizer())
+    ids = [9, 12, 30, 199, 5, 7, 200]
+    params = SamplingParams(**changes)
+    Recomputation(*(all_logits(model, ids) for model in models), params).check(
+        lm.explain(ids, params).tokens, TOLERANCE
+    )
+    greedy = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, **changes)
+    for prompt in ([9, 12], [5], [250, 7, 30]):
+        [drawn] = lm.generate([prompt], greedy)[0].outputs
+        found = predictions(lm.explain(prompt + drawn.token_ids, greedy, prompt_length=len(prompt)))
+        assert [one.best_id for one in found[len(prompt) - 1 :]] == drawn.token_ids
+
+
 def test_banned_tokens_cannot_be_drawn(folders: dict[str, Path]) -> None:
     lm = ContrastiveLM(folders["good"], folders["bad"])
     every = {"alpha": 0.0, "contrast_strength": 0.0}
     ids = [5, 6, 7, 5, 1, 6, 5, 6, 1]
     found = predictions(lm.explain(ids, SamplingParams(min_tokens=3, **every), prompt_length=4))
     assert [at for at, one in enumerate(found, 1) if one.logprob == -math.inf] == [4], "8 is the fifth new token"
-    assert found[3].candidates == VOCABULARY - 1 and found[7].candidates == VOCABULARY
+    assert found[3].candidates == found[3].drawable == VOCABULARY - 1 and found[7].candidates == VOCABULARY
+    tail = {"outside_head": "shifted_good", "no_repeat_ngram_size": 2}
+    found = predictions(lm.explain(ids, SamplingParams(**tail)))
+    assert [VOCABULARY - one.drawable for one in found] == [0, 0, 0, 1, 0, 1, 2, 2]
+    assert all(one.candidates < 100 for one in found)
+    cut = predictions(lm.explain(ids, SamplingParams(top_k=2, **every)))
+    assert {(one.candidates, one.drawable) for one in cut} == {(VOCABULARY, 2)}
     found = predictions(lm.explain(ids, SamplingParams(no_repeat_ngram_size=2, **every)))
     assert [at for at, one in enumerate(found, 1) if one.logprob == -math.inf] == [7], "(5, 6) occurs twice"
     found = predictions(lm.explain(ids, SamplingParams(**every), prompt_length=6))
@@ -84,7 +179,7 @@ def test_a_position_at_which_every_token_is_banned() -> None:
     params = SamplingParams(no_repeat_ngram_size=1, alpha=0.0, contrast_strength=0.0)
     *_, before, last = predictions(lm.explain([*range(8), 3], params))
     assert before.candidates == 1 and before.best_id == 7 and before.logprob == 0
-    assert last.candidates == 0 and last.logprob == -math.inf and last.best_id == last.good_best_id
+    assert last.candidates == last.drawable == 0 and last.logprob == -math.inf and last.best_id == last.good_best_id
     assert {one.token_id for one in last.listed} == {3, last.good_best_id}
 
 

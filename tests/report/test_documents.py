@@ -303,7 +303,8 @@ def test_seeds_that_have_changed_or_are_gone(run: Path, tmp_path: Path) -> None:
     assert plain_and_notes(found, 0)[0] == {True}
     assert plain_and_notes(found, 1)[0] == {False}
     assert found.notes == (
-        "real: documents are shown without colours: the files that the seeds were read from have changed",
+        "real: documents are shown without colours: the files of the seeds have changed since, so these may be other "
+        "texts",
     )
     about["paths"] = ["/gone/elsewhere.parquet"]
     found = read(parts)
@@ -333,11 +334,28 @@ def test_damaged_and_unfinished_corpora_are_left_out(run: Path, tmp_path: Path) 
     found = choose(parts, Names(parts, None))
     assert found.entries == []
     assert found.notes == [
-        f"corpus-ancestral is left out: {shard}: is missing, truncated or altered; rerun the command that wrote it"
+        f"The documents of corpus-ancestral are left out: {shard}: is missing, truncated or altered; rerun the command "
+        "that wrote it"
     ]
     parts = parts_of(run, "corpus-contrastive")
     parts[0].manifest["complete"] = False
     assert explain(choose(parts, Names(parts, None)), Names(parts, None), no_models) is None
+
+
+@pytest.mark.parametrize("damage", ["folder", "rows"])
+def test_an_odd_shard_is_a_note(run: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(run / "corpus-ancestral", tmp_path / "corpus-ancestral")
+    parts = parts_of(tmp_path, "corpus-ancestral")
+    shard = parts[0].manifest["shards"][1]
+    if damage == "rows":
+        shard["rows"] += 1
+    else:
+        path = tmp_path / "corpus-ancestral" / shard["name"]
+        path.unlink()
+        path.mkdir()
+    found = choose(parts, Names(parts, None))
+    assert found.entries == [] and len(found.notes) == 1
+    assert shard["name"] in found.notes[0] and "[Errno" not in found.notes[0]
 
 
 def test_long_texts_are_cut(tmp_path: Path) -> None:

@@ -54,10 +54,12 @@ def test_each_kind_of_path(experiment: Path, tmp_path: Path) -> None:
     assert kinds([experiment, experiment / "good", experiment / "corpus"]) == whole, "each part once"
 
 
-def test_parts_of_one_name_are_told_apart(experiment: Path, tmp_path: Path) -> None:
+def test_parts_of_one_name_are_told_apart(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(experiment / "corpus", tmp_path / "corpus")
     names = [name for _, name in kinds([experiment / "corpus", tmp_path / "corpus"])]
     assert names == ["corpus", str(tmp_path / "corpus")]
+    monkeypatch.chdir(tmp_path)
+    assert [name for _, name in kinds([experiment / "corpus", Path("corpus")])] == names
 
 
 @pytest.mark.parametrize("name", ["", "absent", "file.bin", "empty", "run/tokenizer", "run/good/step_000003"])
@@ -142,13 +144,63 @@ def test_an_unfinished_experiment(copied: Callable[..., Path], quick: None) -> N
     assert "corpus-ancestral is not measured: it is not finished." in report.notes
 
 
+def test_one_damaged_corpus_does_not_hide_the_others(copied: Callable[..., Path], quick: None) -> None:
+    folder = copied("corpus", "corpus-ancestral", "corpus-contrastive")
+    [shard] = (folder / "corpus-ancestral" / "data").iterdir()
+    shard.unlink()
+    report = find.read([folder])
+    assert report.corpora is not None and report.corpora.table is not None
+    assert report.corpora.table.header == ("", "corpus", "corpus-contrastive")
+    reason = f"{shard}: is missing, truncated or altered; rerun the command that wrote it"
+    assert f"corpus-ancestral is not measured: {reason}" in report.notes
+
+
+def test_corpora_are_measured_even_if_their_models_cannot_score_them(
+    copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*texts: object, **options: object) -> None:
+        raise InputError("good: gives logits that are NaN")
+
+    monkeypatch.setattr("cdgen.evaluation.corpus_stats.corpus_stats.contrast", fail)
+    report = find.read([copied("good", "corpus-contrastive") / "corpus-contrastive"], device="cpu")
+    assert report.corpora is not None and report.corpora.corpora[0].stats is not None
+    assert "--good" not in report.corpora.command
+    reason = "good: gives logits that are NaN"
+    assert f"The corpora are not scored by the models that wrote them: {reason}" in report.notes
+
+
+@pytest.mark.parametrize("name", ["text.txt", "corpus"])
+def test_a_corpus_that_cannot_be_read_leaves_no_empty_section(
+    name: str, copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "text.txt" if name == "text.txt" else copied("corpus") / "corpus"
+    (path if name == "text.txt" else path / "train.parquet").write_text("")
+    report = find.read([path])
+    assert report.corpora is None and report.documents is None
+    assert [note.split(":")[0] for note in report.notes] == [
+        f"{name} is not measured",
+        f"The documents of {name} are left out",
+    ]
+
+
+def test_an_absurd_log_is_read(copied: Callable[..., Path], quick: None) -> None:
+    folder = copied("good")
+    line = '{{"step": {}, "loss": {}, "seconds": {}}}\n'
+    absurd = line.format(2, "1" + 400 * "0", 1e308) + line.format(3, 2, 1e308) + line.format("1" + 400 * "0", 3, 1)
+    (folder / "good" / "log.jsonl").write_text(line.format(1, 5.5, 2) + absurd)
+    report = find.read([folder / "good"])
+    assert report.models is not None
+    [good] = report.models.runs
+    assert [(one.step, one.loss) for one in good.train] == [(1, 5.5), (3, 2.0)] and good.seconds == 2
+
+
 def test_before_the_first_stage_is_finished(tmp_path: Path) -> None:
     entry: stages.StageEntry = {
         "name": "corpus", "argv": ["prepare", "x"], "inputs": [], "digest": None, "seconds": 0.0, "finished": None
     }  # fmt: skip
     stages.write(tmp_path, stages.new("tiny", [entry]))
     report = find.read([tmp_path])
-    assert report.summary == "Nothing is finished yet." and report.title == "Experiment tiny"
+    assert report.summary == "There is nothing to show yet." and report.title == "Experiment tiny"
     assert report.outcome is report.models is report.corpora is report.documents is None
     assert [(one.line, one.seconds, one.finished) for one in report.made.commands] == [("cdgen prepare x", None, False)]
 

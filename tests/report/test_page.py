@@ -71,7 +71,7 @@ def test_plots_say_the_figures(page: ReadPage) -> None:
     told = [text for tag, text in page.blocks if tag == "desc"]
     forest = next(text for text in told if "right is better" in text)
     assert "mean over 1 task: right is better." in forest
-    assert "contrastive: +4.0 % (−1.0 % to +9.0 %);" in forest
+    assert "contrastive: +4.0 % (-1.0 % to +9.0 %);" in forest
     assert "text: lower values, on the left, are better." in forest
     assert any("The checkpoint of step 100 is GOOD. The checkpoint of step 50 is BAD." in text for text in told)
     assert "corpus-contrastive: 0.3500;" in next(text for text in told if "0.2500" in text)
@@ -92,6 +92,9 @@ def test_models_and_what_they_are_used_for(page: ReadPage) -> None:
     assert "BAD of corpus-contrastive at step 50" in [text for tag, text in page.blocks if tag == "dd"]
     assert page.table("Settings that differ").rows[0] == ["training run", "seed"]
     assert page.table("Other models").rows[1][-1] == "cd" * 32
+    assert "Contrastive decoding generates text with two models" in page.texts["models"]
+    without_bad = replace(reports.empty(), models=Models((reports.training_run("real"),), ()))
+    assert "Contrastive decoding" not in render(without_bad)
 
 
 def test_ablations_have_the_strings_of_the_comparison(page: ReadPage) -> None:

@@ -90,9 +90,17 @@ def test_the_keyboard_reaches_the_sections_and_scrolls_tables(browser: "Browser"
         opened.page.keyboard.press("Tab")
         assert opened.page.evaluate("document.activeElement.getAttribute('href')") == "#outcome"
         table = opened.page.get_by_role("group", name=re.compile("Table: Values and relative changes"))
+        assert table.get_attribute("tabindex") == "0"
         table.focus()
         opened.page.keyboard.press("ArrowRight")
-        opened.page.wait_for_function("document.activeElement.scrollLeft > 0")
+        scrolled = (
+            "(one) => one.scrollLeft > 0 || new Promise((done) => one.addEventListener('scroll', () => done(true)))"
+        )
+        assert table.evaluate(scrolled)
+        heading = table.locator("caption span").bounding_box()
+        assert heading is not None and heading["x"] >= 0 and heading["x"] + heading["width"] <= 390
+    with open_page(browser, report, 1440) as opened:
+        assert opened.page.locator(".scroll[tabindex]").count() == 0, "tables that fit are no tab stops"
 
 
 def test_print_shows_everything_in_light_colours(browser: "Browser", report: Path) -> None:

@@ -10,9 +10,11 @@ pytest.importorskip("jinja2", reason="needs jinja2 (the extra `report`)")
 pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `report`)")
 
 from cdgen.report import plots
+from cdgen.report.content import Role
 from cdgen.report.corpus_plots import Measured, panels
 from cdgen.report.drawing import looks, shortened, swatch
 from cdgen.report.styles import Styles
+from cdgen.report.views import models_view
 from tests.helpers import reports
 
 LOOKS = looks(reports.METHODS)
@@ -39,6 +41,14 @@ def test_a_method_has_one_look_everywhere() -> None:
     for method in ("ancestral", "contrastive"):
         assert styles.methods[method] == styles.corpus(f"corpus-{method}") == looks_of_runs[f"model-{method}-seed42"]
     assert styles.methods["real"] == styles.corpus("corpus") == looks_of_runs["good"]
+
+
+def test_training_runs_that_are_evaluated_under_one_label_share_a_plot() -> None:
+    models = reports.models()
+    good = replace(models.runs[0], roles=(*models.runs[0].roles, Role("", "evaluated as real", 100, "real")))
+    view = models_view(replace(models, runs=(good, *models.runs[1:])), Styles(reports.report()))
+    assert [curves.title for curves in view["curves"]] == ["real", "ancestral", "contrastive"]
+    assert [curves.title for curves in models_view(models, Styles(reports.report()))["curves"]][:2] == ["good", "real"]
 
 
 def test_without_a_comparison_corpora_and_training_runs_of_a_method_still_look_alike() -> None:
@@ -106,6 +116,31 @@ def test_ablations(number: int, names: list[str]) -> None:
     assert plot is not None
     assert [text for text in texts(plot) if text in names] == names
     assert "change from real" in texts(plot)
+
+
+def test_long_names_of_methods_are_whole_in_a_wide_plot() -> None:
+    names = ("real", "contrastive-strength-0.25", "contrastive-strength-1.0")
+    plot = plots.forest(reports.comparison(names), looks(names), "forest")
+    assert plot is not None and set(names) < set(texts(plot))
+
+
+def test_labels_of_an_axis_do_not_touch() -> None:
+    stats = reports.stats("corpus")
+    assert stats.contrast is not None
+    many = replace(stats.contrast, candidates={2**power: 1 / 11 for power in range(11)})
+    one = replace(stats, contrast=many, length_quantiles={0.05: 13, 0.25: 60, 0.5: 270, 0.75: 600, 0.95: 943})
+    drawn = {panel.title: panel.plot for panel in panels([Measured("corpus", LOOKS["real"], one)], "corpora")}
+    assert [text for text in texts(drawn["Number of candidates"]) if text[0] in "123456789"][:6] == [
+        "1", "4", "16", "64", "256", "1,024",
+    ]  # fmt: skip
+    assert "rotate(-60" not in drawn["Number of candidates"]
+    assert [text for text in texts(drawn["Words per document"]) if text[0] in "1235"] == [
+        "10",
+        "30",
+        "100",
+        "300",
+        "1,000",
+    ]
 
 
 def test_an_ablation_of_one_level_has_no_plot() -> None:

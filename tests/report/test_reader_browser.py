@@ -169,7 +169,7 @@ def test_search(browser: "Browser", write: Any, documents: Documents) -> None:
         assert listed(page) == []
         assert (status(page), title(page), headings(page)) == ("0 of 8 entries, 0 matches", "No document matches", [])
         page.get_by_role("button", name="Clear").click()
-        page.wait_for_function("document.querySelectorAll('.reader-option').length === 8")
+        page.locator(".reader-option").nth(7).wait_for()
         assert (status(page), page.get_by_label("Search").input_value()) == ("8 of 8 entries", "")
         opened.check()
 
@@ -190,14 +190,14 @@ def test_filters(browser: "Browser", write: Any, documents: Documents) -> None:
         assert listed(page) == ["Bear", "Dog", "Fox"]
         page.get_by_label("Finish reason").select_option("none (not generated)")
         assert listed(page) == [*ANIMALS, "Note 0", "Note 1"]
-        page.get_by_label("real").uncheck()
+        page.get_by_label("real", exact=True).uncheck()
         assert (listed(page), headings(page)) == (["Note 0", "Note 1"], ["notes"])
         page.get_by_label("Finish reason").select_option("any")
         page.get_by_role("checkbox", name="notes").uncheck()
         assert listed(page) == list(ANIMALS)
         page.get_by_text("Cat", exact=True).click()
         assert headings(page) == ["ancestral", "contrastive"]
-        page.get_by_label("ancestral").uncheck()
+        page.get_by_label("ancestral", exact=True).uncheck()
         assert headings(page) == ["contrastive"]
         opened.check()
 
@@ -269,7 +269,7 @@ def test_address(browser: "Browser", write: Any, documents: Documents) -> None:
         assert (chosen(page), title(page)) == (["Dog"], "Seeds: file:3#0")
         page.get_by_label("Search").fill("Cat")
         page.evaluate("location.hash = '#read=notes%201'")
-        page.wait_for_function("document.getElementById('reader-title').textContent.includes('notes 1')")
+        page.locator("#reader-title", has_text="notes 1").wait_for()
         assert (listed(page)[-1], page.get_by_label("Search").input_value()) == ("Note 1", "")
         page.evaluate("location.hash = '#read=%E0%A4%A'")  # names nothing, and is no text
         assert title(page) == "Documents of notes: notes 1"
@@ -345,10 +345,21 @@ def test_print_shows_the_chosen_entry_alone(browser: "Browser", write: Any, docu
         page.emulate_media(media="print")
         for name in ("reader-filters", "reader-list", "reader-status", "reader-next"):
             assert page.locator(f"#{name}").is_hidden(), name
-        assert page.locator("#reader-title").is_visible()
+        assert page.locator("#reader-title").is_visible() and page.locator(".viewer-details").first.is_hidden()
+        scale = page.locator(".viewer-scale li").first
+        assert scale.evaluate("one => getComputedStyle(one).printColorAdjust") == "exact"
         assert [one.is_visible() for one in page.locator(".reader-document").all()] == [True] * 3
         assert page.locator(".viewer-text").first.is_visible()
         opened.check()
+
+
+def test_the_styles_of_tables_end_where_the_viewer_begins(browser: "Browser", write: Any, documents: Documents) -> None:
+    with open_page(browser, write(documents)) as opened:
+        cell = opened.page.locator(".viewer-candidates tbody th").first
+        assert cell.evaluate("one => [getComputedStyle(one).backgroundColor, getComputedStyle(one).position]") == [
+            "rgba(0, 0, 0, 0)",
+            "static",
+        ]
 
 
 def test_without_scripts_the_first_documents_can_be_read(browser: "Browser", write: Any, documents: Documents) -> None:
@@ -358,7 +369,7 @@ def test_without_scripts_the_first_documents_can_be_read(browser: "Browser", wri
         page = opened.page
         assert page.locator("#reader").is_hidden()
         assert page.locator("noscript details").count() == 1 + 3 + 3
-        page.locator("noscript summary").first.click()
+        page.emulate_media(media="print")  # prints only open details
         assert page.locator("noscript .reader-text").first.inner_text() == "one\ntwo \\u202e <b>"
         opened.check()
 

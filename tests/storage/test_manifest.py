@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cdgen.errors import CorpusError, InputError
-from cdgen.storage import checked_json
+from cdgen.storage import checked_json, manifest_fields
 from cdgen.storage import manifest as manifests
 
 DECLARED = {
@@ -117,3 +117,24 @@ def test_an_output_is_whole_while_the_files_that_its_manifest_lists_are_there(tm
             assert not manifests.is_whole(folder), name
             (folder / name).touch()
     assert not manifests.is_whole(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "field"),
+    [
+        (manifest_fields.GENERATED["seeds"], {"fingerprint": "a", "paths": [1]}, "paths[0]"),
+        (manifest_fields.GENERATED["seeds"], {"fingerprint": "a", "prefix_tokens": "5"}, "prefix_tokens"),
+        (manifest_fields.GENERATED["models"]["good"], {"name": "g", "fingerprint": "a+dropout:x"}, "fingerprint"),
+        (manifest_fields.GENERATED["models"]["good"], {"name": "g", "fingerprint": "a+layers:"}, "fingerprint"),
+    ],
+)
+def test_what_a_report_reads_of_a_generated_corpus_is_checked(
+    declared: dict[str, Any], value: dict[str, Any], field: str
+) -> None:
+    assert f"field '{field}' is not" in (checked_json.fault(value, declared) or "")
+
+
+@pytest.mark.parametrize("rule", ["", "+dropout:0.3", "+dropout:1e-05", "+layers:12"])
+def test_fingerprints_of_models(rule: str) -> None:
+    model = {"name": "good", "fingerprint": f"sha256:{'0a' * 32}{rule}"}
+    assert checked_json.fault(model, manifest_fields.GENERATED["models"]["good"]) is None

@@ -69,3 +69,6 @@ def test_a_stage_is_finished_while_its_command_and_its_inputs_are_the_same(tmp_p
     one["digest"] = stages.digest(tmp_path, one["argv"], one["inputs"])
     (tmp_path / "model" / "run.json").unlink()
     assert not stages.is_finished(tmp_path, one), "its output is gone"
+    (tmp_path / "model" / "run.json").mkdir()
+    assert not stages.is_finished(tmp_path, one), "its output cannot be read"
+    assert not stages.is_finished(tmp_path, one | {"name": "\0"})

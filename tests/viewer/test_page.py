@@ -55,11 +55,15 @@ def test_data_of_hostile_text_survives() -> None:
     assert data == viewer_data([sample("hostile")])
 
 
-@pytest.mark.parametrize("text", [HOSTILE, "]]>", "<!--<script>", "&lt;", "\u2028\u2029", "\ud800"])
+@pytest.mark.parametrize("text", [HOSTILE, "]]>", "<!--<script>", "&lt;", "\u2028\u2029", "a\ud800b\udfff", "\r\n\0"])
 def test_script_json(text: str) -> None:
     written = script_json({"text": text})
-    assert written.isascii() and not set("<>&") & set(written)
-    assert json.loads(written) == {"text": text}
+    assert not set("<>&\u2028\u2029\r\n\0") & set(written)
+    assert json.loads(written.encode()) == {"text": text}
+
+
+def test_script_json_writes_other_scripts_as_they_are() -> None:
+    assert script_json("हिन्दी 日本 😀") == '"हिन्दी 日本 😀"'
 
 
 def test_policy_allows_the_scripts_of_the_page_and_nothing_else() -> None:

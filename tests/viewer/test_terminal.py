@@ -40,7 +40,7 @@ def explained(*contrasts: float, text: tuple[str, ...] = ()) -> Explanation:
     tokens = [ExplainedToken(0, "start", None)]
     for number, contrast in enumerate(contrasts, 1):
         one = Candidate(number, math.log(0.25), math.log(0.25) - contrast, math.log(0.5))
-        prediction = Prediction(one.good, one.bad, one.logprob, 1.0, 1, (one,), number, number)
+        prediction = Prediction(one.good, one.bad, one.logprob, 1.0, 1, 1, (one,), number, number)
         tokens.append(ExplainedToken(number, pieces[number], prediction))
     params = {"method": "contrastive"}
     return Explanation(tuple(tokens), 1, dict(enumerate(pieces)), frozenset(), "good", "bad", params)
@@ -130,6 +130,16 @@ def test_the_table_has_the_most_affected_tokens_in_the_order_of_the_text() -> No
     assert len(rows) == 12 and places == sorted(places)
     assert rows[places.index(23)][1:] == ['"t22"', "+0.50", "25.0%", "15.2%", "90.0%", '"t22"', '"t22"']
     assert rows[places.index(27)][1:] == ['"t26"', "+0.50", "25.0%", "15.2%", "0%", '"t8"', '"t9"']
+
+
+def test_temperature_0_and_bans_of_all_tokens() -> None:
+    one = changed(sample("english"), lambda _, before: replace(before, drawable=0, logprob=-math.inf))
+    output = printed(one)
+    assert "emperature" not in output
+    rows = [line for line in output.splitlines() if re.match(" ?[0-9]+ ", line)]
+    assert len(rows) == 12 and all(re.search(r" 0% *none ", row) for row in rows)
+    greedy = printed(replace(sample("english"), params={**sample("english").params, "temperature": 0.0}))
+    assert "Temperature 0 takes the best score; p sampling is at temperature 1." in greedy
 
 
 def test_without_an_effect_on_probabilities_the_largest_contrasts_are_listed() -> None:

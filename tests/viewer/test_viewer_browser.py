@@ -1,18 +1,22 @@
 """The contrast viewer in Chromium: what it shows and how it reacts, in both themes and at all widths."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from cdgen.viewer.encode import contrast_step, viewer_data
+from cdgen import ContrastiveLM, SamplingParams
+from cdgen.viewer.encode import LOWEST, contrast_step, viewer_data
 from cdgen.viewer.explanation import Explanation, Prediction
 from cdgen.viewer.page import asset, frame, page, script_json
 from tests.helpers.browser import axe, open_page, overflowing
-from tests.helpers.explanations import HOSTILE, TEXTS, long_sample, sample
+from tests.helpers.explanations import ALPHA, HOSTILE, TEXTS, long_sample, sample
+from tests.helpers.tiny_models import make_llama
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -95,7 +99,7 @@ def shown(
 
 @contextmanager
 def columns(browser: "Browser", folder: Path, explanations: list[Explanation]) -> Iterator["Page"]:
-    """Open a page with viewers side by side, of which the first alone has a strip and a legend."""
+    """Open a page with viewers side by side, of which the first alone has a legend."""
     path = folder / "page.html"
     path.write_text(
         f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Columns</title>
@@ -104,8 +108,7 @@ def columns(browser: "Browser", folder: Path, explanations: list[Explanation]) -
         <script type="application/json" id="data">{script_json(viewer_data(explanations))}</script>
         <script>{asset("viewer.js")}</script>
         <script>cdgenViewer.read(JSON.parse(document.getElementById("data").textContent)).forEach((one, index) => {{
-            const options = index ? {{strip: false, legend: false}} : {{}};
-            cdgenViewer.mount(document.querySelectorAll("main > div")[index], one, options);
+            cdgenViewer.mount(document.querySelectorAll("main > div")[index], one, {{legend: index === 0}});
         }});</script>""",
         encoding="utf-8",
     )
@@ -150,12 +153,37 @@ def test_pointer(browser: "Browser", tmp_path: Path) -> None:
 
 def test_tap(browser: "Browser", tmp_path: Path) -> None:
     with shown(browser, tmp_path, long_sample(120), width=390, has_touch=True) as page:
-        places = page.evaluate(PLACES)
+        places = []
         for index in (3, 17):
             token(page, index).tap()
             assert selected(page) == index
-        assert page.evaluate(PLACES) == places
+            places.append(page.evaluate(PLACES))
+        assert places[0] == places[1]
         assert page.locator(".viewer-details").bounding_box()["y"] < 900  # type: ignore[index]  # a sheet on the screen
+
+
+def test_on_a_phone_the_details_cover_the_text_until_they_are_closed(browser: "Browser", tmp_path: Path) -> None:
+    position = "one => getComputedStyle(one).position"
+    with shown(browser, tmp_path, long_sample(120), width=390, has_touch=True, is_mobile=True) as page:
+        panel, close = page.locator(".viewer-details"), page.get_by_role("button", name="Close the details")
+        assert panel.evaluate(position) == "static" and close.is_hidden()
+        page.evaluate("scrollTo(0, 0)")
+        box = token(page, 40).bounding_box()
+        assert box is not None and box["y"] < 900, "on the screen, where the details will be"
+        token(page, 40).tap()
+        assert panel.evaluate(position) == "sticky" and close.is_visible()
+        covered = "([text, panel]) => text.getBoundingClientRect().bottom > panel.getBoundingClientRect().top"
+        assert not page.evaluate(covered, [token(page, 40).element_handle(), panel.element_handle()])
+        close.tap()
+        assert panel.evaluate(position) == "static" and close.is_hidden() and selected(page) == 40
+
+
+def test_high_contrast_themes_keep_the_scale(browser: "Browser", tmp_path: Path) -> None:
+    backgrounds = "[...document.querySelectorAll('{} [data-step]')].map((one) => getComputedStyle(one).backgroundColor)"
+    with shown(browser, tmp_path, long_sample(120), forced_colors="active") as page:
+        assert len(set(page.evaluate(backgrounds.format(".viewer-scale")))) == 11
+        assert len(set(page.evaluate(backgrounds.format(".viewer-text")))) > 6
+        assert min(ratio for _, ratio in page.evaluate(RATIOS)) >= 4.5
 
 
 def test_keyboard(browser: "Browser", tmp_path: Path) -> None:
@@ -183,15 +211,23 @@ def number(text: str) -> float:
 
 
 def assert_shows(text: str, logprob: float | None) -> None:
+    """Check a percentage: three digits of a probability that is exact to 0.05 percent of its value."""
     assert logprob is not None
     if logprob == -math.inf:
         assert text == CANNOT
-    else:
-        assert number(text) == pytest.approx(100 * math.exp(logprob), rel=0.006, abs=0.001)
+        return
+    value = 100 * math.exp(logprob)
+    if value < 0.00099:
+        assert text == "<\u202f0.001\u202f%"
+        return
+    digits = re.sub(r"^[0.]+|[^0-9]", "", text)
+    assert len(digits) == 3, text
+    half = 0.5 * 10 ** (math.floor(math.log10(number(text))) - 2)
+    assert number(text) == pytest.approx(value, abs=half + 0.0008 * value)
 
 
-def assert_details(details: dict[str, Any], prediction: Prediction, piece: str) -> None:
-    """Check the panel of a token against its prediction."""
+def assert_details(details: dict[str, Any], prediction: Prediction, token_id: int, piece: str) -> None:
+    """Check the panel of a token against its prediction. `piece` is how the token is shown."""
     figures = dict(details["figures"])
     assert prediction.contrast is not None
     assert int(details["step"]) == contrast_step(round(prediction.contrast, 3))
@@ -206,15 +242,22 @@ def assert_details(details: dict[str, Any], prediction: Prediction, piece: str) 
     greedy, good = details["sentences"]
     by_id = {one.token_id: one for one in prediction.listed}
     best, good_best = by_id[prediction.best_id], by_id[prediction.good_best_id]
-    assert ("takes this token." in greedy) == (best.good == prediction.good)
-    assert ("is this one." in good) == (good_best.good == prediction.good)
+    assert ("takes this token." in greedy) == (prediction.best_id == token_id)
+    assert ("is this one." in good) == (prediction.good_best_id == token_id)
     for sentence, logprob in ((greedy, best.logprob), (good, good_best.good)):
         if "(" in sentence:
             assert_shows(sentence.rpartition("(")[2].removesuffix(")."), logprob)
-    hidden = prediction.candidates - sum(one.logprob > -math.inf for one in prediction.listed)
-    assert details["note"].startswith(f"{hidden} more candidate" if hidden else f"{prediction.candidates} candidate")
-    entropy = float(details["note"].removesuffix(" nats").rpartition(" ")[2])
-    assert entropy == pytest.approx(prediction.entropy, abs=0.0056)
+    drawable, listed = prediction.drawable, sum(one.logprob > -math.inf for one in prediction.listed)
+    drawn = [counted(drawable, "token") + " can be drawn"] if drawable != prediction.candidates else []
+    hidden = [f"{drawable - listed:,} of them not listed"] if drawable > listed else []
+    *notes, entropy = details["note"].split(" · ")
+    assert notes == [counted(prediction.candidates, "candidate"), *drawn, *hidden]
+    assert entropy.startswith("entropy of GOOD ") and entropy.endswith(" nats")
+    assert float(entropy.split()[-2]) == pytest.approx(prediction.entropy, abs=0.0058)
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def test_details_equal_the_explanation(browser: "Browser", tmp_path: Path) -> None:
@@ -224,7 +267,63 @@ def test_details_equal_the_explanation(browser: "Browser", tmp_path: Path) -> No
         assert (first.get("step"), first["rows"], first["note"]) == (None, [], "The first token is not predicted.")
         for details, one in zip(others, explanation.tokens[1:], strict=True):
             assert one.prediction is not None
-            assert_details(details, one.prediction, one.text.replace(" ", "␣"))
+            assert_details(details, one.prediction, one.token_id, one.text.replace(" ", "␣"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "19 candidates · 9 of them not listed"),
+        ({"alpha": 0.0}, "297 candidates · 286 of them not listed"),
+        ({"top_k": 3}, "19 candidates · 3 tokens can be drawn"),
+        ({"outside_head": "shifted_good"}, "19 candidates · 297 tokens can be drawn · 286 of them not listed"),
+        ({"top_k": 1}, "19 candidates · 1 token can be drawn"),
+        ({"alpha": 1.0}, "1 candidate"),
+    ],
+    ids=str,
+)
+def test_counts_of_tokens(browser: "Browser", tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    """Three tokens are banned."""
+    lm = ContrastiveLM(make_llama(0), make_llama(1))
+    params = SamplingParams(**{"no_repeat_ngram_size": 1, "alpha": ALPHA} | changes)
+    with shown(browser, tmp_path, lm.explain([5, 6, 7, 8], params)) as page:
+        assert page.evaluate(DETAILS)[3]["note"].startswith(f"{expected} · entropy of GOOD ")
+
+
+def test_temperature_0_and_bans_of_all_tokens(browser: "Browser", tmp_path: Path) -> None:
+    lm = ContrastiveLM(make_llama(0, vocab_size=8))
+    params = SamplingParams(no_repeat_ngram_size=1, alpha=0.0, contrast_strength=0.0, temperature=0.0)
+    with shown(browser, tmp_path, lm.explain([*range(8), 3], params)) as page:
+        *_, before, last = page.evaluate(DETAILS)
+        assert before["sentences"][0] == "Greedy decoding takes this token."
+        assert before["note"].startswith("1 candidate · entropy")
+        assert before["note"].endswith("temperature 0 takes the best score; sampling is at temperature 1")
+        assert last["sentences"][0] == "No token can be drawn here: all are banned."
+        assert last["note"].startswith("0 candidates · entropy")
+        assert not any("greedy" in row[0] for row in last["rows"]) and {row[-1] for row in last["rows"]} == {CANNOT}
+
+
+def test_extreme_numbers(browser: "Browser", tmp_path: Path) -> None:
+    """The greatest numbers that are stored, with as many bits as the viewer reads."""
+    explanation = sample("english")
+    prediction = explanation.tokens[3].prediction
+    assert prediction is not None
+    listed = tuple(one._replace(bad=-900.0 - at) for at, one in enumerate(prediction.listed))
+    here = next(at for at, one in enumerate(listed) if one.token_id == explanation.tokens[3].token_id)
+    extreme = replace(prediction, bad=listed[here].bad, candidates=10**6, drawable=10**6, listed=listed)
+    far = replace(prediction, bad=-1e9, listed=tuple(one._replace(bad=-1e9) for one in listed))
+    changed = {3: extreme, 4: far}
+    tokens = [replace(one, prediction=changed.get(at, one.prediction)) for at, one in enumerate(explanation.tokens)]
+    tokens[4] = replace(tokens[3], prediction=far)
+    with shown(browser, tmp_path, replace(explanation, tokens=tuple(tokens))) as page:
+        details = page.evaluate(DETAILS)
+        assert number(dict(details[3]["figures"])["contrast"]) == pytest.approx(extreme.contrast, abs=0.006)
+        assert details[3]["note"].startswith("1,000,000 candidates")
+        assert number(dict(details[4]["figures"])["contrast"]) == pytest.approx(LOWEST + far.good, abs=0.006)
+        for at in (1, 2, 5, 6):
+            one = explanation.tokens[at]
+            assert one.prediction is not None
+            assert_details(details[at], one.prediction, one.token_id, one.text.replace(" ", "␣"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -296,7 +395,6 @@ def test_several_viewers_in_narrow_columns(browser: "Browser", tmp_path: Path) -
     explanations = [long_sample(80), sample("english", bad=None), sample("hebrew")]
     with columns(browser, tmp_path, explanations) as page:
         viewers = [page.locator(".viewer").nth(index) for index in range(3)]
-        assert [one.locator(".viewer-strip").count() for one in viewers] == [1, 0, 0]
         assert [one.locator(".viewer-scale").count() for one in viewers] == [1, 0, 0]
         assert viewers[1].locator("[data-step]").count() == 0
         assert viewers[1].locator(".viewer-candidates thead th").all_inner_texts() == ["token", "GOOD", "sampling"]

@@ -96,7 +96,7 @@ def _contrast_rows(found: "Sequence[CorpusStats]") -> "Iterator[Row]":
     yield "perplexity under GOOD", _contrast("good_perplexity", 2)
     if any(each.bad_perplexity is not None for each in scored):
         yield "perplexity under BAD", _contrast("bad_perplexity", 2)
-        yield "log p_GOOD - log p_BAD, nats", _contrast("mean_contrast", 3)
+        yield "contrast, log p_GOOD - log p_BAD, nats", _contrast("mean_contrast", 3)
     yield "entropy of GOOD, nats", _contrast("good_entropy", 3)
     yield "candidates: mean", _contrast("mean_candidates", 2)
     low = 0
