@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError('report: needs jinja2 and matplotlib; in a clone of cdgen: pip install ".[report]"')
     load_ops(args.threads, args.device)
     from cdgen.report.find import find, read
-    from cdgen.report.page import render
+    from cdgen.report.html.page import render
     from cdgen.storage.progress import choose
 
     out = args.out

@@ -13,7 +13,7 @@ from cdgen.corpus.records import HUB
 from cdgen.corpus.seeds import read_texts
 from cdgen.errors import CorpusError, InputError
 from cdgen.evaluation.corpus_stats.corpus_stats import find_text
-from cdgen.report import rows
+from cdgen.report import seed_rows
 from cdgen.report.corpora import params_of
 from cdgen.report.document_content import Column, Document, Entry
 from cdgen.report.names import Names
@@ -81,7 +81,7 @@ class _Generated(NamedTuple):
     """A generated corpus and its seeds."""
 
     part: Part
-    seeds: rows.Seeds
+    seeds: seed_rows.Seeds
 
 
 def choose(parts: Sequence[Part], names: Names) -> Chosen:
@@ -98,10 +98,10 @@ def choose(parts: Sequence[Part], names: Names) -> Chosen:
     for part in of_kind(parts, manifests.GENERATED):
         if part.manifest["complete"]:
             try:
-                generated.append(_Generated(part, rows.read_seeds(part.path, part.manifest)))
+                generated.append(_Generated(part, seed_rows.read_seeds(part.path, part.manifest)))
             except (InputError, CorpusError, OSError) as error:
                 chosen.notes.append(f"The documents of {part.name} are left out: {reason(error)}")
-    groups = rows.groups([one.seeds for one in generated], COUNT)
+    groups = seed_rows.groups([one.seeds for one in generated], COUNT)
     shown: set[Path] = set()
     for group in groups:
         title = "Seeds" if len(groups) == 1 else f"Seeds of {', '.join(generated[one].part.name for one in group)}"
@@ -115,9 +115,10 @@ def choose(parts: Sequence[Part], names: Names) -> Chosen:
 def _add_continuations(chosen: Chosen, title: str, group: list[_Generated], names: Names) -> set[Path]:
     """Add an entry per seed that these corpora share; return the folders that the seeds' own texts were read from."""
     parts = [one.part for one in group]
-    numbers = rows.choose([one.seeds for one in group], COUNT)
+    numbers = seed_rows.choose([one.seeds for one in group], COUNT)
     found = [
-        rows.read(part.path, part.manifest, of_part, _COLUMNS) for part, of_part in zip(parts, numbers, strict=True)
+        seed_rows.read(part.path, part.manifest, of_part, _COLUMNS)
+        for part, of_part in zip(parts, numbers, strict=True)
     ]
     try:
         real, paths = _real_texts(parts[0].manifest["seeds"], {row["seed_id"] for row in found[0]}, names)

@@ -6,11 +6,11 @@ from markupsafe import Markup
 
 from cdgen.evaluation.comparison import tables
 from cdgen.evaluation.comparison.data import Comparison
-from cdgen.report import plots
 from cdgen.report.content import Ablation, Corpora, Models, Outcome, Role, Table, TrainingRun
-from cdgen.report.corpus_plots import Measured, panels
-from cdgen.report.drawing import Look
-from cdgen.report.styles import Styles, group
+from cdgen.report.html import plots
+from cdgen.report.html.corpus_plots import Measured, panels
+from cdgen.report.html.drawing import Look
+from cdgen.report.html.styles import Styles, group
 
 _ABSENT = "–"
 

@@ -3,7 +3,7 @@
 import re
 
 from cdgen.report.content import Corpus, Report, TrainingRun
-from cdgen.report.drawing import Look, looks
+from cdgen.report.html.drawing import Look, looks
 
 BASELINE = "real"  # the label of real text, where no comparison names a baseline
 

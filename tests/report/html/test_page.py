@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `report`)"
 
 from cdgen.evaluation.comparison import tables
 from cdgen.report.content import Models, Outcome, Report, Table
-from cdgen.report.page import render
+from cdgen.report.html.page import render
 from tests.helpers import reports
 from tests.helpers.pages import ReadPage
 

@@ -12,8 +12,8 @@ pytest.importorskip("jinja2", reason="needs jinja2 (the extra `report`)")
 pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `report`)")
 
 from cdgen.report.document_content import Column, Document, Documents, Entry
-from cdgen.report.page import render
-from cdgen.report.reader import documents_data, documents_view
+from cdgen.report.html.page import render
+from cdgen.report.html.reader import documents_data, documents_view
 from tests.helpers import reports
 from tests.helpers.browser import axe, open_page, overflowing
 from tests.helpers.explanations import HOSTILE, explained, long_sample, sample

@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("jinja2", reason="needs jinja2 (the extra `report`)")
 pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `report`)")
 
-from cdgen.report.page import render
+from cdgen.report.html.page import render
 from tests.helpers import reports
 from tests.helpers.browser import axe, open_page, overflowing
-from tests.report.test_page import HOSTILE, named
+from tests.report.html.test_page import HOSTILE, named
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

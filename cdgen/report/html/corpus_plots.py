@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
 
-from cdgen.report.drawing import FONT, SMALL, Look, color, figure, shortened, svg
+from cdgen.report.html.drawing import FONT, SMALL, Look, color, figure, shortened, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

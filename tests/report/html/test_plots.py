@@ -9,12 +9,12 @@ import pytest
 pytest.importorskip("jinja2", reason="needs jinja2 (the extra `report`)")
 pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `report`)")
 
-from cdgen.report import plots
 from cdgen.report.content import Role
-from cdgen.report.corpus_plots import Measured, panels
-from cdgen.report.drawing import looks, shortened, swatch
-from cdgen.report.styles import Styles
-from cdgen.report.views import models_view
+from cdgen.report.html import plots
+from cdgen.report.html.corpus_plots import Measured, panels
+from cdgen.report.html.drawing import looks, shortened, swatch
+from cdgen.report.html.styles import Styles
+from cdgen.report.html.views import models_view
 from tests.helpers import reports
 
 LOOKS = looks(reports.METHODS)

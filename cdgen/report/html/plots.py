@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from markupsafe import Markup
 
 from cdgen.report.content import Ablation, Level, TrainingRun
-from cdgen.report.drawing import FONT, NARROW, SMALL, WIDE, Look, color, figure, shortened, svg
+from cdgen.report.html.drawing import FONT, NARROW, SMALL, WIDE, Look, color, figure, shortened, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

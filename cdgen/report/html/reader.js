@@ -1,6 +1,6 @@
 // The section "Read it": a list of seeds with a search box and filters, and the chosen seed's documents side by side.
 //
-// The page holds the documents as JSON (written by cdgen/report/reader.py) and their explanations as viewer data. Text
+// The page holds the documents as JSON (written by cdgen/report/html/reader.py) and their explanations as viewer data. Text
 // reaches the page through textContent alone. A document is put into the contrast viewer when its seed is chosen.
 "use strict";
 

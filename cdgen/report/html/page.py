@@ -11,10 +11,10 @@ from markupsafe import Markup
 import cdgen
 from cdgen.errors import escaped
 from cdgen.report.content import Report
-from cdgen.report.drawing import swatch
-from cdgen.report.reader import documents_view
-from cdgen.report.styles import Styles
-from cdgen.report.views import ablations_view, corpora_view, duration, models_view, outcome_view
+from cdgen.report.html.drawing import swatch
+from cdgen.report.html.reader import documents_view
+from cdgen.report.html.styles import Styles
+from cdgen.report.html.views import ablations_view, corpora_view, duration, models_view, outcome_view
 from cdgen.viewer import page as viewer
 
 _FOLDER = Path(__file__).parent
