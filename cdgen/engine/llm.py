@@ -295,5 +295,7 @@ class ContrastiveLM:
         """
         limit, new = self.pair.position_limit(params), params.max_tokens or 1
         if limit is not None and new >= limit:
-            raise InputError(f"max_tokens = {new}: leaves no room for a prompt in the models' {limit} positions")
+            raise InputError(
+                f"max_tokens = {new}: leaves no room for a prompt in the models' {limit} positions; lower max_tokens"
+            )
         return None if limit is None else limit - new

@@ -107,7 +107,7 @@ def _run_table(runs: tuple[TrainingRun, ...]) -> Table:
             _ABSENT if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
             run.device or _ABSENT,
             _ABSENT if run.best_step is None else f"step {run.best_step:,}",
-            _ABSENT if run.perplexity is None else f"{run.perplexity:,.2f}",
+            _perplexity(run.perplexity),
         )
         for run in runs
     )
@@ -120,6 +120,12 @@ def _others_table(models: Models) -> Table:
         for one in models.others
     )
     return Table(("model", "weights", "megabytes", "fingerprint"), rows)
+
+
+def _perplexity(value: float | None) -> str:
+    if value is None:
+        return _ABSENT
+    return f"{value:,.2f}" if value < 1e6 else f"{value:.3g}"  # a run that has diverged
 
 
 def _count(number: int | None) -> str:
