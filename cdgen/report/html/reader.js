@@ -1,7 +1,7 @@
 // The section "Read it": a list of seeds with a search box and filters, and the chosen seed's documents side by side.
 //
-// The page holds the documents as JSON (written by cdgen/report/html/reader.py) and their explanations as viewer data. Text
-// reaches the page through textContent alone. A document is put into the contrast viewer when its seed is chosen.
+// The page holds the documents as JSON (written by reader.py) and their explanations as viewer data. Text reaches the
+// page through textContent alone. A document is put into the contrast viewer when its seed is chosen.
 "use strict";
 
 (() => {
@@ -16,6 +16,7 @@
     const AROUND = 40; // characters shown before and after a match in the list
 
     const search = byId("reader-search");
+    const seed = byId("reader-seed");
     const shortest = byId("reader-shortest");
     const longest = byId("reader-longest");
     const reason = byId("reader-reason");
@@ -40,12 +41,17 @@
 
     // ---- search and filters
 
+    /** A regular expression folds case without changing the length of the text, unlike toLowerCase. */
+    function patternOf(input) {
+        const words = input.value.normalize("NFC").trim();
+        return words ? new RegExp(words.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "giu") : null;
+    }
+
     function filters() {
-        const words = search.value.normalize("NFC").trim();
         const bound = (input, none) => (Number.isNaN(input.valueAsNumber) ? none : input.valueAsNumber); // NaN if empty
         return {
-            // A regular expression folds case without changing the length of the text, unlike toLowerCase.
-            pattern: words ? new RegExp(words.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "giu") : null,
+            pattern: patternOf(search),
+            seed: patternOf(seed),
             least: bound(shortest, 0),
             most: bound(longest, Infinity),
             reason: reason.value,
@@ -71,6 +77,7 @@
         const wanted = filters();
         const found = new Map();
         for (const entry of entries) {
+            if (wanted.seed !== null && entry.id.normalize("NFC").search(wanted.seed) < 0) continue;
             const documents = entry.documents.filter((one) => matches(one, wanted));
             if (documents.length) found.set(entry, documents);
         }
