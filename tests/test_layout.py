@@ -15,7 +15,7 @@ LEVELS = (
     ("cdgen.engine",),
     ("cdgen.models", "cdgen.viewer"),
     ("cdgen.storage",),
-    ("cdgen.environment", "cdgen.hardware", "cdgen.rng", "cdgen.values"),
+    ("cdgen.environment", "cdgen.hardware", "cdgen.rng", "cdgen.values", "cdgen.wording"),
     ("cdgen.errors", "cdgen.recipes"),
 )
 ROOTS = {"cdgen": ROOT / "cdgen", "cdgen_kernels": ROOT / "kernels" / "cdgen_kernels"}

@@ -66,6 +66,12 @@ def find(name: str | Path, split: str = "train") -> Corpus:
     return _fingerprinted(name, [path])
 
 
+def check_file(path: Path, sha256: str) -> None:
+    """Raise CorpusError if a file is not the one that its corpus's manifest lists."""
+    if not path.is_file() or file_sha256(path) != sha256:
+        raise CorpusError(f"{path}: is missing, truncated or altered; rerun the command that wrote it")
+
+
 def _listed(name: str | Path, path: Path, kind: str, split: str) -> Corpus:
     """Return a corpus that has a manifest."""
     remedy = "name another corpus, or one of its files"
@@ -81,8 +87,7 @@ def _listed(name: str | Path, path: Path, kind: str, split: str) -> Corpus:
     else:
         shas = {file: about["sha256"] for file, about in manifest["files"].items() if file == f"{split}.parquet"}
     for file, sha256 in shas.items():
-        if not (path / file).exists() or file_sha256(path / file) != sha256:
-            raise CorpusError(f"{path / file}: is missing, truncated or altered; rerun the command that wrote it")
+        check_file(path / file, sha256)
     return _corpus(name, [path / file for file in shas], list(shas.values()))
 
 

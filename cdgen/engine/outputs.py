@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cdgen.wording import counted
+
 _SHOWN_CHARACTERS = 60  # maximum length of a text in a repr
 _SHOWN_OUTPUTS = 3  # number of continuations in a repr
 
@@ -94,4 +96,4 @@ def _cut(text: str | None) -> str:
 
 
 def _count(token_ids: list[int]) -> str:
-    return f"<{len(token_ids):,} token{'' if len(token_ids) == 1 else 's'}>"
+    return f"<{counted(len(token_ids), 'token')}>"

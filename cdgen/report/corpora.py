@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from cdgen.corpus.find import Corpus as FoundCorpus
+from cdgen.corpus.find import check_file
 from cdgen.engine.sampling_params import FIELDS, SamplingParams
 from cdgen.errors import CorpusError, InputError
 from cdgen.evaluation.corpus_stats import table
 from cdgen.evaluation.corpus_stats.contrast import check_models
 from cdgen.evaluation.corpus_stats.corpus_stats import corpus_stats, find_text
-from cdgen.report import seed_rows
 from cdgen.report.content import Corpora, Corpus, Pairs, Table
 from cdgen.report.loading import Loader
 from cdgen.report.names import Model, Names
@@ -112,7 +112,7 @@ class CorporaReader:
             return None
         try:
             for shard in part.manifest.get("shards", ()):
-                seed_rows.check_shard(part.path / shard["name"], shard["sha256"])
+                check_file(part.path / shard["name"], shard["sha256"])
             return _Readable(part, find_text(str(part.path)))
         except (InputError, CorpusError, OSError) as error:
             self._note(f"{part.name} is not measured: {reason(error)}")

@@ -14,9 +14,9 @@ from cdgen.report.documents import Chosen, Place, Source
 from cdgen.report.loading import ModelEntry
 from cdgen.report.names import Names
 from cdgen.report.parts import Part
-from cdgen.report.wording import joined
 from cdgen.storage.progress import Progress, Silent
 from cdgen.viewer.explanation import Explanation
+from cdgen.wording import joined
 
 if TYPE_CHECKING:
     from cdgen.engine.llm import ContrastiveLM

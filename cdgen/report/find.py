@@ -24,12 +24,12 @@ from cdgen.report.names import Names
 from cdgen.report.outcome import read_outcome, summary
 from cdgen.report.parts import Part, find_part, find_text_part, reason
 from cdgen.report.roles import find_uses
-from cdgen.report.wording import counted, joined
 from cdgen.storage import manifest as manifests
 from cdgen.storage.progress import Progress, Silent
+from cdgen.wording import counted, joined
 
 _KINDS = (*KINDS, manifests.RUN, manifests.RESULTS, manifests.COMPARISON)  # parts that may be given by themselves
-_MOST_NAMES = 3  # in the title
+_MOST_NAMES = 3  # greatest number of parts that the title names
 
 
 def read(

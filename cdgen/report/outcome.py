@@ -10,8 +10,8 @@ from cdgen.evaluation.comparison.compare import compare
 from cdgen.evaluation.comparison.data import Comparison
 from cdgen.report.content import Outcome, Table
 from cdgen.report.parts import Part, of_kind
-from cdgen.report.wording import counted, joined
 from cdgen.storage import manifest as manifests
+from cdgen.wording import counted, joined
 
 _DEFAULTS = {"checkpoint": "best", "resamples": 1000, "confidence": 0.95, "seed": 0}  # options of `cdgen compare`
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from cdgen.report.names import Model, Names
 from cdgen.report.parts import Part, of_kind
-from cdgen.report.wording import joined
 from cdgen.storage import manifest as manifests
+from cdgen.wording import joined
 
 
 @dataclass(frozen=True)

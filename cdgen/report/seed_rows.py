@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdgen.corpus.find import check_file
 from cdgen.corpus.records import all_fields
 from cdgen.errors import CorpusError, first_line
-from cdgen.storage.folder import file_sha256
 from cdgen.storage.manifest import Manifest
 
 _BUFFER = 1 << 20  # bytes of a Parquet column that are read at once
@@ -41,7 +41,7 @@ def read_seeds(folder: Path, manifest: Manifest) -> Seeds:
     hashes, rows, number, stated = [], [], 0, 0
     for shard in manifest["shards"]:
         path = folder / shard["name"]
-        check_shard(path, shard["sha256"])
+        check_file(path, shard["sha256"])
         of_shard: list[bytes] = []
         for row in _all_rows(path, ["seed_id", "continuation"]):
             if row["continuation"] == 0:
@@ -55,12 +55,6 @@ def read_seeds(folder: Path, manifest: Manifest) -> Seeds:
     found = np.concatenate([np.empty(0, "<u8"), *hashes])
     order = np.argsort(found)
     return Seeds(found[order], np.array(rows, np.int64)[order])
-
-
-def check_shard(path: Path, sha256: str) -> None:
-    """Raise CorpusError if a shard is not the file that its corpus's manifest lists."""
-    if not path.is_file() or file_sha256(path) != sha256:
-        raise CorpusError(f"{path}: is missing, truncated or altered; rerun the command that wrote it")
 
 
 def groups(corpora: Sequence[Seeds], count: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ class Candidate(NamedTuple):
     token_id: int
     good: float  # under GOOD, without temperature
     bad: float | None  # under BAD, likewise; None without BAD
-    logprob: float  # in the distribution from which tokens are drawn; -inf if the token cannot be drawn
+    logprob: float  # log-probability in the distribution that tokens are drawn from; -inf if the token cannot be drawn
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tests.helpers.recomputation import CONFIGS, Recomputation, all_logits, fami
 from tests.helpers.tiny_models import SENTENCES, VOCABULARY, make_llama, make_tokenizer
 
 TEXT = SENTENCES[1] + " né 😀"
-TOLERANCE = 2e-4  # in nats: the models compute in float32
+TOLERANCE = 2e-4  # nats; the models compute in float32
 PARAMS = [
     SamplingParams.for_method(name, **({"top_k": 3} if "top_k" in name else {"top_p": 0.6} if "top_p" in name else {}))
     for name in METHODS

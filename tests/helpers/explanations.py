@@ -107,7 +107,7 @@ def sample(name: str, prompt_length: int = 5, bad: str | None = "tiny/step-500")
 
 
 def long_sample(tokens: int, seed: int = 0) -> Explanation:
-    """Return the explanation of an English text with so many tokens."""
+    """Return the explanation of an English text with `tokens` tokens."""
     story = [*TEXTS["english"], "\n"]
     return explained((story * (tokens // len(story) + 1))[:tokens], 20, seed)
 

@@ -12,7 +12,7 @@ from cdgen.viewer.page import script_json
 from tests.helpers.explanations import TEXTS, long_sample, sample
 from tests.helpers.viewer_data import DecodedCandidate, DecodedDocument, DecodedToken, decode
 
-HALF_STEP = 0.0005 + 1e-9  # in nats
+HALF_STEP = 0.0005 + 1e-9  # nats
 
 
 def round_trip(*explanations: Explanation) -> list[DecodedDocument]:
@@ -103,7 +103,7 @@ def test_columns_that_repeat_another_are_left_out() -> None:
 
 
 def vocabulary(size: int) -> Explanation:
-    """Return the explanation of a text that consists of so many different tokens."""
+    """Return the explanation of a text that consists of `size` different tokens."""
     pieces = {token_id: str(token_id) for token_id in range(size)}
     tokens = tuple(ExplainedToken(token_id, piece, None) for token_id, piece in pieces.items())
     return replace(single(), tokens=tokens, pieces=pieces)

@@ -18,7 +18,7 @@ from tests.viewer.test_viewer_browser import DETAILS, assert_details
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-TOLERANCE = 0.5 / UNITS_PER_NAT + 2e-4  # in nats: half a unit, and the rounding of float32 in the models
+TOLERANCE = 0.5 / UNITS_PER_NAT + 2e-4  # nats: half a unit, and the rounding of float32 in the models
 PARAMS = [
     SamplingParams(),
     SamplingParams(alpha=0.02, temperature=1.3, top_k=12),

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 
 from cdgen.errors import escaped
 from cdgen.evaluation.comparison.data import Comparison, Effect, Interval, MethodSummary, TaskResult, TaskSummary
+from cdgen.wording import counted
 
 _WIDTH = 32  # longest label that tables show in full, except in Markdown, whose columns need no alignment
 _LATEX = str.maketrans(
@@ -40,7 +41,7 @@ def tables(comparison: Comparison) -> list[Table]:
     found = []
     rows = [_summary_row(comparison, method) for method in comparison.methods if method.mean_relative_change]
     if rows:
-        tasks = _counted(sum(task.in_mean for task in comparison.tasks), "task")
+        tasks = counted(sum(task.in_mean for task in comparison.tasks), "task")
         title = f"Mean relative change from {comparison.baseline} over {tasks}"
         header = ["method", "runs", "better on", "change", interval, "p", "p (Holm)", "detectable"]
         found.append(Table(title, header, [("", rows)]))
@@ -114,7 +115,7 @@ def method_text(comparison: Comparison) -> str:
 
 def _statement(comparison: Comparison, method: MethodSummary) -> str:
     effect, baseline = method.mean_relative_change, comparison.baseline
-    count = f"on {method.better} of {_counted(len(comparison.tasks), 'task')}"
+    count = f"on {method.better} of {counted(len(comparison.tasks), 'task')}"
     if effect is None:
         return f"better than {baseline} {count}; no task qualifies for the mean relative change"
     if effect.interval == (0, 0):
@@ -129,7 +130,7 @@ def _statement(comparison: Comparison, method: MethodSummary) -> str:
         return f"worse than {baseline}{but}; {change})"
     return (
         f"no improvement over {baseline} could be shown: better {count}; {change}, {corrected}; an improvement of less "
-        f"than {_percent(effect.detectable, '')} would probably not have been found with {_counted(method.runs, 'run')}"
+        f"than {_percent(effect.detectable, '')} would probably not have been found with {counted(method.runs, 'run')}"
     )
 
 
@@ -150,7 +151,7 @@ def _summary_row(comparison: Comparison, method: MethodSummary) -> list[str]:
 
 def _task_heading(task: TaskSummary) -> str:
     lower = "" if task.higher_is_better else ", lower is better"
-    return f"{task.name}: {task.metric}{lower}; {_counted(task.items, 'item')}, convention {task.convention}"
+    return f"{task.name}: {task.metric}{lower}; {counted(task.items, 'item')}, convention {task.convention}"
 
 
 def _task_row(result: TaskResult) -> list[str]:
@@ -178,10 +179,6 @@ def _range(interval: Interval) -> str:
 def _p(value: float, equals: str = "") -> str:
     """Return a p-value, preceded by `equals`, or by "< " if it is below 0.001."""
     return f"{equals}{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _shortened(text: str, width: int = _WIDTH) -> str:

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from cdgen.report.content import Ablation, Level, TrainingRun
 from cdgen.report.html.drawing import FONT, NARROW, SMALL, WIDE, Look, color, figure, shortened, svg
+from cdgen.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +79,7 @@ def _forest_rows(comparison: "Comparison") -> Iterator[_Row]:
     methods = comparison.methods[1:]
     if any(one.mean_relative_change for one in methods):
         count = sum(task.in_mean for task in comparison.tasks)
-        yield _Row(f"mean over {count} task{'' if count == 1 else 's'}: right is better", strong=True)
+        yield _Row(f"mean over {counted(count, 'task')}: right is better", strong=True)
         for one in methods:
             yield _Row(one.method, one.mean_relative_change, one.method, strong=True)
     for task in comparison.tasks:
