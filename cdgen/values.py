@@ -1,7 +1,9 @@
-"""Check numbers and switches that callers pass, and convert scalars of numpy and torch to Python's."""
+"""Check numbers, switches and paths that callers pass, and convert scalars of numpy and torch to Python's."""
 
 import numbers
 import operator
+import os
+from pathlib import Path
 from typing import Any
 
 from cdgen.errors import InputError
@@ -56,6 +58,23 @@ def switch(name: str, value: Any) -> bool:
     if not isinstance(found, bool):
         raise InputError(f"{name} = {shown(value)}: must be True or False")
     return found
+
+
+def path(name: str, value: Any, kind: str) -> Path:
+    """Return the name of a file or folder as a path.
+
+    Args:
+        name: the argument, with which messages begin.
+        value: what was passed.
+        kind: what it should be, such as "folder".
+    Raises:
+        InputError: the value is neither a string nor a path, or it is empty.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{name} = {shown(value)}: must be the name of a {kind}")
+    if not os.fspath(value):
+        raise InputError(f"{name} = '': is empty; name a {kind}, or . for the current folder")
+    return Path(value)
 
 
 def shown(value: Any) -> str:

@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
@@ -19,6 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cdgen.cli import main
+from tests.helpers.doc_pages import page_blocks, shell_commands
 from tests.helpers.tiny_models import SENTENCES, VOCABULARY, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,15 +41,44 @@ _TRAINING = {  # sizes of trained models
     "@500 ": "@2 ",
     "max-tokens 400": "max-tokens 20",
     "max_tokens=400": "max_tokens=20",
+    "--workers 8": "--workers 2 --shard-size 8",
+    "tasks=8, workers=8": "tasks=1, workers=1",
     "tokenizer --out run\n": f"tokenizer --out run {_SMALL} --save-every 2\n",
+}
+_TUTORIAL = {  # the sizes of docs/tutorial.md
+    "enumerate(names, 1)": "enumerate(names[:3], 1)",
+    "steps 150": "steps 4",
+    "save-every 50": "save-every 2",
+    "@50 ": "@2 ",
+    "max-tokens 100": "max-tokens 20",
+    'model = "tiny"\nblock_size = 128\nbatch_size = 16\nmicro_batch_size = 16': (
+        'model = "tiny"\nblock_size = 32\nbatch_size = 4\nmicro_batch_size = 4'
+    ),
+    "vocab_size = 2000": "vocab_size = 300",
+    "steps = 150\nwarmup_steps = 20\nsave_every = 50": "steps = 4\nwarmup_steps = 1\nsave_every = 2",
+    "step = 50": "step = 2",
+    "n = 2\nmax_tokens = 100": "n = 1\nmax_tokens = 20",
+    "seeds = [42, 43]": "seeds = [42]",
+    "limit = 100": "limit = 5",
 }
 PAGES = (
     "README.md",
+    "docs/quickstart.md",
+    "docs/tutorial.md",
+    "docs/how-to/choose-a-bad.md",
+    "docs/how-to/alpha-and-ratio.md",
+    "docs/how-to/own-decode-loop.md",
+    "docs/python.md",
     "docs/corpora.md",
     "docs/training.md",
+    "docs/datasets.md",
     "docs/evaluation.md",
     "docs/engine.md",
+    "docs/scale-out.md",
+    "docs/transformers.md",
     "docs/kernels.md",
+    "docs/adopting.md",
+    "kernels/README.md",
     "docs/report.md",
     "docs/results/icelandic.md",
 )
@@ -55,6 +86,7 @@ PAGES = (
 OTHER_PAGES = {
     "docs/benchmarks.md": "benchmarks take minutes; tests/benchmarks runs them with small sizes",
     "docs/cli.md": "it is the output of --help, whose examples run below",
+    "docs/install.md": "it installs cdgen",
     "docs/gpu.md": "it needs a GPU; tests/benchmarks has a dry run",
     "docs/lm-eval.md": "it needs lm-eval; tests/integrations runs the command",
     "docs/testing.md": "it runs the test suite",
@@ -66,6 +98,8 @@ NOT_RUN = {
     "cdgen run tiny": "`make tiny` runs it",
     "cdgen report run-tiny": "`make tiny` runs it",
     "cdgen report results-real": "it needs results of other commands; docs/report.md has a whole example",
+    "hf ": "it needs an account on the hub",
+    "cdgen bench": "it takes minutes; tests/cli/test_bench.py runs it with small sizes",
     "cdgen demo": "`make demo` runs it",
     "cdgen prepare --preset tinybabylm": "its files are not here",
     "accelerate launch": "its arguments are left to the reader; tests/training runs it",
@@ -73,6 +107,12 @@ NOT_RUN = {
 }
 # What the programs of a page expect their reader to have.
 PRELUDES = {
+    "docs/scale-out.md": """
+from pathlib import Path
+Path("seeds").mkdir()
+Path("seeds/0.jsonl").write_text('{"id": "a", "text": "The sea"}\\n', encoding="utf-8")
+__name__ = "__main__"
+""",
     "docs/engine.md": """
 from transformers import LlamaForCausalLM
 good, bad = (LlamaForCausalLM.from_pretrained(f"path/to/{name}") for name in ("good", "bad"))
@@ -86,8 +126,8 @@ good_hidden, bad_hidden, good_output_weight, bad_output_weight = (torch.randn(n,
 }
 # Commands in the order in which their examples are typed: each uses what the ones before have written.
 COMMANDS = (
-    "prepare", "tokenizer", "train", "models ls", "generate", "show", "corpus-stats", "report", "run", "plan", "demo",
-    "info",
+    "prepare", "tokenizer", "train", "models ls", "generate", "show", "corpus-stats", "corpus verify", "report", "run",
+    "plan", "demo", "info",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow
@@ -104,6 +144,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )  # fmt: skip
         LlamaForCausalLM(config).save_pretrained(tmp_path / "path" / "to" / name)
         make_tokenizer().save_pretrained(tmp_path / "path" / "to" / name)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     (tmp_path / "prompts.txt").write_text("The sea\nOnce upon a time\n")
     (tmp_path / "book.txt").write_text(" ".join(SENTENCES * 20))
     (tmp_path / "books").mkdir()
@@ -116,6 +157,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     articles = "".join(json.dumps({"text": f"Article {at}. {SENTENCES[at % 3]}"}) + "\n" for at in range(100))
     (tmp_path / "wiki.jsonl.gz").write_bytes(gzip.compress(articles.encode()))
     _write_recipes(tmp_path)
+    shutil.copytree(ROOT / "examples" / "custom_generate", tmp_path / "path" / "to" / "custom_generate")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CDGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -145,17 +187,8 @@ def _replaced(text: str, replacements: Mapping[str, str], required: Iterable[str
     return text
 
 
-def shell_commands(text: str, indent: int) -> list[str]:
-    """Return the commands in indented blocks, without comments."""
-    joined = re.sub(r"\\\n *", "", text)
-    lines = [line[indent:] for line in joined.splitlines() if re.match(rf" {{{indent}}}\S", line)]
-    found = [re.sub(r"\s{2,}#.*", "", line) for line in lines]
-    return [line for line in found if re.match(r"(cdgen|make|pip|python|accelerate|torchrun|export)\s|[A-Z_]+=", line)]
-
-
-def run_commands(commands: Iterable[str]) -> int:
+def run_commands(commands: Iterable[str], variables: dict[str, str]) -> int:
     """Run commands of `cdgen`, with the variables that a shell would set; return how many have run."""
-    variables: dict[str, str] = {}
     count = 0
     for line in commands:
         if not line or line.startswith(tuple(NOT_RUN)):
@@ -170,18 +203,20 @@ def run_commands(commands: Iterable[str]) -> int:
     return count
 
 
-def python_program(page: str) -> str:
-    """Return the Python blocks of a page as one program."""
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S))
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page(page: str, folder: Path) -> None:
-    commands = shell_commands((ROOT / page).read_text(encoding="utf-8"), 4)
-    run_commands(_replaced("\n".join(commands) + "\n", _TRAINING).splitlines())
-    program = _replaced(python_program(page), _TRAINING)
-    names: dict[str, Any] = {}
-    exec(compile(PRELUDES.get(page, "") + program, page, "exec"), names)
+    names: dict[str, Any] = {"__name__": page}
+    exec(compile(PRELUDES.get(page, ""), f"prelude of {page}", "exec"), names)
+    variables: dict[str, str] = {}
+    for block in page_blocks((ROOT / page).read_text(encoding="utf-8")):
+        text = _replaced(f"{block.text}\n", {**_TRAINING, **(_TUTORIAL if page == "docs/tutorial.md" else {})})
+        if block.kind == "python":
+            exec(compile(text, page, "exec"), names)
+        elif block.kind == "toml":
+            assert block.name, f'{page}: name the file of a TOML block, as in ```toml title="recipe.toml"'
+            Path(block.name).write_text(text, encoding="utf-8")
+        else:
+            run_commands(text.splitlines(), variables)
 
 
 def test_the_examples_of_help(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,15 +227,28 @@ def test_the_examples_of_help(folder: Path, capsys: pytest.CaptureFixture[str]) 
         commands += shell_commands(capsys.readouterr().out.partition("\nexample")[2], 2)
     # The third example of cdgen train reads a corpus that the page docs/training.md writes.
     synthetic = "cdgen generate --good path/to/good --method top_p --seeds prompts.txt --out synthetic --max-tokens 400"
-    assert run_commands(_replaced("\n".join([synthetic, *commands]) + "\n", _TRAINING).splitlines()) >= 12
+    assert run_commands(_replaced("\n".join([synthetic, *commands]) + "\n", _TRAINING).splitlines(), {}) >= 12
 
 
-def test_every_page_with_commands_is_run_or_listed() -> None:
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
-    with_code = [
-        str(path.relative_to(ROOT))
-        for path in pages
-        if shell_commands(path.read_text(encoding="utf-8"), 4) or "```python" in path.read_text(encoding="utf-8")
+def test_every_page_with_code_is_run_or_listed() -> None:
+    pages = [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+        ROOT / "examples" / "README.md",
+        ROOT / "kernels" / "README.md",
     ]
+    with_code = [str(path.relative_to(ROOT)) for path in pages if page_blocks(path.read_text(encoding="utf-8"))]
     assert sorted(with_code) == sorted({*PAGES, *OTHER_PAGES} & {*with_code})
-    assert {*OTHER_PAGES} <= {str(path.relative_to(ROOT)) for path in pages}
+    assert {*PAGES, *OTHER_PAGES} <= {str(path.relative_to(ROOT)) for path in pages}
+
+
+def test_blocks_of_a_page() -> None:
+    page = 'Text\n\n    cdgen info   # says\n        output\n\n```toml title="a.toml"\nx = 1\n```\n\n```text\nno\n```\n'
+    page += "\n```bash\ncdgen a \\\n    b\n```\n\n```python\ny = 2\n```\n\n    cdgen c \\\n        d\n"
+    assert [(block.kind, block.text.strip(), block.name) for block in page_blocks(page)] == [
+        ("shell", "cdgen info", ""),
+        ("toml", "x = 1", "a.toml"),
+        ("shell", "cdgen a     b", ""),
+        ("python", "y = 2", ""),
+        ("shell", "cdgen c d", ""),
+    ]

@@ -1,7 +1,11 @@
-"""Packaging: what the kernels may import, and what a source distribution, a wheel and an editable install hold."""
+"""Packaging: what the kernels may import, and what the source distributions, wheels and editable installs hold.
+
+Two distributions are built from the repository: cdgen, and cdgen-kernels in the folder kernels.
+"""
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import cdgen
+import cdgen_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
@@ -39,8 +46,18 @@ def imports_of(folder: str) -> Iterator[tuple[str, str]]:
 
 def test_kernels_need_neither_cdgen_nor_transformers() -> None:
     allowed = {"cdgen_kernels", "torch", "triton", *sys.stdlib_module_names}
-    assert [(file, name) for file, name in imports_of("kernels") if name not in allowed] == []
+    assert [(file, name) for file, name in imports_of("kernels/cdgen_kernels") if name not in allowed] == []
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_both_distributions_have_one_version() -> None:
+    """Both contain cdgen_kernels, so whichever is installed last must leave the same files."""
+    assert cdgen.__version__ == cdgen_kernels.__version__
+
+
+def test_the_sources_of_the_extension_exist_once() -> None:
+    assert (ROOT / "kernels" / "csrc").is_symlink() and (ROOT / "kernels" / "LICENSE").is_symlink()
+    assert (ROOT / "kernels" / "csrc").samefile(ROOT / "csrc")
 
 
 def test_kernels_run_without_transformers(tmp_path: Path) -> None:
@@ -70,7 +87,7 @@ def test_our_folder_does_not_shadow_the_package_named_kernels(tmp_path: Path) ->
 
 def copy_of_the_repository(folder: Path) -> Path:
     ignore = shutil.ignore_patterns(".*", "*.so", "*.egg-info", "__pycache__", "build", "dist", "demo-corpus")
-    return Path(shutil.copytree(ROOT, folder, ignore=ignore))
+    return Path(shutil.copytree(ROOT, folder, ignore=ignore, symlinks=True))
 
 
 def import_ops(kernels: Path, site: Path, folder: Path) -> None:
@@ -94,6 +111,7 @@ def test_a_source_distribution_builds_a_wheel_that_installs(tmp_path: Path) -> N
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"csrc/{path.name}" for path in ROOT.glob("csrc/*.*") if path.suffix in (".cpp", ".h")} <= names
+    assert "kernels/build_extension.py" in names
     assert not any(name.startswith(("tests/", "benchmarks/", "tools/")) for name in names)
 
     run(*PIP, "wheel", *OFFLINE, "-w", str(tmp_path), str(sdist), CDGEN_EXT="0")
@@ -117,6 +135,51 @@ def test_a_source_distribution_builds_a_wheel_that_installs(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_the_kernels_alone_install_from_a_source_distribution(tmp_path: Path) -> None:
+    """The sdist holds the files behind the link csrc; the wheel built from it holds cdgen_kernels and needs torch."""
+    source = copy_of_the_repository(tmp_path / "source") / "kernels"
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path), cwd=source, CDGEN_EXT="0")
+    sdist = next(tmp_path.glob("*.tar.gz"))
+    with tarfile.open(sdist) as archive:
+        members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
+    sources = {f"csrc/{path.name}" for path in ROOT.glob("csrc/*.*") if path.suffix in (".cpp", ".h")}
+    needed = {*sources, "build_extension.py", "LICENSE", "README.md"}
+    assert needed <= set(members) and all(members[name].isfile() and members[name].size for name in needed)
+
+    run(*PIP, "wheel", *OFFLINE, "-w", str(tmp_path), str(sdist), CDGEN_EXT="0")
+    wheel = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"cdgen_kernels"}
+    assert re.findall(r"^Requires-Dist: (.*)$", metadata, re.M) == ["torch>=2.10"]
+    assert {"cdgen_kernels/triton/sample.py", "cdgen_kernels/py.typed"} <= names
+
+    target = tmp_path / "target"
+    run(*PIP, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
+    code = f"import cdgen_kernels; assert cdgen_kernels.__file__ == {str(target / 'cdgen_kernels' / '__init__.py')!r}"
+    run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(target))
+
+
+@pytest.mark.slow
+def test_a_build_without_a_compiler_warns_and_installs(tmp_path: Path) -> None:
+    source = copy_of_the_repository(tmp_path / "source") / "kernels"
+    (tmp_path / "no-programs").mkdir()
+    command = (*PIP, "wheel", "-vv", *OFFLINE, "-w", str(tmp_path), str(source))
+    environment = {"PATH": str(tmp_path / "no-programs"), "HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no C++ extension, so the slower reference implementation runs" in done.stdout + done.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert "cdgen_kernels/ops.py" in names and not any(name.endswith(".so") for name in names)
+
+    refused = subprocess.run(
+        command, capture_output=True, text=True, env={**environment, "CDGEN_EXT": "require"}, cwd=tmp_path, check=False
+    )
+    assert refused.returncode != 0
+
+
+@pytest.mark.slow
 def test_an_editable_install_finds_the_packages_in_place(tmp_path: Path) -> None:
     source, target = copy_of_the_repository(tmp_path / "source"), tmp_path / "target"
     run(*PIP, "install", *OFFLINE, "--target", str(target), "-e", str(source), CDGEN_EXT="0")
@@ -124,7 +187,8 @@ def test_an_editable_install_finds_the_packages_in_place(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_an_isolated_build_finds_the_installed_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [".", "kernels"])
+def test_an_isolated_build_finds_the_installed_torch(folder: str, tmp_path: Path) -> None:
     """Without this, `pip install .[train]` would replace a build with the extension by one without it."""
     import setuptools
 
@@ -137,4 +201,5 @@ assert importlib.util.find_spec("torch") is None
 setuptools.setup = lambda **arguments: print([extension.name for extension in arguments["ext_modules"]])
 runpy.run_path("setup.py")
 """
-    assert run(sys.executable, "-c", code, PYTHONPATH=str(tmp_path), CDGEN_EXT="require") == "['cdgen_kernels._C']\n"
+    printed = run(sys.executable, "-c", code, cwd=ROOT / folder, PYTHONPATH=str(tmp_path), CDGEN_EXT="require")
+    assert printed == "['cdgen_kernels._C']\n"

@@ -17,8 +17,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.cpu.harness import Call, compare, plain_reader
-from benchmarks.rivals import literal_chain, strongest_torch
 from benchmarks.smollm2 import logits_on_text
+from cdgen.bench.rivals import literal_chain, strongest_torch
 from cdgen.errors import InputError
 from cdgen_kernels import codes, contrastive_sample, implementation, make_sampling_tensors, reference, select_candidates
 

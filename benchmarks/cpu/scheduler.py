@@ -23,10 +23,11 @@ from cdgen import CompletionOutput, SamplingParams
 from cdgen.engine.backend import Round, Rows, Start
 from cdgen.engine.engine import Engine
 from cdgen.engine.graphs import GraphSizes
+from cdgen.engine.model_pair import ModelPair
 from cdgen.engine.page_store import CacheShape
 from cdgen.engine.paged_backend import STEPS_PER_ROUND
 from cdgen.engine.paged_prompts import EAGER_PREFILLS, PREFILL_TOKENS
-from cdgen.engine.requests import ModelPair, Prompts, Request, make_requests
+from cdgen.engine.requests import Prompts, Request, make_requests
 from cdgen.engine.shared_cache import SharedKVCache
 from cdgen_kernels import Samples
 from cdgen_kernels.codes import CANDIDATES_OVERFLOW

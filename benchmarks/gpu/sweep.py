@@ -9,11 +9,12 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu.check import check, runnable
-from benchmarks.gpu.cold import INPUTS, Call, quartiles
+from benchmarks.gpu.cold import INPUTS
 from benchmarks.gpu.context import Context, in_one_line
 from benchmarks.gpu.kernels import BY_NAME, dry_pair
 from benchmarks.gpu.timing import Bench
 from benchmarks.ops.cases import Case
+from cdgen.bench.timing import Call, quartiles
 
 R = TypeVar("R")
 LONGEST = 10  # seconds that one sweep may take, including compilers

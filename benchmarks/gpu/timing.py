@@ -3,11 +3,12 @@
 import torch
 
 from benchmarks.gpu.check import check, runnable
-from benchmarks.gpu.cold import INPUTS, Call, Timer, Times, measure_limits, quartiles, timer_for
+from benchmarks.gpu.cold import INPUTS, Timer, measure_limits, timer_for
 from benchmarks.gpu.context import Context, in_one_line
 from benchmarks.gpu.records import Record
 from benchmarks.ops.cases import Case
 from benchmarks.ops.op import Inputs
+from cdgen.bench.timing import Call, Times, quartiles
 from cdgen.hardware import Machine, data_sheet
 
 

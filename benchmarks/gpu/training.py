@@ -12,13 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.generation import synchronize
 from benchmarks.gpu.check import check
-from benchmarks.gpu.cold import Call, quartiles
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.generate import Memory
 from benchmarks.gpu.timing import Bench, runnable_variants
 from benchmarks.ops import linear as linear_ops
 from benchmarks.ops.cases import OPS, Case
 from benchmarks.ops.op import Inputs, Outputs
+from cdgen.bench.timing import Call, quartiles
 from cdgen.training.config import PRESETS
 from cdgen.training.model import SummedLoss, operations_per_token, parameter_groups, peak_operations, use_liger
 

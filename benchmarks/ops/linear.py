@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.ops.op import ALPHA, BFLOAT16, Inputs, Op, Outputs, zipf_like
+from benchmarks.ops.op import BFLOAT16, Inputs, Op, Outputs
+from cdgen.bench.logits import zipf_like
+from cdgen.bench.rivals import ALPHA
 from cdgen_kernels import SamplingTensors, cross_entropy, make_sampling_tensors, reference
 
 WIDTH = 768

@@ -1,4 +1,4 @@
-"""The description of an op that the ahead-of-time table and the GPU run share, and the logits that all ops are fed."""
+"""The description of an op that the ahead-of-time table and the GPU run share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,6 @@ import torch
 Inputs = tuple[Any, ...]
 Outputs = dict[str, torch.Tensor]
 
-ALPHA = 0.1
 BFLOAT16 = (torch.bfloat16,)
 USUAL = (torch.bfloat16, torch.float32)
 ALL = (torch.bfloat16, torch.float16, torch.float32)
@@ -50,16 +49,3 @@ class Op:
     sizes: tuple[int, ...] = (128_256, 32_000)  # vocabulary sizes, or another size of the op; the paper's is last
     counted: tuple[int, int] = (2, 32_000)  # batch and size of the call whose instructions are counted
     compiled: bool = True  # False: its kernels are those of another entry
-
-
-def zipf_like(batch: int, vocab_size: int, device: torch.device, generator: torch.Generator) -> torch.Tensor:
-    """Return float32 logits [B, V] whose probabilities fall roughly like 1 / rank.
-
-    The token of rank r has logit -log1p(r) plus noise, so that alpha = 0.1 leaves about 10 candidates. All rows share
-    one ranking, each shifted by a random number of tokens and with noise of its own.
-    """
-    ranks = torch.randperm(vocab_size, device=device, generator=generator)
-    first = torch.randint(vocab_size, (batch, 1), device=device, generator=generator)
-    rank = ranks[(torch.arange(vocab_size, device=device) + first) % vocab_size]
-    noise = torch.randn(batch, vocab_size, device=device, generator=generator)
-    return noise.mul_(0.2).sub_(torch.log1p(rank.float()))

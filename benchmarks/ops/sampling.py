@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.ops.op import ALL, ALPHA, BFLOAT16, Inputs, Op, Outputs, exact_floats, zipf_like
-from benchmarks.rivals import literal_chain, strongest_torch
+from benchmarks.ops.op import ALL, BFLOAT16, Inputs, Op, Outputs, exact_floats
+from cdgen.bench import rivals
+from cdgen.bench.logits import make_pair
+from cdgen.bench.rivals import ALPHA, TOP_K, TOP_P, TOP_P_OF_TOP_K, Rival
 from cdgen_kernels import Candidates, Samples, SamplingTensors, codes, make_sampling_tensors, reference
 
 CAPACITY = 256  # length of the candidate lists
-TOP_P = 0.95
 
 
 def sampling_inputs(has_bad: bool = True, **parameters: Any) -> Callable[..., Inputs]:
@@ -21,14 +22,10 @@ def sampling_inputs(has_bad: bool = True, **parameters: Any) -> Callable[..., In
     """
 
     def make(batch: int, vocab_size: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-        generator = torch.Generator(device).manual_seed(seed)
-        good = zipf_like(batch, vocab_size, device, generator)
-        bad = None
-        if has_bad:
-            bad = torch.randn(good.shape, device=device, generator=generator).add_(good, alpha=0.7).to(dtype)
+        good, bad = make_pair(batch, vocab_size, dtype, device, seed)
         strength = 1.0 if has_bad else 0.0
         settings = dict(alpha=ALPHA, contrast_strength=strength, position=1) | parameters
-        return good.to(dtype), bad, make_sampling_tensors(batch, seed=seed, device=device, **settings)
+        return good, bad if has_bad else None, make_sampling_tensors(batch, seed=seed, device=device, **settings)
 
     return make
 
@@ -61,35 +58,13 @@ def good_and_bad_bytes(good: torch.Tensor, bad: torch.Tensor, sampling: Sampling
     return good.nbytes + bad.nbytes
 
 
-def contrastive_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    return literal_chain(good, bad, ALPHA)
+def as_variant(rival: Rival) -> Callable[..., torch.Tensor]:
+    """Return a function (*inputs) -> tokens [B] that calls a rival, which has its own parameters."""
 
+    def call(good: torch.Tensor, bad: torch.Tensor | None, sampling: SamplingTensors) -> torch.Tensor:
+        return rival(good, good if bad is None else bad)
 
-def contrastive_strongest(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    with good.device:  # it creates tensors on the default device
-        return strongest_torch(good, bad, ALPHA)
-
-
-def ancestral_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    return torch.multinomial(torch.softmax(good.float(), -1), 1)
-
-
-def min_p_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    p = torch.softmax(good.float(), -1)
-    return torch.multinomial(torch.where(p >= ALPHA * p.amax(-1, keepdim=True), p, 0.0), 1)
-
-
-def top_k_top_p_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    best, token = good.float().topk(40)
-    p = torch.softmax(best, -1)
-    p = torch.where(p.cumsum(-1) - p < 0.9, p, 0.0)
-    return token.gather(1, torch.multinomial(p, 1))
-
-
-def top_p_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    p, token = torch.softmax(good.float(), -1).sort(-1, descending=True)
-    p = torch.where(p.cumsum(-1) - p < TOP_P, p, 0.0)
-    return token.gather(1, torch.multinomial(p, 1))
+    return call
 
 
 def paper_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
@@ -100,8 +75,7 @@ def paper_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors
 
 
 def logprobs_eager(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
-    token = contrastive_eager(good, bad, sampling)
-    return sampled_floats({"token": token}, good, bad, sampling)
+    return sampled_floats({"token": rivals.literal_chain(good, bad)}, good, bad, sampling)
 
 
 def sampled_floats(outputs: Outputs, good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> Outputs:
@@ -115,33 +89,6 @@ def sampled_floats(outputs: Outputs, good: torch.Tensor, bad: torch.Tensor, samp
         "bad_logprob": bad,
     }
     return {name: torch.log_softmax(x, -1).gather(1, token).squeeze(1) for name, x in distributions.items()}
-
-
-# FlashInfer samples from one distribution, without contrast. Its kernels take float32.
-
-
-def flashinfer_ancestral(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    import flashinfer
-
-    return flashinfer.sampling.sampling_from_logits(good.float())
-
-
-def flashinfer_min_p(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    import flashinfer
-
-    return flashinfer.sampling.min_p_sampling_from_probs(torch.softmax(good.float(), -1), ALPHA)
-
-
-def flashinfer_top_k_top_p(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    import flashinfer
-
-    return flashinfer.sampling.top_k_top_p_sampling_from_logits(good.float(), 40, 0.9, filter_apply_order="top_k_first")
-
-
-def flashinfer_top_p(good: torch.Tensor, bad: torch.Tensor, sampling: SamplingTensors) -> torch.Tensor:
-    import flashinfer
-
-    return flashinfer.sampling.top_p_sampling_from_probs(torch.softmax(good.float(), -1), TOP_P)
 
 
 def sample_op(
@@ -220,47 +167,47 @@ def candidates_bytes(candidates: Candidates, bad: torch.Tensor, sampling: Sampli
 SAMPLING_OPS = [
     sample_op(
         "contrastive",
-        contrastive_eager,
+        as_variant(rivals.literal_chain),
         {},
         {},
         bytes=good_bytes,
-        rivals={"strongest eager": contrastive_strongest},
+        rivals={"strongest eager": as_variant(rivals.strongest_torch)},
         dtypes=ALL,
     ),
     sample_op(
         "min-p",
-        min_p_eager,
+        as_variant(rivals.torch_min_p),
         dict(has_bad=False),
         {},
         bytes=good_bytes,
-        rivals={"FlashInfer": flashinfer_min_p},
+        rivals={"FlashInfer": as_variant(rivals.flashinfer_min_p)},
         dtypes=BFLOAT16,
     ),
     sample_op(
         "ancestral",
-        ancestral_eager,
+        as_variant(rivals.torch_ancestral),
         dict(has_bad=False, alpha=0),
         {},
         bytes=good_bytes,
-        rivals={"FlashInfer": flashinfer_ancestral},
+        rivals={"FlashInfer": as_variant(rivals.flashinfer_ancestral)},
         dtypes=BFLOAT16,
     ),
     sample_op(
-        "top-k 40, top-p 0.9",
-        top_k_top_p_eager,
-        dict(has_bad=False, alpha=0, top_k=40, top_p=0.9),
+        f"top-k {TOP_K}, top-p {TOP_P_OF_TOP_K}",
+        as_variant(rivals.torch_top_k_top_p),
+        dict(has_bad=False, alpha=0, top_k=TOP_K, top_p=TOP_P_OF_TOP_K),
         {},
         bytes=good_bytes,
-        rivals={"FlashInfer": flashinfer_top_k_top_p},
+        rivals={"FlashInfer": as_variant(rivals.flashinfer_top_k_top_p)},
         dtypes=BFLOAT16,
     ),
     sample_op(
         f"top-p {TOP_P}",
-        top_p_eager,
+        as_variant(rivals.torch_top_p),
         dict(has_bad=False, alpha=0, top_p=TOP_P),
         {},
         bytes=good_bytes,
-        rivals={"FlashInfer": flashinfer_top_p},
+        rivals={"FlashInfer": as_variant(rivals.flashinfer_top_p)},
         dtypes=BFLOAT16,
         compiled=False,
     ),

@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 
 from cdgen import __version__
 from cdgen.cli import (
+    bench,
     compare,
+    corpus,
     corpus_stats,
     demo,
     evaluate,
@@ -34,7 +36,8 @@ from cdgen.errors import CorpusError, InputError, first_line, printable
 from cdgen.training.signals import Interrupted
 
 COMMANDS = (
-    generate, show, prepare, tokenizer, train, models, evaluate, compare, corpus_stats, run, report, plan, demo, info,
+    generate, show, prepare, tokenizer, train, models, evaluate, compare, corpus, corpus_stats, run, report, plan,
+    bench, demo, info,
 )  # fmt: skip
 # Commands that only print, or print last: it is no error if the reader of a pipe stops early.
 _REPORTS = ("info", "models", "plan", "compare", "corpus-stats", "report", "show")
@@ -46,7 +49,7 @@ OPTIONS = {
     "resume=False": "--no-resume",
     "overwrite=True": "--overwrite",
     "data=FOLDER": "--data FOLDER",
-    "read_seeds(field=NAME)": "--seed-field NAME",
+    "generate_corpus(field=NAME)": "--seed-field NAME",
     "split_documents=True": "--split-documents",
     "prefix_tokens": "--prefix-tokens",
     "stop_token_ids": "--stop-token-ids",
@@ -54,6 +57,7 @@ OPTIONS = {
     "batch_tokens": "--batch-tokens",
     "baseline=LABEL": "--baseline LABEL",
     "chunk_words": "--chunk-words",
+    "gpus = ": "--gpus = ",
     "dtype='float32'": "--dtype float32",
     "convention='babylm'": "--convention babylm",
     "kv_cache_memory_bytes": "--kv-cache-gb",

@@ -108,27 +108,21 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate the models, and print a table; return the exit code."""
     tasks = check_request(args)
     load_ops(args.threads, args.device)
-    from cdgen.evaluation.evaluate import evaluate, parse_models
-    from cdgen.evaluation.results import lines
-    from cdgen.storage.progress import choose
+    from cdgen.evaluation.evaluate import evaluate
 
-    progress = choose(args.quiet)
-    try:
-        entries = evaluate(
-            parse_models(args.models),
-            tasks,
-            args.out,
-            convention=args.convention,
-            batch_tokens=args.batch_tokens,
-            dtype=args.dtype,
-            device=args.device,
-            trust_remote_code=args.trust_remote_code,
-            progress=progress,
-        )
-    finally:
-        progress.close()
+    evaluation = evaluate(
+        args.models,
+        tasks,
+        args.out,
+        convention=args.convention,
+        batch_tokens=args.batch_tokens,
+        dtype=args.dtype,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+        progress=not args.quiet,
+    )
     if not args.quiet:
         with contextlib.suppress(BrokenPipeError):  # the results are written, even if nobody reads the table
-            for line in lines(entries):
+            for line in str(evaluation).split("\n"):
                 print(escaped(line))
     return 0

@@ -1,8 +1,7 @@
 """The command `cdgen generate`. Imports torch only when it runs."""
 
 import argparse
-from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cdgen.cli.parser import (
     Commands,
@@ -17,11 +16,13 @@ from cdgen.cli.parser import (
     load_ops,
 )
 from cdgen.cli.sampling import add_sampling, sampling_params
+from cdgen.cli.scale_out import Outcome, add_scale_out, check_scale_out, write_scaled_out
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import escaped
 from cdgen.values import INT32_MAX, INT64_MAX, integer
 
-PREFIX_TOKENS = 20  # length of a chunk's prefix in the paper, arXiv 2510.08245
+if TYPE_CHECKING:
+    from cdgen.corpus.job import CorpusJob
 
 DESCRIPTION = """\
 Continue every seed and write the documents to a corpus folder. Rerun the same
@@ -58,6 +59,7 @@ def add(commands: Commands) -> None:
     add_threads(models)
     _add_seeds(parser)
     _add_output(parser)
+    add_scale_out(parser)
     add_sampling(parser)
 
 
@@ -145,70 +147,64 @@ def check_request(args: argparse.Namespace) -> Request:
     bad = parse_bad(args.bad) if args.bad else {}
     check_options(args.shard_size, args.format)
     integer("max_num_seqs", args.batch_size, 1, INT32_MAX)
-    usable_device(args.device)
+    if args.slurm is None:  # the machine that submits jobs may have no GPU
+        usable_device(args.device)
     if args.dtype is not None:
         float_dtype("dtype", args.dtype)
     if args.kv_cache_dtype is not None:
         cache_dtype(args.kv_cache_dtype)
+    check_scale_out(args)
     return Request(params, bad, reading, cache_bytes)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load models and seeds, write the corpus, and print a summary; return the exit code."""
-    params, bad, reading, cache_bytes = check_request(args)
-    load_ops(args.threads, args.device)
+    request = check_request(args)
+    if args.slurm is None:
+        load_ops(args.threads, args.device)
     from cdgen.corpus.manifest import check_folder
-    from cdgen.corpus.seeds import encode_texts, read_texts
-    from cdgen.corpus.writer import write_corpus
-    from cdgen.engine.llm import ContrastiveLM
     from cdgen.storage.folder import OutputFolder
-    from cdgen.storage.progress import choose
+    from cdgen.storage.progress import displayed
 
     # Models are loaded last, since that takes longest and everything else can be checked without them.
-    texts, dropped = read_texts(args.seeds, field=reading["field"], chunk_words=reading["chunk_words"])
-    with OutputFolder(args.out) as folder:
+    job = _job(args, request)
+    found = job.read()
+    with OutputFolder(args.out) as folder, displayed(not args.quiet) as progress:
         check_folder(folder)
-        lm = ContrastiveLM(
-            args.good,
-            **bad,
-            dtype=args.dtype,
-            device=args.device,
-            trust_remote_code=args.trust_remote_code,
-            max_num_seqs=args.batch_size,
-            kv_cache_dtype=args.kv_cache_dtype,
-            kv_cache_memory_bytes=cache_bytes,
-        )
-        prefix = reading["prefix_tokens"]
-        prompt_ids = partial(lm.prompt_ids, parse_special=args.parse_special)
-        seeds = encode_texts(texts, prompt_ids, prefix_tokens=prefix, longest=lm.longest_prompt(params))
-        progress = choose(args.quiet)
-        try:
-            manifest, written = write_corpus(
-                lm,
-                seeds,
-                folder,
-                params,
-                shard_size=args.shard_size,
-                format=args.format,
-                resume=args.resume,
-                split_documents=args.split_documents,
-                seeds_info={"paths": args.seeds, "dropped": dropped, **reading},
-                progress=progress,
-            )
-        finally:
-            progress.close()
-    if not args.quiet:
-        print(_summary(args.out, manifest["counts"], written))
+        if args.workers is None and args.slurm is None:
+            outcome = Outcome(*job.write(folder, found, resume=args.resume, progress=progress))
+        else:
+            outcome = write_scaled_out(args, job, folder, found, progress)
+    if outcome.manifest is None:
+        print(outcome.message)
+    elif not args.quiet:
+        print(_summary(args.out, outcome.manifest["counts"], outcome.written))
     return 0
+
+
+def _job(args: argparse.Namespace, request: Request) -> "CorpusJob":
+    """Return the corpus that the options ask for."""
+    from cdgen.corpus.job import CorpusJob
+
+    models = {
+        "good": args.good,
+        **request.bad,
+        "dtype": args.dtype,
+        "device": args.device,
+        "trust_remote_code": args.trust_remote_code,
+        "max_num_seqs": args.batch_size,
+        "kv_cache_dtype": args.kv_cache_dtype,
+        "kv_cache_memory_bytes": request.cache_bytes,
+    }
+    own = {"shard_size": args.shard_size, "format": args.format, "split_documents": args.split_documents}
+    return CorpusJob(args.out, models, args.seeds, request.reading, request.params, **own)
 
 
 def _reading(args: argparse.Namespace) -> dict[str, Any]:
     """Return how the seeds are read, as the manifest records it."""
-    prefix = args.prefix_tokens
-    if prefix is None and args.chunk_words is not None:
-        prefix = PREFIX_TOKENS
-    if prefix is not None:
-        integer("prefix_tokens", prefix, 1, INT64_MAX)
+    from cdgen.corpus.seeds import prefix_length
+
+    prefix = prefix_length(args.prefix_tokens, args.chunk_words)
     if args.chunk_words is not None:
         integer("chunk_words", args.chunk_words, 1, INT64_MAX)
     return {

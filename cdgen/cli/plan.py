@@ -8,13 +8,14 @@ from cdgen.errors import InputError
 
 DESCRIPTION = """\
 Before generating a corpus, estimate the largest batch that fits, the memory it
-takes, and the shortest possible time of a decoding step and of the whole corpus.
-The times are lower bounds from memory bandwidth and arithmetic (the roofline
-model), not measurements."""
+takes, the shortest possible time of a decoding step and of the whole corpus, the
+number of seeds, and the disk space. The times are lower bounds from memory
+bandwidth and arithmetic (the roofline model), not measurements."""
 
 EPILOG = """\
-example:
-  cdgen plan --good path/to/good --bad path/to/bad --gpu h100 --tokens 100e6"""
+examples:
+  cdgen plan --good path/to/good --bad path/to/bad --gpu h100 --tokens 100e6
+  cdgen plan --good path/to/good --bad path/to/bad --gpu h100 --gpus 8 --tokens 100e9"""
 
 
 def add(commands: Commands) -> None:
@@ -39,7 +40,13 @@ def add(commands: Commands) -> None:
         help=f"{', '.join(gpus[:-1])}, or cpu for this machine's CPU",
     )
     machine.add_argument(
-        "--memory-gb", type=float, metavar="X", help="memory to use, in 10^9 bytes (default: 90 %% of the machine's)"
+        "--gpus", type=int, default=1, metavar="N", help="number of such GPUs that share the corpus (default: 1)"
+    )
+    machine.add_argument(
+        "--memory-gb",
+        type=float,
+        metavar="X",
+        help="memory to use on each, in 10^9 bytes (default: 90 %% of the machine's)",
     )
     add_switch(
         machine, "--run", help="with --gpu cpu, also time a few real decoding steps and compare (default: --run)"
@@ -77,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         args.bad,
         job,
         args.gpu,
+        gpus=args.gpus,
         max_num_seqs=args.batch_size,
         memory_bytes=memory,
         dtype=args.dtype,

@@ -1,11 +1,12 @@
 """The command `cdgen prepare`. Imports neither torch nor pyarrow until it runs."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cdgen.cli.parser import Commands, add_command, add_quiet
 
 if TYPE_CHECKING:
+    from cdgen.prepare.prepared import PreparedCorpus
     from cdgen.prepare.sources import Source
 
 DESCRIPTION = """\
@@ -96,32 +97,26 @@ def run(args: argparse.Namespace) -> int:
     """Prepare the corpus and print what it holds; return the exit code."""
     from cdgen.errors import escaped
     from cdgen.prepare.build import prepare_corpus
-    from cdgen.storage.progress import choose
 
-    sources = requested_sources(args)
-    progress = choose(args.quiet)
-    try:
-        manifest, written = prepare_corpus(
-            sources,
-            args.out,
-            test=args.test,
-            seeds=args.seeds,
-            seed=args.seed,
-            overwrite=args.overwrite,
-            progress=progress,
-        )
-    finally:
-        progress.close()
+    corpus = prepare_corpus(
+        requested_sources(args),
+        args.out,
+        test=args.test,
+        seeds=args.seeds,
+        seed=args.seed,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
     if not args.quiet:
-        print(_summary(escaped(args.out), manifest["counts"], written))
+        print(_summary(escaped(args.out), corpus))
     return 0
 
 
-def _summary(out: str, counts: dict[str, Any], written: bool) -> str:
-    state = "written" if written else "already complete, nothing to do"
+def _summary(out: str, corpus: "PreparedCorpus") -> str:
+    state = "written" if corpus.written else "already complete, nothing to do"
     splits = "; ".join(
-        f"{name}: {counts[name]['documents']} documents, {counts[name]['words']} words"
-        for name in ("train", "test", "seeds")
-        if counts[name]["documents"]
+        f"{name}: {split.documents} documents, {split.words} words"
+        for name, split in (("train", corpus.train), ("test", corpus.test), ("seeds", corpus.seeds))
+        if split is not None
     )
-    return f"{out}: {state}; {splits}; {counts['duplicates']} duplicates left out"
+    return f"{out}: {state}; {splits}; {corpus.duplicates} duplicates left out"

@@ -36,7 +36,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 PRESETS = ("tiny", "small", "paper")
 TASKS = ("held_out", "entity_tracking", "perplexity")  # default of [evaluate] tasks
 TEXT_TASKS = ("held_out", "perplexity")  # tasks that read the test text of the recipe's corpus if they have no path
-_REPEATED = ("stop", "stop_token_ids")  # options that are repeated if they have several values
+# Options that are repeated if they have several values.
+_REPEATED = ("stop", "stop_token_ids", "logit_bias", "bad_words")
 SWITCHES = ("compile", "tensorboard", "quiet", "overwrite", "split_documents", "parse_special")  # they have no --no-X
 _SEED = next(field.default for field in FIELDS if field.name == "seed")
 

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from cdgen.cli.parser import add_switch
@@ -10,6 +10,8 @@ from cdgen.engine.sampling_params import FIELDS, METHODS, SamplingParams
 from cdgen.errors import InputError
 
 _DEFAULT = SamplingParams()
+
+PYTHON_ONLY = ("top_logprobs",)  # fields without an option: a corpus has no columns for it
 
 _OPTIONS = {  # metavar and help by field; a field that is True or False has no metavar
     "n": ("N", "continuations per seed"),
@@ -30,6 +32,21 @@ _OPTIONS = {  # metavar and help by field; a field that is True or False has no 
         "log-probability, shifted so that none exceeds the worst candidate), or a number",
     ),
     "no_repeat_ngram_size": ("N", "never repeat an n-gram of this size; 0 turns this off"),
+    "repetition_penalty": (
+        "X",
+        "for tokens that occur in the prompt or the continuation, divide GOOD's logits by X if they are positive, and "
+        "multiply them by X otherwise; values above 1 make repetition less likely",
+    ),
+    "presence_penalty": ("X", "subtract X from GOOD's logits of tokens that the continuation contains; -2 to 2"),
+    "frequency_penalty": (
+        "X",
+        "subtract X from GOOD's logit of a token for each time that the continuation contains it; -2 to 2",
+    ),
+    "logit_bias": ("ID=X", "add X to GOOD's logit of the token with this id; repeat the option for several"),
+    "bad_words": (
+        "TEXT",
+        "string that the continuations must not contain, with escapes as for --stop; repeat the option for several",
+    ),
     "seed": ("N", "random seed"),
     "stop": (
         "TEXT",
@@ -45,7 +62,7 @@ _OPTIONS = {  # metavar and help by field; a field that is True or False has no 
 
 
 def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
-    """Add an option for every field of SamplingParams, except for the fields in `without`.
+    """Add an option for every field of SamplingParams that the command line has, without the fields in `without`.
 
     A field whose option is not given is absent after parsing.
     """
@@ -57,7 +74,7 @@ def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ())
         help=f"decoding method, which changes the defaults below: {', '.join(METHODS)} (default: contrastive)",
     )
     for name in FIELDS:
-        if name in without:
+        if name in (*without, *PYTHON_ONLY):
             continue
         metavar, text = _OPTIONS[name]
         flag, default = f"--{name.replace('_', '-')}", getattr(_DEFAULT, name)
@@ -67,7 +84,7 @@ def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ())
             continue
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar, "help": text}
         if isinstance(default, tuple):
-            group.add_argument(flag, action="append", type=int if name == "stop_token_ids" else _unescaped, **options)
+            group.add_argument(flag, action="append", type=_ITEMS[name], **options)
         else:
             kind = float if isinstance(default, float) else type(default)
             group.add_argument(flag, type=_number_or_name if name == "outside_head" else kind, **options)
@@ -121,3 +138,20 @@ def _unescaped(text: str) -> str:
     """Return a text with its escapes replaced: a shell passes the two characters of '\\n' as they are."""
     escapes = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
     return re.sub(r"\\([nrt\\])", lambda found: escapes[found[1]], text)
+
+
+def _token_and_number(text: str) -> tuple[int, float]:
+    """Return the two numbers of ID=X."""
+    token, _, number = text.partition("=")
+    try:
+        return int(token), float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number, such as 42=-1.5") from None
+
+
+_ITEMS: dict[str, Callable[[str], Any]] = {  # how one item of a list is read
+    "logit_bias": _token_and_number,
+    "bad_words": _unescaped,
+    "stop": _unescaped,
+    "stop_token_ids": int,
+}

@@ -90,7 +90,7 @@ def check_results(planned: Sequence["Stage"], parse: Callable[[Sequence[str]], a
         InputError: it does, for example because a seed or a task was removed from the recipe.
     """
     from cdgen.evaluation import results
-    from cdgen.evaluation.evaluate import parse_models
+    from cdgen.evaluation.models import parse_models
 
     args = next(parse(stage.argv) for stage in planned if stage.argv[0] == "evaluate")
     tasks, models = args.check(args), parse_models(args.models)

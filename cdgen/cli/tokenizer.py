@@ -47,16 +47,11 @@ def requested_size(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     """Train the tokenizer and print its size; return the exit code."""
     from cdgen.prepare.tokenizer import train_tokenizer
-    from cdgen.storage.progress import choose
 
-    progress = choose(args.quiet)
-    try:
-        entries, written = train_tokenizer(
-            args.corpus, args.out, vocab_size=args.vocab_size, overwrite=args.overwrite, progress=progress
-        )
-    finally:
-        progress.close()
+    trained = train_tokenizer(
+        args.corpus, args.out, vocab_size=args.vocab_size, overwrite=args.overwrite, progress=not args.quiet
+    )
     if not args.quiet:
-        state = "written" if written else "already complete, nothing to do"
-        print(f"{escaped(args.out)}: {state}; vocabulary of {entries} tokens")
+        state = "written" if trained.written else "already complete, nothing to do"
+        print(f"{escaped(args.out)}: {state}; vocabulary of {trained.vocab_size} tokens")
     return 0

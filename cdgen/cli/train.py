@@ -12,7 +12,7 @@ from cdgen.errors import InputError, escaped
 from cdgen.training.config import DTYPES, FIELDS, PRESETS, TrainConfig
 
 if TYPE_CHECKING:
-    from cdgen.storage.runs import Run
+    from cdgen.training.result import TrainingRun
 
 DESCRIPTION = """\
 Train a model from scratch on real text, or on a mixture of real and synthetic
@@ -138,29 +138,22 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f'{error}; training needs more packages; in a clone of cdgen: pip install ".[train]"'
         ) from error
-    from cdgen.storage.progress import choose
     from cdgen.training.signals import Interrupted
 
-    progress = choose(args.quiet or not prints)
     try:
-        trained = train(config, progress)
+        trained = train(config, progress=not args.quiet)
     except KeyboardInterrupt as error:
-        progress.close()
         if prints:
             state = str(error) or "finished checkpoints are kept"
             print(f"cdgen: interrupted; {state}, rerun the same command to resume", file=sys.stderr)
         return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
-    finally:
-        progress.close()
     if prints and not args.quiet:
         print(_summary(config, trained))
     return 0
 
 
-def _summary(config: TrainConfig, trained: "Run") -> str:
-    from cdgen.storage import runs
-
-    best = runs.best(trained["checkpoints"])
-    rated = "" if best["perplexity"] is None else f", perplexity {best['perplexity']:.3f}"
+def _summary(config: TrainConfig, trained: "TrainingRun") -> str:
+    best = trained.best
+    rated = "" if best.perplexity is None else f", perplexity {best.perplexity:.3f}"
     out = escaped(config.out)
-    return f"{out}: trained to step {config.steps}; {out}@best is step {best['step']}{rated}"
+    return f"{out}: trained to step {config.steps}; {out}@best is step {best.step}{rated}"

@@ -93,8 +93,7 @@ def _listed(name: str | Path, path: Path, kind: str, split: str) -> Corpus:
 
 def _generated(name: str | Path, manifest: manifests.Manifest) -> dict[str, str]:
     """Return name and sha256 of the files of a generated corpus: its split documents, or else its whole texts."""
-    if not manifest["complete"]:
-        raise InputError(f"{name}: is not finished; resume its generation first")
+    manifests.check_complete(name, manifest)
     if manifest["settings"]["ignore_eos"] and not manifest["settings"]["split_documents"]:
         log.warning("%s: its texts continue after end-of-text tokens; generate it with split_documents=True", name)
     files = [shard.get("documents", shard) for shard in manifest["shards"]]

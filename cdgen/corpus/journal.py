@@ -6,12 +6,14 @@ content and the corpus's fingerprint. Reading a file stops at the first line tha
 another corpus or shard.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import threading
 from collections.abc import Container
 from dataclasses import asdict
+from pathlib import Path
 from typing import BinaryIO
 
 from cdgen.engine.outputs import CompletionOutput, TokenLogprobs
@@ -19,11 +21,34 @@ from cdgen.errors import CorpusError
 from cdgen.storage.folder import RESERVED, OutputFolder
 
 _PREFIX, _ENDING = f"{RESERVED}journal-", ".jsonl"
+_NAME = re.compile(re.escape(_PREFIX) + r"[0-9a-f]{16}-(\d+)" + re.escape(_ENDING))  # the group is the shard
 
 
 def discard(folder: OutputFolder, fingerprint: str) -> None:
     """Delete the journal of a corpus that is complete: a process was killed after it had written the last shard."""
     _remove_all(folder, f"{_PREFIX}{fingerprint[:16]}")
+
+
+def names_in(folder: OutputFolder, shards: Container[int] | None = None) -> list[str]:
+    """Return the names of a folder's journal files: all of them, or those of these shards."""
+    found = (_NAME.fullmatch(path.name) for path in folder.path.glob(f"{_PREFIX}*{_ENDING}"))
+    return sorted(name[0] for name in found if name and (shards is None or int(name[1]) in shards))
+
+
+def count_documents(folder: Path, done: Container[int]) -> int:
+    """Return the number of documents in a folder's journal, to show how far its writer has come.
+
+    Args:
+        folder: the folder.
+        done: shards to leave out, because they are written.
+    """
+    count = 0
+    for path in folder.glob(f"{_PREFIX}*{_ENDING}"):
+        name = _NAME.fullmatch(path.name)
+        if name and int(name[1]) not in done:
+            with contextlib.suppress(OSError):  # its shard has just been written
+                count += path.read_bytes().count(b"\n")
+    return count
 
 
 def _remove_all(folder: OutputFolder, prefix: str, keep: Container[str] = ()) -> None:

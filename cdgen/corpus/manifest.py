@@ -11,6 +11,7 @@ files in `data` and skip names that begin with "_" or ".":
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypedDict
 
 from cdgen.corpus.journal import discard
@@ -21,7 +22,7 @@ from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest
 
 NAME = manifests.FILE_NAMES[manifests.GENERATED]
-_REMEDY = "restore it, or choose another folder"
+_INSTEAD = "choose another folder"
 _DATA, _DOCUMENTS = "data", "_documents"
 
 
@@ -30,6 +31,7 @@ class FileEntry(TypedDict):
 
     name: str
     rows: int
+    arrow_bytes: int  # memory of its rows as an Arrow table, which dataset cards state
     sha256: str
 
 
@@ -44,6 +46,7 @@ class ShardEntry(TypedDict, total=False):
     new_tokens: int
     errors: int  # rows whose finish_reason is "error"
     documents: FileEntry
+    arrow_bytes: int
     sha256: str
     environment: int
 
@@ -89,16 +92,9 @@ def begin(folder: OutputFolder, manifest: Manifest, resume: bool, inputs: Iterab
     old = check_folder(folder)
     if old is None:
         return manifest
-    own = _files(old)
+    own = files_of(old)
     if resume and any((folder.path / name).exists() for name in own):
-        before, now = compared(old), compared(json.loads(json.dumps(manifest)))  # both sides have JSON's types
-        seeds = before.pop("seeds"), now.pop("seeds")
-        manifests.check_same(folder.path, before, now, "another folder, or resume=False to rewrite it")
-        if seeds[0] != seeds[1]:
-            raise InputError(
-                f"{folder.path}: was started with other seeds: {_difference(old['seeds'], manifest['seeds'])}; "
-                "use the same seeds, another folder, or resume=False to rewrite it"
-            )
+        _check_same(folder.path, old, manifest)
         manifests.finish_replacing(folder, old, own)
         return old
     replaced = manifests.listed(old, own)
@@ -106,27 +102,66 @@ def begin(folder: OutputFolder, manifest: Manifest, resume: bool, inputs: Iterab
     return manifest | ({"replaces": replaced} if replaced else {})
 
 
-def check_folder(folder: OutputFolder) -> Manifest | None:
+def check_part(corpus: Path, manifest: Manifest) -> set[int]:
+    """Return the numbers of a corpus's shards that are present, before a part of it is written elsewhere.
+
+    Their checksums are not compared.
+
+    Args:
+        corpus: the folder of the whole corpus.
+        manifest: the manifest of a new corpus with the settings, models and seeds of the part.
+    Raises:
+        InputError: the corpus has shards of other settings, models or seeds.
+        CorpusError: its manifest is damaged.
+    """
+    old = manifests.read(corpus, manifests.GENERATED, f"restore it, or {_INSTEAD}")
+    shards = old["shards"] if old else []
+    present = {shard["number"] for shard in shards if all((corpus / name).exists() for name in names_of(shard))}
+    if old is not None and present:
+        _check_same(corpus, old, manifest)
+    return present
+
+
+def _check_same(path: Path, old: Manifest, new: Manifest) -> None:
+    """Raise InputError if two manifests differ in what must be the same for a corpus to be resumed."""
+    before, now = compared(old), compared(json.loads(json.dumps(new)))  # both sides have JSON's types
+    seeds = before.pop("seeds"), now.pop("seeds")
+    if before.keys() != now.keys() or before["noise_key"] != now["noise_key"]:
+        raise InputError(
+            f"{path}: was started by another version of cdgen, which draws other texts or has other settings; "
+            "use that version, another folder, or resume=False to rewrite it"
+        )
+    manifests.check_same(path, before, now, "another folder, or resume=False to rewrite it")
+    if seeds[0] != seeds[1]:
+        raise InputError(
+            f"{path}: was started with other seeds: {_difference(old['seeds'], new['seeds'])}; "
+            "use the same seeds, another folder, or resume=False to rewrite it"
+        )
+
+
+def check_folder(folder: OutputFolder, instead: str = _INSTEAD) -> Manifest | None:
     """Return the manifest in a folder, or None; check that the folder can hold a generated corpus.
 
+    Args:
+        folder: the folder, entered.
+        instead: what the user can do if damage cannot be repaired, for the message.
     Raises:
         CorpusError: the folder holds something else, a damaged manifest, or shards that no manifest lists.
     """
-    old = manifests.read(folder.path, manifests.GENERATED, _REMEDY)
+    old = manifests.read(folder.path, manifests.GENERATED, f"restore it, or {instead}")
     manifests.check_no_other_kind(folder.path, manifests.GENERATED)
     if old is not None:
         names = [shard_name(shard["number"], old["settings"]["format"]) for shard in old["shards"]]
         for at, (name, shard) in enumerate(zip(names, old["shards"], strict=True)):
             if shard["name"] != name:
-                raise CorpusError(
-                    f"{folder.path / NAME}: is damaged: field 'shards[{at}].name' is not {name}; {_REMEDY}"
-                )
+                problem = f"is damaged: field 'shards[{at}].name' is not {name}"
+                raise CorpusError(f"{folder.path / NAME}: {problem}; restore it, or {instead}")
     parts = (_DATA, _DOCUMENTS)
     manifests.check_free(folder.path, [part for part in parts if not (folder.path / part).is_dir()])
     present = [f"{part}/{path.name}" for part in parts for path in sorted((folder.path / part).glob("*"))]
-    listed = manifests.listed(old, _files(old) if old else ())
+    listed = manifests.listed(old, files_of(old) if old else ())
     files = {name for name in listed if not (folder.path / name).is_dir()}
-    manifests.check_free(folder.path, filter(manifests.is_shard_name, present), files)
+    manifests.check_free(folder.path, filter(manifests.is_shard_name, present), files, instead)
     if old is None or not old["complete"]:
         folder.check_writable()
     return old
@@ -146,12 +181,22 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "the content of their files has changed"
 
 
+def names_of(shard: ShardEntry) -> list[str]:
+    """Return the names of a shard's files."""
+    return [file["name"] for file in (shard, shard.get("documents")) if file]
+
+
+def shard_count(documents: int, shard_size: int) -> int:
+    """Return the number of shards of a complete corpus."""
+    return -(-documents // shard_size)
+
+
 def fingerprint(manifest: Manifest) -> str:
     """Return a sha256, hexadecimal, over all that decides the texts of a corpus."""
     return hashlib.sha256(json.dumps(compared(manifest), sort_keys=True).encode()).hexdigest()
 
 
-def _files(manifest: Manifest) -> dict[str, str]:
+def files_of(manifest: Manifest) -> dict[str, str]:
     """Return the sha256 of a corpus's files by name."""
     entries = [entry for shard in manifest["shards"] for entry in (shard, shard.get("documents")) if entry]
     return {entry["name"]: entry["sha256"] for entry in entries}
@@ -171,6 +216,16 @@ def finished(folder: OutputFolder, manifest: Manifest) -> dict[int, ShardEntry]:
     return found
 
 
+def list_shards(manifest: Manifest, done: dict[int, ShardEntry]) -> None:
+    """List finished shards and their counts in a manifest."""
+    manifest["shards"] = shards = [done[number] for number in sorted(done)]
+    manifest["counts"] = {
+        "shards": len(shards),
+        "documents": sum(shard["rows"] for shard in shards),
+        **{name: sum(shard[name] for shard in shards) for name in ("tokens", "new_tokens", "errors")},
+    }
+
+
 def write_shard(
     folder: OutputFolder, manifest: Manifest, done: dict[int, ShardEntry], files: dict[str, bytes], complete: bool
 ) -> None:
@@ -188,16 +243,11 @@ def write_shard(
     Raises:
         CorpusError: the folder cannot be written.
     """
-    manifest["shards"] = shards = [done[number] for number in sorted(done)]
+    list_shards(manifest, done)
     manifest["complete"] = complete and "replaces" not in manifest
-    manifest["counts"] = {
-        "shards": len(shards),
-        "documents": sum(shard["rows"] for shard in shards),
-        **{name: sum(shard[name] for shard in shards) for name in ("tokens", "new_tokens", "errors")},
-    }
     folder.write_all({NAME: manifests.encode(manifest), **files})
     manifest["complete"] = complete
-    manifests.finish_replacing(folder, manifest, _files(manifest))
+    manifests.finish_replacing(folder, manifest, files_of(manifest))
 
 
 def complete(folder: OutputFolder, manifest: Manifest) -> None:

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cdgen.corpus.text_files import check_path, lines, whole_text
 from cdgen.errors import InputError, first_line, printable
+from cdgen.storage import manifest as manifests
 
 if TYPE_CHECKING:
     import pyarrow
 
-FORMATS = ".txt, .jsonl (both also .gz or .zst), .parquet, or a folder written by datasets' save_to_disk"
-_FIELD_FORMATS = ".jsonl (also .gz or .zst), .parquet, or a folder written by datasets' save_to_disk"
+FORMATS = ".txt, .jsonl (both also .gz or .zst), .parquet, or a folder that datasets can load"
+_FIELD_FORMATS = ".jsonl (also .gz or .zst), .parquet, or a folder that datasets can load"
 HUB = "hub:"
+_HUB_NAMES = "hub:owner/name, hub:owner/name:split or hub:owner/name:config:split"
+_SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk
+_TABLES = ("parquet", "json", "csv", "arrow")  # what datasets calls files of rows with fields
 
 _BUFFER = 1 << 20  # bytes of a Parquet column that are read at once
 _ROWS = 256  # rows of Parquet and datasets that are in memory at once
@@ -50,8 +54,9 @@ def records(path: str | Path, field: str = "text", *, remedy: str = "choose one 
     """Iterate over the records of a file; a .txt file is one record.
 
     Args:
-        path: a file or folder, see :data:`FORMATS`; or `hub:owner/name` or `hub:owner/name:split` (default: train).
-            Text is UTF-8, or UTF-16 or UTF-32 if it starts with their byte-order mark, which is removed.
+        path: a file or folder, see :data:`FORMATS`; or `hub:owner/name`, `hub:owner/name:split` (default: train) or
+            `hub:owner/name:config:split`. Text is UTF-8, or UTF-16 or UTF-32 if it starts with their byte-order mark,
+            which is removed.
         field: name of the text's field in JSON lines, Parquet and datasets. Records may also have an `id`, which is
             text or a number.
         remedy: how to choose another field, for messages.
@@ -196,15 +201,30 @@ def _from_parquet(path: Path, field: str | None, remedy: str) -> Iterator[Fields
 
 
 def _from_datasets(path: Path, field: str | None, remedy: str) -> Iterator[Fields]:
+    if (corpus := manifests.read(path, manifests.GENERATED)) is not None:
+        manifests.check_complete(path, corpus)
     datasets = _import_datasets(path)
     with _reported(f"{path}: not a folder of datasets; use {FORMATS}"):
-        found = datasets.load_from_disk(str(path))
+        is_saved = any((path / name).exists() for name in _SAVED)
+        found = datasets.load_from_disk(str(path)) if is_saved else _only_split(datasets, path)
     if isinstance(found, datasets.DatasetDict):
         first = path / next(iter(found), "train")
         raise InputError(f"{path}: holds the splits {_listed(found)}; give one of them, such as {first}")
     with _reported(f"{path}: cannot be read"):
-        found = found.select_columns(_columns(path, found.column_names, field, remedy)).with_format("arrow")
-        yield from _rows(path, found.iter(batch_size=_ROWS))
+        if found.column_names is not None:  # those of JSON and CSV are not known before they are read
+            found = found.select_columns(_columns(path, found.column_names, field, remedy))
+        yield from _rows(path, found.with_format("arrow").iter(batch_size=_ROWS))
+
+
+def _only_split(datasets: ModuleType, path: Path) -> Any:
+    """Return the data set in a folder of files, as a stream."""
+    builder = datasets.load_dataset_builder(str(path))
+    if builder.info.builder_name not in _TABLES:  # each line of a text file would be a row
+        raise InputError(f"{path}: is a folder of {builder.info.builder_name} files; give the files themselves")
+    splits = builder.as_streaming_dataset()
+    if len(splits) > 1:
+        raise InputError(f"{path}: holds the splits {_listed(splits)}; give the files of one of them")
+    return next(iter(splits.values()))
 
 
 def _columns(path: Path, names: list[str], field: str | None, remedy: str) -> list[str]:
@@ -241,12 +261,14 @@ def _rows(path: Path, batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]") 
 
 def _from_hub(name: str) -> Iterator[Fields]:
     datasets = _import_datasets(name)
-    repository, _, split = name.removeprefix(HUB).partition(":")
-    if not repository:
-        raise InputError(f"{name}: names no data set; use hub:owner/name or hub:owner/name:split")
+    repository, *chosen = name.removeprefix(HUB).split(":")
+    if not repository or len(chosen) > 2:
+        raise InputError(f"{name}: names no data set; use {_HUB_NAMES}")
+    split = chosen[-1] if chosen and chosen[-1] else "train"
+    config = chosen[0] if len(chosen) == 2 else None
     with _reported(f"{name}: cannot be read from the hub"):  # no network, no such name, no such split, ...
         # trust_remote_code: datasets 3 asks on the terminal whether to run a data set's own code unless it is False
-        found = datasets.load_dataset(repository, split=split or "train", streaming=True, trust_remote_code=False)
+        found = datasets.load_dataset(repository, config, split=split, streaming=True, trust_remote_code=False)
         for number, record in enumerate(found, 1):
             yield Fields(f"row {number}", number, record)
 
@@ -265,11 +287,18 @@ def _texts_of(path: str | Path, found: Iterable[Fields], field: str, remedy: str
         if field not in record:
             raise InputError(f"{path}: {place} has no field {field!r}; it has {_listed(record)}; {remedy}")
         text = "" if record[field] is None else check_text(f"{path}: {place}", f"field {field!r}", record[field])
-        yield NumberedRecord(number, _own_id(f"{path}: {place}", record.get("id")), text)
+        yield NumberedRecord(number, own_id(f"{path}: {place}", record.get("id")), text)
 
 
-def _own_id(where: str, value: object) -> str | None:
-    """Return a record's own id as text, or None if it is null, an empty string, or NaN, which is pandas' null."""
+def own_id(where: str, value: object) -> str | None:
+    """Return a record's own id as text, or None if it is null, an empty string, or NaN, which is pandas' null.
+
+    Args:
+        where: the file and the place in it, for messages.
+        value: its field "id".
+    Raises:
+        InputError: it is neither text nor a number.
+    """
     if value is None or value == "" or value != value:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -20,6 +20,8 @@ from cdgen.values import INT64_MAX, integer, shown
 
 log = logging.getLogger("cdgen")
 
+_PREFIX_TOKENS = 20  # length of a chunk's prefix in the paper, arXiv 2510.08245
+
 
 @dataclass(frozen=True)
 class Seed:
@@ -116,18 +118,38 @@ def encode_texts(
     See :func:`read_seeds` for arguments and errors.
     """
     prefix = None if prefix_tokens is None else integer("prefix_tokens", prefix_tokens, 1, INT64_MAX)
-    bounds = [bound for bound in (prefix, None if longest is None else longest + 1) if bound is not None]
-    seeds = []
-    for name, text in texts:
-
-        def encode(part: str, name: str = name) -> list[int]:
-            return prompt_ids(part, f"seed {name}")
-
-        ids = first_ids(encode, text, min(bounds)) if bounds else encode(text)
-        check_length(ids, f"seed {name}", longest)
-        seeds.append(Seed(name, ids))
+    seeds = [encode_text(text, prompt_ids, prefix, longest) for text in texts]
     _check_lengths(seeds, prefix or 0)
     return seeds
+
+
+def prefix_length(prefix_tokens: int | None, chunk_words: int | None) -> int | None:
+    """Return how many tokens of each seed are kept; None for all. Only chunks have a default.
+
+    Raises:
+        InputError: `prefix_tokens` is out of range.
+    """
+    if prefix_tokens is None:
+        return None if chunk_words is None else _PREFIX_TOKENS
+    return integer("prefix_tokens", prefix_tokens, 1, INT64_MAX)
+
+
+def encode_text(
+    text: SeedText, prompt_ids: Callable[[str, str], list[int]], prefix_tokens: int | None, longest: int | None
+) -> Seed:
+    """Return the seed of one text.
+
+    See :func:`read_seeds` for arguments and errors.
+    """
+    bounds = [bound for bound in (prefix_tokens, None if longest is None else longest + 1) if bound is not None]
+    name = f"seed {text.id}"
+
+    def encode(part: str) -> list[int]:
+        return prompt_ids(part, name)
+
+    ids = first_ids(encode, text.text, min(bounds)) if bounds else encode(text.text)
+    check_length(ids, name, longest)
+    return Seed(text.id, ids)
 
 
 def _files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -163,7 +185,7 @@ class _Found(NamedTuple):
 def _read(files: list[Path], field: str, whole: bool) -> Iterable[_Found]:
     for path in files:
         label = path.name if sum(other.name == path.name for other in files) == 1 else str(path)
-        remedy = "choose one with read_seeds(field=NAME)"
+        remedy = "choose one with generate_corpus(field=NAME)"
         for one in numbered_records(path, field, remedy=remedy, whole=whole, noun="seeds"):
             yield _Found(f"{label}:{one.number}", one.own_id, one.text)
 
@@ -192,12 +214,26 @@ def _check_lengths(seeds: list[Seed], prefix_tokens: int) -> None:
         log.warning("%d of %d seeds have fewer than %d tokens and are used whole", short, len(seeds), prefix_tokens)
 
 
+class Fingerprint:
+    """A sha256 over the names and token ids of seeds, in the order in which they are added."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, seed: Seed) -> None:
+        """Add a seed."""
+        self._digest.update(json.dumps([seed.id, seed.token_ids]).encode() + b"\n")
+
+    def __str__(self) -> str:
+        return f"sha256:{self._digest.hexdigest()}"
+
+
 def fingerprint(seeds: Iterable[Seed]) -> str:
-    """Return a sha256 over the seeds' names and token ids, in order."""
-    digest = hashlib.sha256()
+    """Return the fingerprint of seeds."""
+    found = Fingerprint()
     for seed in seeds:
-        digest.update(json.dumps([seed.id, seed.token_ids]).encode() + b"\n")
-    return f"sha256:{digest.hexdigest()}"
+        found.add(seed)
+    return str(found)
 
 
 def _chunks(name: str, text: str, size: int) -> list[SeedText]:

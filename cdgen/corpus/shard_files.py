@@ -7,7 +7,7 @@ from typing import Any
 
 from cdgen.corpus import manifest as manifests
 from cdgen.corpus import shards
-from cdgen.corpus.manifest import ShardEntry
+from cdgen.corpus.manifest import FileEntry, ShardEntry
 from cdgen.corpus.seeds import Seed
 from cdgen.engine.llm import ContrastiveLM
 from cdgen.engine.outputs import CompletionOutput
@@ -16,6 +16,31 @@ from cdgen.engine.text import decode_parts
 from cdgen.models.tokenizers import decode
 
 log = logging.getLogger("cdgen")
+
+
+def record(lm: ContrastiveLM, seed: Seed, drawn: CompletionOutput, skip_special_tokens: bool) -> dict[str, Any]:
+    """Return the row of a continuation: the columns of :data:`cdgen.corpus.shards.ROW`, and its log-probabilities.
+
+    Args:
+        lm: the models, with a tokenizer.
+        seed: the prompt.
+        drawn: its continuation.
+        skip_special_tokens: leave special tokens out of the text.
+    """
+    assert lm.tokenizer is not None and drawn.text is not None, "rows have a text"
+    before, _ = decode_parts(lm.tokenizer, seed.token_ids, drawn.token_ids, skip_special_tokens)
+    row = {
+        "text": before + drawn.text,
+        "token_ids": [*seed.token_ids, *drawn.token_ids],
+        "prompt_length": len(seed.token_ids),
+        "seed_id": seed.id,
+        "continuation": drawn.index,
+        "finish_reason": drawn.finish_reason,
+    }
+    if drawn.logprobs is not None:
+        columns = zip(*drawn.logprobs, strict=True) if drawn.logprobs else ([], [], [])
+        row |= {name: list(values) for name, values in zip(shards.LOGPROBS, columns, strict=True)}
+    return row
 
 
 class ShardFiles:
@@ -52,13 +77,18 @@ class ShardFiles:
             outputs: its continuations, row by row.
         """
         rows = range(number * self._shard_size, number * self._shard_size + len(outputs))
-        records = [self._record(row, output) for row, output in zip(rows, outputs, strict=True)]
+        seeds = (self._seeds[row // self._params.n] for row in rows)
+        records = [
+            record(self._lm, seed, output, self._params.skip_special_tokens)
+            for seed, output in zip(seeds, outputs, strict=True)
+        ]
         errors = {
             row: each.error or "" for row, each in zip(rows, outputs, strict=True) if each.finish_reason == "error"
         }
         self._errors |= errors
         tokens = sum(len(record["token_ids"]) for record in records)
-        name, content = manifests.shard_name(number, self._format), shards.encode(records, self._schema, self._format)
+        name = manifests.shard_name(number, self._format)
+        content, arrow_bytes = shards.encode(records, self._schema, self._format)
         files = {name: content}
         entry: ShardEntry = {
             "number": number,
@@ -67,33 +97,17 @@ class ShardFiles:
             "tokens": tokens,
             "new_tokens": tokens - sum(record["prompt_length"] for record in records),
             "errors": len(errors),
+            "arrow_bytes": arrow_bytes,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         if self._split_documents:
             documents = [document for record in records for document in self._documents(record)]
             name = manifests.documents_name(number, self._format)
-            files[name] = content = shards.encode(documents, shards.DOCUMENT, self._format)
-            digest = hashlib.sha256(content).hexdigest()
-            entry["documents"] = {"name": name, "rows": len(documents), "sha256": digest}
+            files[name], arrow_bytes = shards.encode(documents, shards.DOCUMENT, self._format)
+            digest = hashlib.sha256(files[name]).hexdigest()
+            about: FileEntry = {"name": name, "rows": len(documents), "arrow_bytes": arrow_bytes, "sha256": digest}
+            entry["documents"] = about
         return entry, files
-
-    def _record(self, row: int, drawn: CompletionOutput) -> dict[str, Any]:
-        seed, index = divmod(row, self._params.n)
-        prompt = self._seeds[seed].token_ids
-        assert self._lm.tokenizer is not None and drawn.text is not None, "write_corpus requires a tokenizer"
-        before, _ = decode_parts(self._lm.tokenizer, prompt, drawn.token_ids, self._params.skip_special_tokens)
-        record = {
-            "text": before + drawn.text,
-            "token_ids": [*prompt, *drawn.token_ids],
-            "prompt_length": len(prompt),
-            "seed_id": self._seeds[seed].id,
-            "continuation": index,
-            "finish_reason": drawn.finish_reason,
-        }
-        if drawn.logprobs is not None:
-            columns = zip(*drawn.logprobs, strict=True) if drawn.logprobs else ([], [], [])
-            record |= {name: list(values) for name, values in zip(shards.LOGPROBS, columns, strict=True)}
-        return record
 
     def _documents(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         """Cut a record's tokens at every start and end of text; leave out documents that are only whitespace."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from cdgen.corpus import card, parts, shards
 from cdgen.corpus import manifest as manifests
-from cdgen.corpus import shards
 from cdgen.corpus.background import Background
 from cdgen.corpus.decoding import ShardDecoder
 from cdgen.corpus.journal import Journal
 from cdgen.corpus.manifest import ShardEntry
+from cdgen.corpus.parts import Part
 from cdgen.corpus.seeds import Seed, fingerprint
 from cdgen.corpus.settings import describe
 from cdgen.corpus.shard_files import ShardFiles
@@ -49,6 +50,7 @@ def write_corpus(
     resume: bool = True,
     split_documents: bool = False,
     seeds_info: dict[str, Any] | None = None,
+    part: Part | None = None,
     progress: Progress | None = None,
 ) -> tuple[Manifest, int]:
     """Continue every seed `params.n` times and write the documents to a folder, shard by shard.
@@ -65,6 +67,7 @@ def write_corpus(
         split_documents: also cut the texts at every start-of-text and end-of-text token, and write the pieces to files
             in the folder `_documents`.
         seeds_info: a JSON object to keep with the seeds in the manifest; `paths` are the files they were read from.
+        part: write only these shards; `folder` is that of the part, see :mod:`cdgen.corpus.parts`.
         progress: receives the documents that are finished and the tokens that are drawn.
     Returns:
         (the manifest, number of shards that this call wrote)
@@ -77,25 +80,44 @@ def write_corpus(
     seeds = _checked_seeds(lm, seeds, params)
     own = {"shard_size": shard_size, "format": format, "split_documents": split_documents}
     about: dict[str, Any] = {"fingerprint": fingerprint(seeds), "count": len(seeds)} | (seeds_info or {})
-    manifest = manifests.begin(folder, describe(lm, params, own, about), resume, about.get("paths", ()))
     total = len(seeds) * params.n
-    count = -(-total // shard_size)
-    done = {number: entry for number, entry in manifests.finished(folder, manifest).items() if number < count}
-    if not (missing := count - len(done)):
-        manifests.complete(folder, manifest)
-        return manifest, 0
-    environment, progress = _add_environment(manifest, lm), progress or Silent()
-    files = ShardFiles(lm, seeds, params, shard_size, format, split_documents)
-    prompts = Prompts([seed.token_ids for seed in seeds])
-    with contextlib.closing(Journal(folder, manifests.fingerprint(manifest))) as journal:
-        finished = journal.read(done) if resume else {}
-        before = sum(shard["rows"] for shard in done.values()) + sum(map(len, finished.values()))
-        progress.begin(total, before, unit="documents", verb="to write", tokens_per_unit=params.max_tokens)
-        writer = _ShardWriter(folder, manifest, done, count, environment, files, journal)
-        with Background(writer.write, progress.note) as background:
-            ShardDecoder(lm, prompts, params, shard_size, finished, journal, progress, background).run(done)
-    files.warn_of_errors()
+    count = manifests.shard_count(total, shard_size)
+    manifest, done, others = _begin(folder, describe(lm, params, own, about), resume, part, count)
+    if missing := count - len(others):
+        environment, progress = _add_environment(manifest, lm), progress or Silent()
+        files = ShardFiles(lm, seeds, params, shard_size, format, split_documents)
+        prompts = Prompts([seed.token_ids for seed in seeds], (seed.id for seed in seeds))
+        with contextlib.closing(Journal(folder, manifests.fingerprint(manifest))) as journal:
+            finished = journal.read(others) if resume else {}
+            ready = sum(shard["rows"] for shard in done.values())
+            last = total - (count - 1) * shard_size  # rows of the last shard
+            left = missing * shard_size - (0 if count - 1 in others else shard_size - last)
+            before = ready + sum(map(len, finished.values()))
+            progress.begin(ready + left, before, unit="documents", verb="to write", tokens_per_unit=params.max_tokens)
+            writer = _ShardWriter(folder, manifest, done, None if part else count, environment, files, journal)
+            with Background(writer.write, progress.note) as background:
+                ShardDecoder(lm, prompts, params, shard_size, finished, journal, progress, background).run(others)
+        files.warn_of_errors()
     return manifest, missing
+
+
+def _begin(
+    folder: OutputFolder, manifest: Manifest, resume: bool, part: Part | None, count: int
+) -> tuple[Manifest, dict[int, ShardEntry], set[int]]:
+    """Return the manifest to resume from, the entries of finished shards, and the numbers of all shards not to write.
+
+    If there are none to write, the corpus is marked as complete.
+    """
+    others = set() if part is None else {*range(count)} - part.missing(manifest)
+    if part is None:
+        (parts.gather if resume else parts.discard)(folder)
+    manifest = manifests.begin(folder, manifest, resume, manifest["seeds"].get("paths", ()))
+    done = {number: entry for number, entry in manifests.finished(folder, manifest).items() if number < count}
+    others |= done.keys()
+    if part is None and len(others) == count:
+        manifests.complete(folder, manifest)
+        card.write(folder, manifest)
+    return manifest, done, others
 
 
 def check_options(shard_size: Any, format: str) -> int:
@@ -108,6 +130,10 @@ def check_options(shard_size: Any, format: str) -> int:
 def _checked_seeds(lm: ContrastiveLM, seeds: Iterable[Seed], params: SamplingParams) -> list[Seed]:
     """Return seeds with lists of token ids; raise InputError if a corpus cannot be written from them."""
     check_params(params)
+    if params.top_logprobs:
+        raise InputError(
+            f"top_logprobs = {params.top_logprobs}: a corpus has columns for drawn tokens alone; use logprobs=True"
+        )
     seeds = list(seeds)
     if not seeds:
         raise InputError("seeds: there are none")
@@ -142,14 +168,17 @@ def _add_environment(manifest: Manifest, lm: ContrastiveLM) -> int:
 
 
 class _ShardWriter:
-    """Writes shards and the manifest that lists them, while another thread decodes documents."""
+    """Writes shards and the manifest that lists them, while another thread decodes documents.
+
+    The corpus is complete once `count` shards are done; a part of a corpus, whose count is None, never is.
+    """
 
     def __init__(
         self,
         folder: OutputFolder,
         manifest: Manifest,
         done: dict[int, ShardEntry],
-        count: int,
+        count: int | None,
         environment: int,
         files: ShardFiles,
         journal: Journal,
@@ -165,4 +194,5 @@ class _ShardWriter:
         manifests.write_shard(self._folder, self._manifest, done, content, complete=len(done) == self._count)
         self._done = done  # only if it was written: otherwise no manifest may list this shard
         self._journal.end(number)
+        card.write(self._folder, self._manifest)
         return f"{entry['name']}: {entry['rows']} documents, {entry['new_tokens']} new tokens"

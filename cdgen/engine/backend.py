@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cdgen.engine.draw import Draws
 from cdgen.engine.requests import Request
-from cdgen_kernels import Samples
 
 Rows = npt.NDArray[np.int64]  # cache rows
 
@@ -29,7 +29,13 @@ class Drawn(NamedTuple):
     """What a round drew, on the host."""
 
     tokens: npt.NDArray[np.int64]  # [count, A], token ids; below 0: a fault code
-    logprobs: npt.NDArray[np.float32] | None  # [count, A, 3], see cdgen_kernels.Samples; only if requested
+    logprobs: npt.NDArray[np.float32] | None = None  # [count, A, 1 + n, 3], see Draws; only if requested
+    best: npt.NDArray[np.int64] | None = None  # [count, A, n], see Draws; only if requested
+
+    def at(self, columns: npt.NDArray[np.int64]) -> "Drawn":
+        """Return what was drawn for some of the sequences."""
+        logprobs = None if self.logprobs is None else self.logprobs[:, columns]
+        return Drawn(self.tokens[:, columns], logprobs, None if self.best is None else self.best[:, columns])
 
 
 class Round:
@@ -44,24 +50,25 @@ class Round:
     """
 
     def __init__(
-        self, rows: Rows, steps: Sequence[Samples], outputs: Sequence[Sequence[torch.Tensor]] | None = None
+        self, rows: Rows, steps: Sequence[Draws], outputs: Sequence[Sequence[torch.Tensor]] | None = None
     ) -> None:
         self.rows, self.outputs = rows, outputs
-        tokens = torch.stack([step.token for step in steps])
-        logprobs = None
-        if steps[0].logprob is not None:
-            columns = [torch.stack([x for x in step[1:] if x is not None], 1) for step in steps]
-            logprobs = torch.stack(columns)
-        self._tokens, self._logprobs = _to_host(tokens), None if logprobs is None else _to_host(logprobs)
-        self._copied = torch.cuda.Event() if tokens.is_cuda else None
+        stacked = [torch.stack(each) for each in zip(*(_present(step) for step in steps), strict=True)]
+        self._on_host = [_to_host(each) for each in stacked]
+        self._copied = torch.cuda.Event() if stacked[0].is_cuda else None
         if self._copied is not None:
-            self._copied.record(torch.cuda.current_stream(tokens.device))
+            self._copied.record(torch.cuda.current_stream(stacked[0].device))
 
     def read(self) -> Drawn:
         """Wait for the round and return what it drew."""
         if self._copied is not None:
             self._copied.synchronize()
-        return Drawn(self._tokens.numpy(), None if self._logprobs is None else self._logprobs.numpy())
+        return Drawn(*(each.numpy() for each in self._on_host))
+
+
+def _present(draws: Draws) -> list[torch.Tensor]:
+    """Return the fields that are not None. They come first."""
+    return [each for each in draws if each is not None]
 
 
 def _to_host(x: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
-from cdgen.engine.backend import Backend, Drawn, Round, Rows, Start
+from cdgen.engine.backend import Backend, Round, Rows, Start
+from cdgen.engine.model_pair import ModelPair
 from cdgen.engine.outputs import CompletionOutput
-from cdgen.engine.requests import ModelPair, Request
+from cdgen.engine.requests import Request
 from cdgen.engine.running import RunningSequences
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.stopping import Ends, StopConditions
@@ -29,7 +30,8 @@ class Engine:
         pair: the models; the backend runs them.
         backend: closed if :meth:`run` raises.
         requests: see :func:`~cdgen.engine.requests.make_requests`; read as sequences start.
-        params: the same for all sequences. `n` is not used: the requests list their sequences.
+        params: sampling parameters. If a request has parameters of its own, its `max_tokens` takes precedence, and so
+            do the values that the backend holds per row. `n` is not used: the requests list their sequences.
         on_finished: called with the place and the output of each sequence that finishes.
         on_tokens: called after each round with the number of tokens drawn.
     Attributes:
@@ -46,7 +48,8 @@ class Engine:
         on_tokens: Callable[[int], None] | None = None,
     ) -> None:
         self.backend, self._pair, self._params = backend, pair, params
-        self.running = RunningSequences(backend.cache_rows, params.logprobs)
+        listed = min(params.top_logprobs, pair.vocab_size)
+        self.running = RunningSequences(backend.cache_rows, bool(params.logprobs), listed)
         self._requests = iter(requests)
         self._next = next(self._requests, None)  # the first request with sequences that have not started
         self._on_finished, self._on_tokens = on_finished, on_tokens
@@ -95,7 +98,7 @@ class Engine:
             number, rows = self._add(drawn), iter(drawn.rows.tolist())
             for start, sequences in zip(begun, waiting, strict=True):
                 prompt = start.request.token_ids
-                limit = self._pair.max_new_tokens(self._params, len(prompt))
+                limit = self._pair.max_new_tokens(start.request.params or self._params, len(prompt))
                 for sequence, row in zip(sequences, rows, strict=False):
                     running.enter(row, start, sequence, limit, number)
                     self._stop.enter(row, prompt)
@@ -146,7 +149,7 @@ class Engine:
         columns = np.flatnonzero(running.first_round[launched.rows] <= number)
         rows = launched.rows[columns]
         if len(columns) < len(launched.rows):
-            drawn = Drawn(drawn.tokens[:, columns], None if drawn.logprobs is None else drawn.logprobs[:, columns])
+            drawn = drawn.at(columns)
         kept, ends = self._stop.kept(running, rows, drawn)
         running.append(rows, drawn, kept)
         if self._on_tokens is not None:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cdgen.engine.bans import repeated_ngram_bans
+from cdgen.engine.adjustments import Adjustment, Bias, Penalties, penalty_strengths
+from cdgen.engine.bans import bad_word_bans, repeated_ngram_bans, word_table
+from cdgen.engine.model_pair import ModelPair
 from cdgen.engine.predictions import predictions
 from cdgen.engine.prompts import prompt_ids
-from cdgen.engine.requests import ModelPair
 from cdgen.engine.sampling_params import SamplingParams, check_params
 from cdgen.engine.stopping import stop_token_ids
 from cdgen.errors import InputError
+from cdgen.hardware import to_device
 from cdgen.models.in_place_cache import InPlaceCache
 from cdgen.models.language_model import LanguageModel
 from cdgen.models.pieces import pieces, special_ids, texts
@@ -32,7 +34,8 @@ _SCORES = 2**18  # scores that are computed at once, in float64: intermediate re
 _POSITIONS = 256  # positions in memory at once: their n-grams are compared with those of the whole text
 _DECIDING = (
     "method", "alpha", "contrast_strength", "good_weight", "temperature", "top_k", "top_p", "outside_head",
-    "no_repeat_ngram_size", "min_tokens",
+    "no_repeat_ngram_size", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words",
+    "min_tokens",
 )  # fmt: skip
 
 
@@ -86,6 +89,7 @@ def _deciding(pair: ModelPair, params: SamplingParams) -> dict[str, Any]:
     """Return the parameters that decide the distribution, as JSON values."""
     noisy = any(model.noisy for model in _models(pair))
     values = {name: getattr(params, name) for name in (*_DECIDING, *(["seed"] if noisy else []))}
+    values |= {"logit_bias": {str(token): bias for token, bias in params.logit_bias}, "bad_words": [*params.bad_words]}
     return {name: float(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
@@ -96,7 +100,7 @@ def _all_predictions(
     device = pair.good.device
     models, text = _models(pair), torch.tensor(ids, device=device)  # [T]
     caches = [model.new_cache(len(ids)) for model in models]
-    bans = _Bans(pair, text, params, prompt_length)
+    changes = _Changes(pair, text, params, prompt_length)
     size = max(1, min(_POSITIONS, _LOGITS // max(model.width for model in models)))
     found: list[Prediction] = []
     with torch.inference_mode(), private_noise(device):
@@ -109,9 +113,10 @@ def _all_predictions(
             ]
             following = position + 1
             rows = max(1, _SCORES // pair.vocab_size)
-            parts = (x.split(rows) for x in (text[following], bans.at(following), *logits))
-            for targets, banned, good, *bad in zip(*parts, strict=True):
-                found += predictions(good, bad[0] if bad else None, targets, params, banned)
+            parts = (x.split(rows) for x in (following, *logits))
+            for at, good, *bad in zip(*parts, strict=True):
+                adjusted = changes.adjusted(good, at)
+                found += predictions(good, bad[0] if bad else None, text[at], params, adjusted, changes.banned(at))
     return found
 
 
@@ -128,25 +133,41 @@ def _logits(model: LanguageModel, cache: InPlaceCache, text: Tensor, position: T
     return logits
 
 
-class _Bans:
-    """The tokens that may not be drawn at each position of a text, as the engine bans them.
+class _Changes:
+    """How the engine changes GOOD's logits at each position of a text, and the tokens that may not be drawn there.
 
     Args:
         pair: the models.
         text: int64 [T].
-        params: `no_repeat_ngram_size` and `min_tokens` are used.
+        params: bans, biases and penalties are used.
         prompt_length: number of tokens before the continuation.
     """
 
     def __init__(self, pair: ModelPair, text: Tensor, params: SamplingParams, prompt_length: int) -> None:
-        self._text, self._ngram_size = text, params.no_repeat_ngram_size
+        self._text, self._ngram_size, self._output_from = text, params.no_repeat_ngram_size, prompt_length
         self._stop = text.new_tensor(stop_token_ids(params, pair.eos_token_ids) if params.min_tokens else [])
         self._stop_from = prompt_length + params.min_tokens
+        self._words = word_table(pair.bad_word_ids(params), text.device)
+        self._bias = Bias.of(params, text.device)
+        self._penalties = to_device(penalty_strengths([params]), text.device) if params.penalizes else None  # [3, 1]
 
-    def at(self, position: Tensor) -> Tensor:
+    def banned(self, position: Tensor) -> Tensor:
         """Return the banned tokens at positions int64 [N]: int64 [N, B], -1 for no ban."""
         bans = [torch.where((position < self._stop_from)[:, None], self._stop, -1)]
+        history = self._text.expand(len(position), -1)
         if self._ngram_size:
-            history = self._text.expand(len(position), -1)
             bans.append(repeated_ngram_bans(history, position, self._ngram_size))
+        if self._words is not None:
+            bans.append(bad_word_bans(self._words, history, position, self._begin(position)))
         return torch.cat(bans, 1)
+
+    def adjusted(self, good: Tensor, position: Tensor) -> Tensor:
+        """Return GOOD's logits, float32 [N, V], with biases and penalties at positions int64 [N]."""
+        penalties = None
+        if self._penalties is not None:
+            history, strength = self._text.expand(len(position), -1), self._penalties.expand(-1, len(position))
+            penalties = Penalties(strength, history, position, self._begin(position))
+        return Adjustment(self._bias, penalties).apply(good)
+
+    def _begin(self, position: Tensor) -> Tensor:
+        return torch.full_like(position, self._output_from)

@@ -2,34 +2,33 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdgen.engine.chat import ChatTemplate
 from cdgen.engine.display import progress_shown
-from cdgen.engine.engine import Engine
 from cdgen.engine.explain import explain
+from cdgen.engine.jobs import Job, batchable, decode_paged, decode_static
 from cdgen.engine.kept_backend import KeptBackend
+from cdgen.engine.model_pair import load_pair
 from cdgen.engine.outputs import CompletionOutput, RequestOutput
 from cdgen.engine.page_store import check_cache_dtype
 from cdgen.engine.paged_backend import CacheOptions
 from cdgen.engine.prompts import list_prompts, prompt_ids, text_of
-from cdgen.engine.requests import ModelPair, Prompts, batches, make_requests
-from cdgen.engine.sampling_params import SamplingParams, check_params
-from cdgen.engine.static_backend import StaticBackend
+from cdgen.engine.requests import Prompts
+from cdgen.engine.sampling_params import SamplingParams, params_of_each
 from cdgen.errors import InputError
-from cdgen.models.bad import derived, dropout_rate
 from cdgen.models.dtypes import cache_dtype, dtype_name
 from cdgen.models.llama import unsupported
-from cdgen.models.loading import load
-from cdgen.models.tokenizers import load_tokenizer
-from cdgen.values import INT32_MAX, INT64_MAX, integer, switch
+from cdgen.values import INT32_MAX, INT64_MAX, integer
 from cdgen.viewer.explanation import Explanation
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from cdgen.engine.chat import Message, Tool
     from cdgen.engine.prompts import Prompt
 
 log = logging.getLogger("cdgen")
@@ -83,43 +82,28 @@ class ContrastiveLM:
         kv_cache_dtype: "str | torch.dtype | None" = None,
         kv_cache_memory_bytes: int | None = None,
     ) -> None:
-        if sum(choice is not None for choice in (bad, dropout, layers)) > 1:
-            raise InputError("bad, dropout, layers: give one of them")
         self.max_num_seqs = integer("max_num_seqs", max_num_seqs, 1, INT32_MAX)
         if kv_cache_memory_bytes is not None:
             kv_cache_memory_bytes = integer("kv_cache_memory_bytes", kv_cache_memory_bytes, 1, INT64_MAX)
-        if dropout is not None:
-            dropout = dropout_rate(dropout)
-        if layers is not None:
-            layers = integer("layers", layers, 1, INT32_MAX)
         self.kv_cache: CacheOptions = {
             "kv_cache_dtype": cache_dtype(kv_cache_dtype) if kv_cache_dtype else None,
             "kv_cache_memory_bytes": kv_cache_memory_bytes,
         }
-        trust_remote_code = switch("trust_remote_code", trust_remote_code)
-        if isinstance(tokenizer, (str, Path)):
-            tokenizer = load_tokenizer(tokenizer)
-        elif tokenizer is not None and not hasattr(tokenizer, "get_vocab"):
-            raise InputError(
-                f"tokenizer: is of type {type(tokenizer).__name__}; give a transformers tokenizer or a folder"
-            )
-        options: dict[str, Any] = {
-            "dtype": dtype,
-            "device": device,
-            "trust_remote_code": trust_remote_code,
-            "with_tokenizer": tokenizer is None,
-        }
-        loaded, good_tokenizer = load(good, **options)
-        other, bad_tokenizer = derived(loaded, dropout, layers), None
-        if bad is not None:
-            other, bad_tokenizer = load(bad, **options)
-        if other is not None and other.device != loaded.device:
-            raise InputError(f"GOOD is on {loaded.device}, BAD on {other.device}; put both on one device")
-        check_cache_dtype(self.kv_cache["kv_cache_dtype"], loaded.device)
+        self.pair = load_pair(
+            good,
+            bad,
+            dropout=dropout,
+            layers=layers,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        check_cache_dtype(self.kv_cache["kv_cache_dtype"], self.pair.good.device)
         self._kept = KeptBackend()
         weakref.finalize(self, self._kept.close).atexit = False
-        self.pair = ModelPair.of(loaded, other, tokenizer or good_tokenizer, bad_tokenizer)
-        reasons = {model.name: unsupported(model.module) for model in (loaded, other) if model is not None}
+        models = (model for model in (self.pair.good, self.pair.bad) if model is not None)
+        reasons = {model.name: unsupported(model.module) for model in models}
         self.static_reason = next((f"{name}: {reason}" for name, reason in reasons.items() if reason), None)
         if self.static_reason:
             log.warning(
@@ -148,7 +132,7 @@ class ContrastiveLM:
     def generate(
         self,
         prompts: "Prompt | Sequence[Prompt]",
-        sampling_params: SamplingParams | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: bool | Callable[[int], None] | None = None,
     ) -> list[RequestOutput]:
         """Continue every prompt `sampling_params.n` times.
@@ -162,7 +146,7 @@ class ContrastiveLM:
         Args:
             prompts: a string, which never contains special tokens; token ids as a list, array or tensor of integers;
                 what a transformers tokenizer or chat template returns; or a list of these.
-            sampling_params: default: `SamplingParams()`.
+            sampling_params: one for all prompts, or a list with one per prompt. Default: `SamplingParams()`.
             progress: True shows a progress bar on standard error or in a notebook, and lines if standard error is no
                 terminal; a function is called after each round of steps with the number of tokens drawn.
         Returns:
@@ -172,25 +156,24 @@ class ContrastiveLM:
                 the models, or there is no BAD for a contrastive method.
         """
         params = SamplingParams() if sampling_params is None else sampling_params
-        check_params(params)
         listed = list_prompts(prompts)
-        longest = self.longest_prompt(params)
-        token_ids = [
-            prompt_ids(self.tokenizer, self.bos_token_id, prompt, f"prompt {index}", longest=longest)
-            for index, prompt in enumerate(listed)
-        ]
+        each = params_of_each(params, len(listed))
+        token_ids = self._all_prompt_ids(listed, each)
         self.pair.check(token_ids, params)
         requests = [
             RequestOutput(text_of(self.tokenizer, *both), both[1], []) for both in zip(listed, token_ids, strict=True)
         ]
-        if len(listed) * params.n > _MOST_OUTPUTS:
+        total = sum(own.n for own in each)
+        if total > _MOST_OUTPUTS:
             raise InputError(
-                f"n = {params.n}: {len(listed)} prompts have {len(listed) * params.n:,} continuations, but one call "
+                f"n: {len(listed)} prompts have {total:,} continuations, but one call "
                 f"returns at most {_MOST_OUTPUTS:,}; split the prompts over several calls"
             )
-        sequences = [(prompt, index) for prompt in range(len(listed)) for index in range(params.n)]
+        sequences = [(prompt, index) for prompt, own in enumerate(each) for index in range(own.n)]
+        limits = {own.max_tokens for own in each}
+        most_new = limits.pop() if len(limits) == 1 else None
         outputs: dict[int, CompletionOutput] = {}
-        with progress_shown(progress, len(sequences), params.max_tokens, outputs.__setitem__) as callbacks:
+        with progress_shown(progress, total, most_new, outputs.__setitem__) as callbacks:
             self.continue_sequences(
                 Prompts(token_ids),
                 sequences,
@@ -202,12 +185,58 @@ class ContrastiveLM:
             requests[prompt].outputs.append(outputs[place])
         return requests
 
+    def _all_prompt_ids(self, prompts: "Sequence[Prompt]", params: Sequence[SamplingParams]) -> list[list[int]]:
+        """Return the token ids of prompts with these parameters."""
+        distinct = {id(own): own for own in params}  # by identity, which is cheaper than their hash
+        longest = {key: self.longest_prompt(own) for key, own in distinct.items()}
+        return [
+            prompt_ids(self.tokenizer, self.bos_token_id, prompt, f"prompt {index}", longest=longest[id(own)])
+            for index, (prompt, own) in enumerate(zip(prompts, params, strict=True))
+        ]
+
+    def chat(
+        self,
+        messages: "Sequence[Message] | Sequence[Sequence[Message]]",
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        progress: bool | Callable[[int], None] | None = None,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: "Sequence[Tool] | None" = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer chat messages: the tokenizer's template makes a prompt of each conversation; names as in vLLM.
+
+        Args:
+            messages: a conversation, which is a list of messages such as {"role": "user", "content": "Hello"}; or a
+                list of conversations. Strings such as `"</s>"` in a message are special tokens if the tokenizer has
+                them.
+            sampling_params, progress: see :meth:`generate`.
+            chat_template: a Jinja template, or the name of one of the tokenizer's; default: the tokenizer's own.
+            add_generation_prompt: end the prompt with what begins an answer.
+            continue_final_message: continue the last message instead of answering it; needs
+                `add_generation_prompt=False`.
+            tools: functions or JSON schemas that the template describes to the model.
+            chat_template_kwargs: more variables of the template.
+        Returns:
+            one :class:`~cdgen.RequestOutput` per conversation, in the same order; `prompt` is the text that the
+            template made.
+        Raises:
+            InputError (a ValueError): the tokenizer has no chat template, the template refuses the messages, or
+                what :meth:`generate` raises.
+        """
+        template = ChatTemplate(
+            chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs or {}
+        )
+        return self.generate(template.prompts(self.tokenizer, messages), sampling_params, progress)
+
     def explain(
         self, text: "Prompt", sampling_params: SamplingParams | None = None, *, prompt_length: int | None = None
     ) -> Explanation:
         """Return what GOOD and BAD predict at each token of a text, and how likely the token was to be drawn.
 
-        The distribution is the one from which :meth:`generate` draws with these parameters, bans included. For
+        The distribution is the one from which :meth:`generate` draws, bans and penalties included. For
         `prompt_token_ids + token_ids` of its outputs, the log-probabilities are those that it returns, up to rounding;
         only the noise of a dropout BAD differs, which is a function of the seed and the text here. BAD is run even if
         `contrast_strength` is 0. A notebook shows the result as a page in which each token can be selected.
@@ -227,7 +256,7 @@ class ContrastiveLM:
         self,
         prompts: Prompts,
         sequences: Sequence[tuple[int, int]],
-        params: SamplingParams,
+        params: SamplingParams | Sequence[SamplingParams],
         *,
         on_finished: Callable[[int, CompletionOutput], None],
         on_tokens: Callable[[int], None] | None = None,
@@ -238,36 +267,23 @@ class ContrastiveLM:
             prompts: all prompts of the job.
             sequences: (prompt, continuation) index pairs; the pairs of a prompt must be adjacent. A pair determines the
                 noise, so a job can be split into any number of calls.
-            params: sampling parameters.
+            params: sampling parameters of all prompts, or of each.
             on_finished: called for each sequence that finishes, with its index in `sequences` and its output.
             on_tokens: called after each round of steps with the number of tokens drawn.
         """
         if not sequences:
             return
-        if self.static_reason is None:
-            lengths = (len(prompts.token_ids[prompt]) for prompt, _ in sequences)
-            backend = self._kept.take(
-                self.pair,
-                params,
-                self.kv_cache,
-                size=min(self.max_num_seqs, len(sequences)),
-                largest=self.max_num_seqs,
-                longest=self.pair.longest_sequence(params, lengths),
-            )
-            requests = make_requests(prompts, sequences)
-            Engine(self.pair, backend, requests, params, on_finished, on_tokens).run()
-            self._kept.keep(backend)
-            return
-        done = 0
-        for batch in batches(sequences, params.n, self.max_num_seqs):
-            static, requests = StaticBackend(self.pair, params, len(batch)), make_requests(prompts, batch)
-
-            def finished(place: int, output: CompletionOutput, before: int = done) -> None:
-                on_finished(before + place, output)
-
-            Engine(self.pair, static, requests, params, finished, on_tokens).run()
-            static.close()
-            done += len(batch)
+        static = self.static_reason is not None
+        if isinstance(params, SamplingParams):
+            jobs = iter([Job(prompts, sequences, params, on_finished, on_tokens)])
+        else:
+            first = params[sequences[0][0]]
+            jobs = batchable(Job(prompts, sequences, first, on_finished, on_tokens, params), self.pair, same_n=static)
+        for job in jobs:
+            if static:
+                decode_static(job, self.pair, self.max_num_seqs)
+            else:
+                decode_paged(job, self.pair, self._kept, self.kv_cache, self.max_num_seqs)
 
     def close(self) -> None:
         """Free the cache and the CUDA graphs, which are kept between calls; the next call builds new ones."""

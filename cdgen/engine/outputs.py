@@ -9,11 +9,21 @@ _SHOWN_CHARACTERS = 60  # maximum length of a text in a repr
 _SHOWN_OUTPUTS = 3  # number of continuations in a repr
 
 
+class TopLogprob(NamedTuple):
+    """One of the tokens that were most likely to be drawn at a step, with natural log-probabilities."""
+
+    token_id: int
+    text: str | bytes  # bytes if the token does not consist of whole characters; "<123>", its id, without a tokenizer
+    logprob: float  # see TokenLogprobs for this and the next two
+    good: float
+    bad: float | None
+
+
 class TokenLogprobs(NamedTuple):
     """Natural log-probabilities of one drawn token."""
 
     logprob: float  # log-probability in the distribution from which the token was drawn
-    good: float  # log-probability under GOOD, without temperature and bans
+    good: float  # log-probability under GOOD, without temperature, bans, biases and penalties
     bad: float | None  # log-probability under BAD, likewise; None if BAD was not run
 
 
@@ -28,6 +38,8 @@ class CompletionOutput:
         finish_reason: "stop" after an end-of-text token, stop token or stop string; "length" after `max_tokens` tokens;
             "error" if no further token could be drawn, because all are banned or the logits hold NaN.
         logprobs: log-probabilities of each token, if `SamplingParams.logprobs` was set.
+        top_logprobs: for each token, the tokens that were most likely to be drawn in its place, the likeliest first, if
+            `SamplingParams.logprobs` was a number. There may be fewer: tokens that cannot be drawn are left out.
         error: why no further token could be drawn; None unless `finish_reason` is "error".
     """
 
@@ -37,6 +49,7 @@ class CompletionOutput:
     finish_reason: str
     logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    top_logprobs: list[list[TopLogprob]] | None = None
 
     @property
     def cumulative_logprob(self) -> float | None:

@@ -11,17 +11,18 @@ import torch
 
 from cdgen.engine.backend import Round, Rows, Start
 from cdgen.engine.device_state import DeviceState
+from cdgen.engine.draw import Draws
 from cdgen.engine.graphs import GraphSizes, StepGraphs
+from cdgen.engine.model_pair import ModelPair
 from cdgen.engine.page_store import CacheShape
 from cdgen.engine.paged_prompts import PagedPrompts, prefill_graphs
 from cdgen.engine.pair_runner import PairRunner
-from cdgen.engine.requests import ModelPair, Request
+from cdgen.engine.requests import Request
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.shared_cache import SharedKVCache
 from cdgen.engine.stopping import stop_token_ids
 from cdgen.errors import InputError
 from cdgen.hardware import free_memory, to_device
-from cdgen_kernels import Samples
 
 CACHE_SHARE = 0.9  # default upper limit on the cache, as a share of a GPU's free memory; the rest is for activations
 STEPS_PER_ROUND = 4  # steps between two host syncs on a GPU
@@ -50,6 +51,7 @@ class PagedBackend:
         params: sampling parameters; :meth:`begin` replaces them.
         max_num_seqs: greatest number of sequences that run at once.
         max_length: number of tokens of the longest sequence, including its prompt.
+        varied: whether requests have parameters of their own; see :class:`~cdgen.engine.device_state.DeviceState`.
         kv_cache_dtype: dtype of the pages; default: the models' own.
         kv_cache_memory_bytes: budget for the pages of both models. Default: what `max_num_seqs` sequences need, and on
             a GPU at most CACHE_SHARE of its free memory.
@@ -67,10 +69,12 @@ class PagedBackend:
         max_num_seqs: int,
         max_length: int,
         *,
+        varied: bool = False,
         kv_cache_dtype: torch.dtype | None = None,
         kv_cache_memory_bytes: int | None = None,
     ) -> None:
         self._pair, self._models, self._params = pair, pair.models(params), params
+        self._varied = varied
         self.max_num_seqs, self.max_length = max_num_seqs, max_length
         self.options = CacheOptions(kv_cache_dtype=kv_cache_dtype, kv_cache_memory_bytes=kv_cache_memory_bytes)
         self._runner = PairRunner(self._models, max_length, pair.vocab_size)
@@ -100,6 +104,8 @@ class PagedBackend:
         self._state = DeviceState(
             params,
             stop_token_ids(params, pair.eos_token_ids),
+            pair.bad_word_ids(params),
+            varied=varied,
             cache_rows=self.cache_rows,
             max_num_seqs=max_num_seqs,
             device=device,
@@ -113,20 +119,22 @@ class PagedBackend:
         sizes = [GraphSizes(self.max_num_seqs) for _ in range(2)]  # without and with shared prefixes
         return _Graphs(StepGraphs(sizes, [-1], device), prefill_graphs(self.max_length, device))
 
-    def begin(self, params: SamplingParams) -> bool:
+    def begin(self, params: SamplingParams, varied: bool = False) -> bool:
         """Prepare for another call, after all sequences have finished; return False if that is impossible."""
         if self._models != self._pair.models(params) or not self._runner.refresh():
             return False
-        if self._graphs is not None and _traits(params) != _traits(self._params):
+        if self._graphs is not None and _traits(params, varied) != _traits(self._params, self._varied):
             self._graphs.decode.clear()
-        self._params = params
-        self._state.begin(params, stop_token_ids(params, self._pair.eos_token_ids))
+        self._params, self._varied = params, varied
+        stops, words = stop_token_ids(params, self._pair.eos_token_ids), self._pair.bad_word_ids(params)
+        self._state.begin(params, stops, words, varied)
         self._seed.fill_(params.seed)
         return True
 
     def admit(self, request: Request, most: int) -> int:
         """Return how many sequences of a request can start now, and reserve their pages."""
-        return self._prompts.admit(request, most, self._pair.max_new_tokens(self._params, len(request.token_ids)))
+        new_tokens = self._pair.max_new_tokens(request.params or self._params, len(request.token_ids))
+        return self._prompts.admit(request, most, new_tokens)
 
     def start(self, starts: list[Start]) -> Round:
         """Compute the prompts that are new, fork sequences from them, and draw the first token of each."""
@@ -181,8 +189,8 @@ class PagedBackend:
     def _round(self, rows: Rows, steps: Sequence[tuple[torch.Tensor, ...]]) -> Round:
         """Return the round of these steps, each with the results of :meth:`_draw`."""
         if not self._lists_candidates:
-            return Round(rows, [Samples(*step) for step in steps])
-        return Round(rows, [Samples(token) for token, *_ in steps], [outputs for _, *outputs in steps])
+            return Round(rows, [Draws(*step) for step in steps])
+        return Round(rows, [Draws(token) for token, *_ in steps], [outputs for _, *outputs in steps])
 
     def _step(self, inputs: torch.Tensor, shared: bool = False) -> tuple[torch.Tensor, ...]:
         """Run the models on the newest token of each sequence, and draw the next, without a host sync.
@@ -211,23 +219,27 @@ class PagedBackend:
         """Draw a token at `position` for each sequence, and make it the newest.
 
         Returns:
-            the fields of :class:`cdgen_kernels.Samples` that are not None; after them, if the token may have to be
+            the fields of :class:`~cdgen.engine.draw.Draws` that are not None; after them, if the token may have to be
             drawn again, each model's last hidden states [A, D].
         """
-        sampling, banned = self._state.sampling(position, sequence), self._state.banned(cache_row, position)
+        sampling = self._state.sampling(cache_row, position, sequence)
+        options: dict[str, Any] = {
+            "banned": self._state.banned(cache_row, position),
+            "adjustment": self._state.adjustment(cache_row, position),
+        }
         if self._lists_candidates:
-            samples = self._runner.sample_listed(outputs, sampling, banned=banned, capacity=capacity or CAPACITY)
-        else:
-            outside_head, logprobs = self._params.outside_head, self._params.logprobs
-            samples = self._runner.sample(
-                outputs, sampling, banned=banned, outside_head=outside_head, logprobs=logprobs
-            )
-        self._state.append(cache_row, samples.token, position)
-        return (*(x for x in samples if x is not None), *(outputs if self._lists_candidates else ()))
+            samples = self._runner.sample_listed(outputs, sampling, capacity=capacity or CAPACITY, **options)
+            self._state.append(cache_row, samples.token, position)
+            return (samples.token, *outputs)
+        draws = self._runner.sample(outputs, sampling, params=self._params, varied=self._varied, **options)
+        self._state.append(cache_row, draws.token, position)
+        return tuple(x for x in draws if x is not None)
 
 
-def _traits(params: SamplingParams) -> tuple[Any, ...]:
-    """Return the sampling parameters that decide which kernels a step launches, or that are constants in them."""
+def _traits(params: SamplingParams, varied: bool) -> tuple[Any, ...]:
+    """Return what decides which kernels a step launches, and with which constants and tensors."""
     bans = params.min_tokens, params.no_repeat_ngram_size
     stops = (params.stop_token_ids, params.ignore_eos) if params.min_tokens else ()
-    return (params.outside_head, params.logprobs, *bans, *stops)
+    changes = params.bad_words, params.logit_bias, params.penalizes
+    best = params.top_logprobs, params.top_logprobs > 0 and params.cuts
+    return (varied, params.outside_head, params.logprobs, *best, *bans, *stops, *changes)

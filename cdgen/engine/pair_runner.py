@@ -5,20 +5,21 @@ from typing import Any
 
 import torch
 
+from cdgen.engine.adjustments import Adjustment
+from cdgen.engine.draw import Draws, draw
 from cdgen.engine.graphs import give_back_stream, take_stream
+from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.shared_cache import SharedKVCache
 from cdgen.models.language_model import LanguageModel
 from cdgen.models.llama import LlamaRunner
 from cdgen_kernels import (
     Samples,
     SamplingTensors,
-    contrastive_sample,
     gather_logits,
     sample_candidates,
     select_candidates,
     select_candidates_linear,
 )
-from cdgen_kernels.codes import OutsideHead
 
 
 class PairRunner:
@@ -109,26 +110,27 @@ class PairRunner:
         sampling: SamplingTensors,
         *,
         banned: torch.Tensor | None,
-        outside_head: OutsideHead,
-        logprobs: bool,
-    ) -> Samples:
+        adjustment: Adjustment | None,
+        params: SamplingParams,
+        varied: bool,
+    ) -> Draws:
         """Draw from the logits of all tokens.
 
         Args:
             outputs: last hidden states [A, D] of each model.
-            sampling, banned, outside_head, logprobs: see :func:`cdgen_kernels.contrastive_sample`.
+            sampling, banned, adjustment, params, varied: see :func:`~cdgen.engine.draw.draw`.
         """
         self.join()
         logits = [runner.logits(x) for x, runner in zip(outputs, self.runners, strict=True)]
-        return contrastive_sample(
+        return draw(
             logits[0],
             logits[1] if len(logits) > 1 else None,
             sampling,
+            adjustment,
+            params,
             vocab_size=self._vocab_size,
-            outside_head=outside_head,
             banned=banned,
-            logprobs=logprobs,
-            raise_faults=False,
+            varied=varied,
         )
 
     def sample_listed(
@@ -138,6 +140,7 @@ class PairRunner:
         *,
         banned: torch.Tensor | None,
         capacity: int,
+        adjustment: Adjustment | None,
     ) -> Samples:
         """Draw from GOOD's candidates. BAD's output layer is computed for them only.
 
@@ -146,11 +149,14 @@ class PairRunner:
         Args:
             outputs: last hidden states [A, D] of GOOD and BAD.
             sampling, banned, capacity: see :func:`cdgen_kernels.select_candidates`.
+            adjustment: changes of GOOD's logits, which must then be stored.
         """
         good, bad = self.runners
         options: dict[str, Any] = {"vocab_size": self._vocab_size, "raise_faults": False}
-        if self.stores_logits:
-            found = select_candidates(good.logits(outputs[0]), sampling, banned=banned, capacity=capacity, **options)
+        if self.stores_logits or adjustment is not None:
+            logits = good.logits(outputs[0])
+            logits = logits if adjustment is None else adjustment.apply(logits)
+            found = select_candidates(logits, sampling, banned=banned, capacity=capacity, **options)
         else:
             found = select_candidates_linear(
                 outputs[0], good.output_weight, sampling, banned=banned, capacity=capacity, **options

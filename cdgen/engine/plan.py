@@ -1,4 +1,4 @@
-"""Plan a generation job: which batch fits, what the memory holds, and a lower bound on the time.
+"""Plan a generation job: which batch fits, what the memory holds, a lower bound on the time, and the corpus's size.
 
 On the CPU, the machine's rates are measured, and the time of a few real steps can be compared with the bound.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import linear
 
+from cdgen.engine import corpus_size
 from cdgen.engine.engine import Engine
 from cdgen.engine.estimates import Job, Storage, largest_batch, parts_of_memory, parts_of_step
 from cdgen.engine.llm import ContrastiveLM
@@ -59,10 +60,11 @@ class Plan:
     batch: int
     memory: dict[str, int]  # bytes by part
     step: dict[str, float]  # seconds of a step by part
+    machines: int = 1  # number of such machines that share the job
 
     @property
     def rate(self) -> float:
-        """Upper bound on the tokens per second."""
+        """Upper bound on the tokens per second of one machine."""
         return self.batch / sum(self.step.values())
 
     def lines(self) -> Iterator[str]:
@@ -77,8 +79,13 @@ class Plan:
         yield f"memory, total: {sum(self.memory.values()) / 1e9:.2f} of {machine.memory / 1e9:.1f} GB"
         for name, seconds in self.step.items():
             yield f"step, {name}: {seconds * 1e3:.3f} ms ({seconds / step:.0%})"
-        hours = f"{job.tokens / self.rate / 3600:,.2f} hours for {job.tokens:,.0f} tokens"
-        yield f"at best: {self.rate:,.0f} tokens/s, {hours} (bound, not a measurement)"
+        hours = job.tokens / self.rate / 3600
+        spent = f"{hours / self.machines:,.2f} hours"
+        if self.machines > 1:
+            spent += f" on {self.machines:,} GPUs, {hours:,.2f} GPU-hours"
+        rate = self.rate * self.machines
+        yield f"at best: {rate:,.0f} tokens/s, {spent} for {job.tokens:,.0f} tokens (bound, not a measurement)"
+        yield from corpus_size.lines(job)
 
 
 def plan(
@@ -87,6 +94,7 @@ def plan(
     job: Job,
     gpu: str,
     *,
+    gpus: int = 1,
     max_num_seqs: int = 512,
     memory_bytes: float | None = None,
     dtype: str | None = None,
@@ -100,7 +108,8 @@ def plan(
         bad: as for :func:`~cdgen.models.bad.parse_bad`; None for plain sampling.
         job: what is to be generated.
         gpu: a name in :data:`~cdgen.hardware.GPUS`, or "cpu" for this machine's CPU, which is measured.
-        max_num_seqs: greatest batch.
+        gpus: number of such GPUs that share the job; each decodes batches of its own.
+        max_num_seqs: greatest batch of one GPU.
         memory_bytes: memory to use; default: 90 % of the machine's.
         dtype: dtype of the weights; default: that of :class:`~cdgen.ContrastiveLM` on this kind of device.
         kv_cache_dtype: dtype of the cache; default: that of the weights.
@@ -110,6 +119,9 @@ def plan(
             not one sequence fits into the memory.
     """
     on_cpu = gpu == "cpu"
+    gpus = integer("gpus", gpus, 1, INT32_MAX)
+    if on_cpu and gpus > 1:
+        raise InputError(f"gpus = {gpus}: a job on the CPU is planned for this machine alone")
     max_num_seqs = integer("max_num_seqs", max_num_seqs, 1, INT32_MAX)
     if dtype is None:
         weights_dtype = default_dtype(
@@ -132,7 +144,7 @@ def plan(
         )
     memory = parts_of_memory(pair, batch, job, storage)
     step = parts_of_step(machine, pair, batch, job, storage, stored_logits=on_cpu)
-    return Plan(gpu, machine, on_cpu, job, storage, batch, memory, step)
+    return Plan(gpu, machine, on_cpu, job, storage, batch, memory, step, gpus)
 
 
 def measured_rate(lm: ContrastiveLM, batch: int, job: Job, steps: int = 8) -> float:

@@ -14,7 +14,7 @@ _SHORT = 1024  # number of candidates up to which scores are computed for them a
 
 
 def predictions(
-    good: Tensor, bad: Tensor | None, targets: Tensor, params: SamplingParams, banned: Tensor
+    good: Tensor, bad: Tensor | None, targets: Tensor, params: SamplingParams, adjusted: Tensor, banned: Tensor
 ) -> list[Prediction]:
     """Return what the models predict at N positions.
 
@@ -22,9 +22,10 @@ def predictions(
         good, bad: finite logits, float32 [N, V].
         targets: int64 [N], the tokens that follow.
         params: the sampling parameters.
+        adjusted: GOOD's logits with biases and penalties, float32 [N, V].
         banned: int64 [N, B], tokens that may not be drawn, -1 for no ban.
     """
-    ids, scores, candidates = _scores(good, bad, params, banned)
+    ids, scores, candidates = _scores(adjusted, bad, params, banned)
     good_best = good.argmax(1)  # the lowest id of several
     drawable = (scores > -torch.inf).sum(1)
     best = torch.where(drawable > 0, ids.gather(1, scores.argmax(1, keepdim=True))[:, 0], good_best)

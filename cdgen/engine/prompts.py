@@ -89,8 +89,7 @@ def _rows(value: Any, name: str) -> list[Any]:
     if isinstance(value, Mapping):
         if "input_ids" not in value:
             raise InputError(
-                f"{name}: is a {type(value).__name__} without input_ids; {_USE} "
-                "(for chat messages: tokenizer.apply_chat_template(messages))"
+                f"{name}: is a {type(value).__name__} without input_ids; {_USE} (for chat messages: lm.chat(messages))"
             )
         rows = _rows(value["input_ids"], f"{name}: input_ids")
         if any(isinstance(row, str) for row in rows):
@@ -138,5 +137,7 @@ def _ids(items: Iterable[Any], name: str) -> list[int]:
         except TypeError:
             plain = None
         if plain is None or isinstance(plain, bool):
-            raise InputError(f"{name}: token {at} is {item!r}, of type {type(item).__name__}; token ids are integers")
+            hint = " (for chat messages: lm.chat(messages))" if isinstance(item, Mapping) else ""
+            kind = type(item).__name__
+            raise InputError(f"{name}: token {at} is {item!r}, of type {kind}; token ids are integers{hint}")
     return ids

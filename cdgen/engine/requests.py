@@ -1,4 +1,4 @@
-"""What the engine is asked to decode: the pair of models, prompts, and requests."""
+"""What the engine is asked to decode: prompts, the numbers that key their noise, and requests."""
 
 import hashlib
 import struct
@@ -7,20 +7,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
-from cdgen.models.language_model import LanguageModel
-from cdgen.models.vocabulary import shared_vocab_size
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 _Item = TypeVar("_Item")
 
-NOISE_KEY = "prompt"  # name of the rule by which :func:`sequence_number` keys the noise; corpora record it
+NOISE_KEY = "seed id"  # name of the rule by which the noise of a corpus is keyed; corpora record it
 
 
 def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence: int = 0) -> int:
@@ -32,7 +26,7 @@ def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence:
     Args:
         token_ids: the prompt.
         continuation: index of the sequence among the continuations of the prompt.
-        occurrence: number of equal prompts before this one in the job.
+        occurrence: number of equal prompts before this one in the job; in a corpus, :func:`id_number` of the seed's id.
     Returns:
         a number below 2**63: `sequence` of :func:`cdgen_kernels.make_sampling_tensors`.
     Raises:
@@ -46,19 +40,32 @@ def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
+def id_number(seed_id: str) -> int:
+    """Return a hash of a seed's id, below 2**63. With it, equal prompts of a corpus have noise of their own.
+
+    Unlike the number of equal prompts before this one, it does not depend on the other seeds of the job, so any shares
+    of a corpus can be decoded separately.
+    """
+    return int.from_bytes(hashlib.blake2b(seed_id.encode(), digest_size=8).digest(), "little") >> 1
+
+
 class Prompts:
-    """All prompts of a job, each with the number of equal prompts before it. A job of many calls builds it once.
+    """All prompts of a job, each with a number that tells equal ones apart. A job of many calls builds it once.
 
     Args:
         token_ids: the prompts as lists of ids.
+        seed_ids: the prompts' names, if they are the seeds of a corpus.
     Attributes:
         token_ids: the prompts as lists of ids.
-        occurrences: for each prompt, how many equal ones precede it.
+        occurrences: for each prompt, how many equal ones precede it; with `seed_ids`, :func:`id_number` of its name.
     """
 
-    def __init__(self, token_ids: Sequence[list[int]]) -> None:
+    def __init__(self, token_ids: Sequence[list[int]], seed_ids: Iterable[str] | None = None) -> None:
         self.token_ids = token_ids
         self.occurrences = array("q")
+        if seed_ids is not None:
+            self.occurrences.extend(map(id_number, seed_ids))
+            return
         seen: dict[int, int] = {}
         for ids in token_ids:
             content = sequence_number(ids)  # a hash takes less memory than the prompt
@@ -67,100 +74,6 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.token_ids)
-
-
-@dataclass
-class ModelPair:
-    """GOOD, BAD (or None), and what they share."""
-
-    good: LanguageModel
-    bad: LanguageModel | None
-    tokenizer: "PreTrainedTokenizerBase | None"
-    vocab_size: int  # token ids in use; wider output layers are padded
-    eos_token_ids: tuple[int, ...]
-
-    @classmethod
-    def of(
-        cls,
-        good: LanguageModel,
-        bad: LanguageModel | None,
-        good_tokenizer: "PreTrainedTokenizerBase | None",
-        bad_tokenizer: "PreTrainedTokenizerBase | None",
-    ) -> "ModelPair":
-        """Return the pair of two models, whose tokenizer is GOOD's, otherwise BAD's.
-
-        Raises:
-            InputError: the models and tokenizers do not share a vocabulary.
-        """
-        vocab_size = shared_vocab_size(good, bad, good_tokenizer, bad_tokenizer)
-        tokenizer = good_tokenizer or bad_tokenizer
-        eos = set(good.eos_token_ids)
-        if tokenizer and tokenizer.eos_token_id is not None:
-            eos.add(tokenizer.eos_token_id)
-        return cls(good, bad, tokenizer, vocab_size, tuple(sorted(token for token in eos if token < vocab_size)))
-
-    def models(self, params: SamplingParams) -> list[LanguageModel]:
-        """Return the models that `params` need: GOOD, and BAD if there is contrast."""
-        return [self.good, self.bad] if self.bad is not None and params.contrast_strength else [self.good]
-
-    def position_limit(self, params: SamplingParams) -> int | None:
-        """Return the least number of positions of the models that `params` need; None if they do not state it."""
-        return min((limit for model in self.models(params) if (limit := model.position_limit)), default=None)
-
-    def max_new_tokens(self, params: SamplingParams, prompt_length: int) -> int:
-        """Return how many tokens a continuation may have: `params.max_tokens`, or the positions that are left."""
-        if params.max_tokens is not None:
-            return params.max_tokens
-        limit = self.position_limit(params)
-        assert limit is not None, "`check` refuses this"
-        return limit - prompt_length
-
-    def longest_sequence(self, params: SamplingParams, prompt_lengths: Iterable[int]) -> int:
-        """Return the greatest number of tokens, prompt included, that a continuation of these prompts may have."""
-        return max(length + self.max_new_tokens(params, length) for length in set(prompt_lengths))
-
-    def check(
-        self, token_ids: Sequence[Sequence[int]], params: SamplingParams, names: Sequence[str] | None = None
-    ) -> None:
-        """Check that these prompts can be continued.
-
-        Args:
-            token_ids: the prompts as lists of ids.
-            params: sampling parameters.
-            names: the prompts' names for error messages; default: `prompt 0`, `prompt 1` and so on.
-        Raises:
-            InputError: a prompt or parameter that cannot be used.
-        """
-        self.check_params(params)
-        if not any(model.noisy for model in self.models(params)):
-            params.check_distinct()
-        limit = self.position_limit(params)
-        if limit is None and params.max_tokens is None:
-            raise InputError("max_tokens = None: the models do not state for how many positions they were made")
-        for index, ids in enumerate(token_ids):
-            name = names[index] if names else f"prompt {index}"
-            self.check_ids(ids, f"{name}: token id")
-            most_new = params.max_tokens or 1
-            if limit is not None and len(ids) + most_new > limit:
-                raise InputError(
-                    f"{name}: {len(ids)} tokens and max_tokens = {most_new} more exceed the models' {limit} "
-                    "positions; shorten the prompt or lower max_tokens"
-                )
-
-    def check_params(self, params: SamplingParams) -> None:
-        """Raise InputError if `params` need a BAD that is missing, or tokens that the models do not have."""
-        if params.contrast_strength and self.bad is None:
-            raise InputError(
-                f"contrast_strength = {params.contrast_strength:g}: there is no BAD; pass bad=, dropout= or layers=, "
-                "or set contrast_strength=0"
-            )
-        self.check_ids(params.stop_token_ids, "stop_token_ids:")
-
-    def check_ids(self, ids: Iterable[int], name: str) -> None:
-        """Raise InputError if a token id is out of range; the message begins with `name`."""
-        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
-        if wrong is not None:
-            raise InputError(f"{name} {wrong} is out of range; the vocabulary has {self.vocab_size} tokens")
 
 
 class WaitingSequence(NamedTuple):
@@ -175,24 +88,29 @@ class Request:
     """A prompt, and those of its sequences that have not started."""
 
     token_ids: list[int]
-    occurrence: int  # how many equal prompts precede it in the job
+    occurrence: int  # number that tells equal prompts apart, see Prompts
     waiting: deque[WaitingSequence]
+    params: SamplingParams | None = None  # None: those with which the backend began
 
     def sequence_number(self, continuation: int) -> int:
         """Return the number of a continuation. That of continuation 0 also keys the noise of the prompt itself."""
         return sequence_number(self.token_ids, continuation, self.occurrence)
 
 
-def make_requests(prompts: Prompts, sequences: Iterable[tuple[int, int]]) -> Iterator[Request]:
+def make_requests(
+    prompts: Prompts, sequences: Iterable[tuple[int, int]], params: Sequence[SamplingParams] | None = None
+) -> Iterator[Request]:
     """Iterate over the requests that decode these sequences, whose places are their indices in `sequences`.
 
     Args:
         prompts: all prompts of the job.
         sequences: (prompt, continuation) index pairs; the pairs of a prompt must be adjacent.
+        params: the sampling parameters of each prompt of the job, if they differ.
     """
     for prompt, group in groupby(enumerate(sequences), key=lambda item: item[1][0]):
         waiting = deque(WaitingSequence(place, continuation) for place, (_, continuation) in group)
-        yield Request(prompts.token_ids[prompt], prompts.occurrences[prompt], waiting)
+        own = None if params is None else params[prompt]
+        yield Request(prompts.token_ids[prompt], prompts.occurrences[prompt], waiting, own)
 
 
 def batches(sequences: Sequence[_Item], n: int, max_num_seqs: int) -> list[Sequence[_Item]]:

@@ -18,6 +18,7 @@ class RunningSequences:
     Args:
         cache_rows: cache rows are below this number.
         with_logprobs: whether log-probabilities are kept.
+        listed: number of tokens per step that are kept as the most likely ones, with their log-probabilities.
     Attributes:
         prompts: the prompts' token ids; None for a row without a sequence.
         place, continuation: int64; see :class:`~cdgen.engine.requests.WaitingSequence`.
@@ -28,12 +29,13 @@ class RunningSequences:
         count: number of running sequences.
     """
 
-    def __init__(self, cache_rows: int, with_logprobs: bool) -> None:
+    def __init__(self, cache_rows: int, with_logprobs: bool, listed: int) -> None:
         self.prompts: list[list[int] | None] = [None] * cache_rows
         self.place, self.continuation, self.prompt_length = np.zeros((3, cache_rows), np.int64)
         self.limit, self.launched, self.length, self.first_round = np.zeros((4, cache_rows), np.int64)
         self.token_ids = np.empty((cache_rows, 0), np.int32)  # widened as longer sequences start
-        self.logprobs = np.empty((cache_rows, 0, 3), np.float32) if with_logprobs else None
+        self.logprobs = np.empty((cache_rows, 0, 1 + listed, 3), np.float32) if with_logprobs else None
+        self.best = np.empty((cache_rows, 0, listed), np.int32) if listed else None
         self.count = 0
 
     def enter(self, row: int, start: Start, waiting: WaitingSequence, limit: int, number: int) -> None:
@@ -47,6 +49,8 @@ class RunningSequences:
             self.token_ids = _widened(self.token_ids, limit)
             if self.logprobs is not None:
                 self.logprobs = _widened(self.logprobs, limit)
+            if self.best is not None:
+                self.best = _widened(self.best, limit)
 
     def to_launch(self) -> Rows:
         """Return the rows whose sequences need tokens beyond those in flight."""
@@ -60,6 +64,8 @@ class RunningSequences:
             self.token_ids[rows[columns], lengths[columns] + step] = tokens[columns]
             if self.logprobs is not None and drawn.logprobs is not None:
                 self.logprobs[rows[columns], lengths[columns] + step] = drawn.logprobs[step, columns]
+            if self.best is not None and drawn.best is not None:
+                self.best[rows[columns], lengths[columns] + step] = drawn.best[step, columns]
         self.length[rows] = lengths + kept
 
     def repeat(self, rows: Rows, number: int) -> None:
@@ -75,8 +81,22 @@ class RunningSequences:
         """Return the log-probabilities of a sequence's new tokens, if they are kept."""
         if self.logprobs is None:
             return None
-        columns = self.logprobs[row, : self.length[row]].tolist()
+        columns = self.logprobs[row, : self.length[row], 0].tolist()
         return [TokenLogprobs(logprob, good, bad if has_bad else None) for logprob, good, bad in columns]
+
+    def best_logprobs(self, row: int, has_bad: bool) -> list[dict[int, TokenLogprobs]] | None:
+        """Return the log-probabilities of the best tokens at each step of a sequence, if they are kept."""
+        if self.logprobs is None or self.best is None:
+            return None
+        tokens, columns = self.best[row, : self.length[row]], self.logprobs[row, : self.length[row], 1:]
+        return [
+            {
+                token: TokenLogprobs(logprob, good, bad if has_bad else None)
+                for token, (logprob, good, bad) in zip(step, values, strict=True)
+                if token >= 0
+            }
+            for step, values in zip(tokens.tolist(), columns.tolist(), strict=True)
+        ]
 
     def leave(self, rows: Rows) -> None:
         """Forget sequences that have finished."""

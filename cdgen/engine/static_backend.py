@@ -8,14 +8,15 @@ import torch
 
 from cdgen.engine.backend import Round, Rows, Start
 from cdgen.engine.device_state import DeviceState
-from cdgen.engine.requests import ModelPair, Request
+from cdgen.engine.draw import draw
+from cdgen.engine.model_pair import ModelPair
+from cdgen.engine.requests import Request
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.stopping import stop_token_ids
 from cdgen.errors import InputError
 from cdgen.hardware import free_memory, free_memory_text
 from cdgen.models.in_place_cache import InPlaceCache
 from cdgen.rng import seed_noise
-from cdgen_kernels import contrastive_sample
 
 
 def noise_seed(seed: int, sequence: int) -> int:
@@ -33,14 +34,15 @@ class StaticBackend:
         pair: the models.
         params: sampling parameters.
         max_num_seqs: number of sequences in the batch.
+        varied: whether requests have parameters of their own; see :class:`~cdgen.engine.device_state.DeviceState`.
     """
 
     steps_per_round = 1
     rounds_in_flight = 1
 
-    def __init__(self, pair: ModelPair, params: SamplingParams, max_num_seqs: int) -> None:
+    def __init__(self, pair: ModelPair, params: SamplingParams, max_num_seqs: int, varied: bool = False) -> None:
         self.max_num_seqs = self.cache_rows = max_num_seqs
-        self._pair, self._params = pair, params
+        self._pair, self._params, self._varied = pair, params, varied
         self._models = pair.models(params)
         self._caches: list[InPlaceCache] = []
         self._mask: torch.Tensor | None = None  # int64 [B, W], attention mask of the batch
@@ -48,6 +50,8 @@ class StaticBackend:
         self._state = DeviceState(
             params,
             stop_token_ids(params, pair.eos_token_ids),
+            pair.bad_word_ids(params),
+            varied=varied,
             cache_rows=max_num_seqs,
             max_num_seqs=max_num_seqs,
             device=pair.good.device,
@@ -72,7 +76,9 @@ class StaticBackend:
         counts = [len(continuations) for _, continuations in starts]
         prompts, repeats = torch.tensor([range(len(starts)), counts], device=device)
         owner = prompts.repeat_interleave(repeats, output_size=sum(counts))  # passing the size avoids a device sync
-        length = width + max(self._pair.max_new_tokens(self._params, len(request.token_ids)) for request, _ in starts)
+        length = width + max(
+            self._pair.max_new_tokens(request.params or self._params, len(request.token_ids)) for request, _ in starts
+        )
         self._fork(caches, mask, owner, length)
         cache_row = torch.arange(len(owner), device=device)
         newest = self._state.start(cache_row, starts, length)
@@ -115,18 +121,18 @@ class StaticBackend:
         sequence: torch.Tensor,
     ) -> Round:
         """Draw a token at `position` for each sequence from the logits [A, V'] of each model."""
-        samples = contrastive_sample(
+        draws = draw(
             outputs[0],
             outputs[1] if len(outputs) > 1 else None,
-            self._state.sampling(position, sequence),
+            self._state.sampling(cache_row, position, sequence),
+            self._state.adjustment(cache_row, position),
+            self._params,
             vocab_size=self._pair.vocab_size,
-            outside_head=self._params.outside_head,
             banned=self._state.banned(cache_row, position),
-            logprobs=self._params.logprobs,
-            raise_faults=False,
+            varied=self._varied,
         )
-        self._state.append(cache_row, samples.token, position)
-        return Round(rows, [samples])
+        self._state.append(cache_row, draws.token, position)
+        return Round(rows, [draws])
 
     def redraw(self, drawn: Round, steps: list[int], columns: list[int], positions: list[int]) -> Round:
         """Not called: there are no lists of candidates that could be too short."""

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cdgen.engine.backend import Drawn, Rows
-from cdgen.engine.outputs import CompletionOutput
+from cdgen.engine.outputs import CompletionOutput, TokenLogprobs, TopLogprob
 from cdgen.engine.running import RunningSequences
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.engine.text import StopStrings, decode_after
+from cdgen.models.pieces import pieces
 from cdgen_kernels.codes import CANDIDATES_OVERFLOW, FAULTS
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class StopConditions:
         self._is_stop = np.zeros(vocab_size, dtype=bool)
         self._is_stop[stop_token_ids(params, eos_token_ids)] = True
         self._watched: dict[int, StopStrings] = {}  # by cache row
+        self._pieces: dict[int, str | bytes] = {}  # texts of single tokens
         self._found: dict[int, str] = {}  # by cache row: the text before a stop string
 
     def enter(self, row: int, prompt_token_ids: list[int]) -> None:
@@ -99,9 +101,23 @@ class StopConditions:
             kept = tokens[:-1] if stopped else tokens
             text = decode_after(self._tokenizer, prompt, kept, self._params.skip_special_tokens)
         reason = "error" if fault else "stop" if stopped else "length"
-        logprobs = running.token_logprobs(row, has_bad)
-        continuation = int(running.continuation[row])
-        return CompletionOutput(continuation, text, tokens, reason, logprobs, FAULTS[fault] if fault else None)
+        return CompletionOutput(
+            int(running.continuation[row]),
+            text,
+            tokens,
+            reason,
+            running.token_logprobs(row, has_bad),
+            FAULTS[fault] if fault else None,
+            self._top_logprobs(running.best_logprobs(row, has_bad)),
+        )
+
+    def _top_logprobs(self, best: list[dict[int, TokenLogprobs]] | None) -> list[list[TopLogprob]] | None:
+        """Return the best tokens of each step with their texts."""
+        if best is None:
+            return None
+        new = {token for step in best for token in step}.difference(self._pieces)
+        self._pieces |= pieces(self._tokenizer, new)
+        return [[TopLogprob(token, self._pieces[token], *values) for token, values in step.items()] for step in best]
 
 
 class Ends:

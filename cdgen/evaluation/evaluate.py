@@ -3,8 +3,8 @@
 import logging
 import math
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,17 +16,17 @@ from cdgen.evaluation import results
 from cdgen.evaluation.forms import form
 from cdgen.evaluation.forms.base import Form, Item
 from cdgen.evaluation.metrics import estimate
+from cdgen.evaluation.models import Model, parse_models
 from cdgen.evaluation.scoring.conventions import CONVENTIONS, ConventionName
 from cdgen.evaluation.scoring.evaluator import Evaluator
-from cdgen.evaluation.tasks import Task
+from cdgen.evaluation.tasks import Task, parse_task
 from cdgen.models.dtypes import dtype_name, float_dtype
 from cdgen.models.files import locate
 from cdgen.models.loading import load, usable_device
 from cdgen.storage import manifest as manifests
-from cdgen.storage import runs
 from cdgen.storage.folder import OutputFolder
-from cdgen.storage.progress import ITEMS, Progress, Silent
-from cdgen.values import INT32_MAX, INT64_MAX, integer
+from cdgen.storage.progress import ITEMS, Progress, displayed
+from cdgen.values import INT32_MAX, integer, shown
 from cdgen_kernels import implementation
 
 if TYPE_CHECKING:
@@ -34,35 +34,34 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cdgen")
 
-_LABEL = re.compile(r"\w[\w.-]{0,99}")
 _LONGEST_NAME = 231  # bytes; while a file is written, its whole name in the folder is part of the name of one file
-_UNSAFE = re.compile(r"[^\w.-]+|^[.-]+")
 
 
-class Model(NamedTuple):
-    """A model to evaluate.
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of an evaluation.
 
     Attributes:
-        label: the name by which models are compared; models that differ only in seed and step share it.
-        source: the model, as :func:`cdgen.models.loading.load` takes it.
-        seed: seed of the training run, or None if the model is not a checkpoint of one.
-        step: step of the checkpoint, or None.
+        folder: the folder of the results, which :func:`~cdgen.evaluation.comparison.compare.compare` takes.
+        entries: an entry per model and task, with the values of all metrics and the scores of the items.
     """
 
-    label: str
-    source: str
-    seed: int | None = None
-    step: int | None = None
+    folder: Path
+    entries: tuple[results.Entry, ...]
 
-    def entry(self, fingerprint: str) -> results.ModelEntry:
-        """Return the model as results.json stores it."""
-        return {
-            "label": self.label,
-            "seed": self.seed,
-            "step": self.step,
-            "name": self.source,
-            "fingerprint": fingerprint,
-        }
+    def __repr__(self) -> str:
+        return f"Evaluation(folder={self.folder!r}, values={self.values})"
+
+    def __str__(self) -> str:
+        return "\n".join(results.lines(self.entries))
+
+    @property
+    def values(self) -> dict[str, dict[str, float]]:
+        """The value of each task's first metric, by model and task; the names of models are those of the table."""
+        found: dict[str, dict[str, float]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.model_name, {})[entry.task["name"]] = entry.values[entry.metrics[0].name]
+        return found
 
 
 class _Prepared(NamedTuple):
@@ -74,63 +73,9 @@ class _Prepared(NamedTuple):
     entry: results.TaskEntry
 
 
-def parse_models(stated: Sequence[str]) -> list[Model]:
-    """Parse models that are stated as MODEL or LABEL=MODEL.
-
-    The default label is the name of the model's folder. `RUN@all` stands for all checkpoints of a training run.
-
-    Raises:
-        InputError: a run has no such checkpoint, or two models have the same label, seed and step.
-    """
-    found = [model for text in stated for model in _parse_model(text)]
-    names: dict[str, Model] = {}
-    for model in found:
-        twin = names.setdefault(results.scores_name(model.entry(""), ""), model)
-        if twin is not model:
-            raise InputError(
-                f"{model.source} and {twin.source} have the same label, {model.label}; write LABEL={model.source}"
-            )
-    return found
-
-
-def _parse_model(stated: str) -> list[Model]:
-    label, _, source = stated.partition("=")
-    if not source or os.path.exists(stated) or os.path.exists(stated.rpartition("@")[0]):
-        label, source = "", stated
-    elif not _LABEL.fullmatch(label):
-        raise InputError(
-            f"{stated}: no such folder or file, nor LABEL=MODEL: a label has at most 100 letters, digits and ._-, and "
-            "begins with a letter or digit"
-        )
-    run, _, which = source.rpartition("@")
-    run_json = runs.read(run) if run and not Path(source).exists() else None
-    name = run if run_json else source
-    label = label or _default_label(name)
-    if run_json is None:
-        return [Model(label, source)]
-    seed, checkpoints = run_json["config"].get("seed"), run_json["checkpoints"]
-    if which == "all":
-        steps = [one["step"] for one in checkpoints]
-    else:
-        steps = [int(Path(runs.resolve(source)).name.removeprefix("step_"))]  # checks that there is such a checkpoint
-    if not steps:
-        raise InputError(f"{source}: the run has no checkpoint yet")
-    known = seed if type(seed) is int and 0 <= seed <= INT64_MAX else None
-    return [Model(label, f"{run}@{step}", known, step) for step in steps]
-
-
-def _default_label(name: str) -> str:
-    """Return the name of a model's folder as a label."""
-    folder = Path(os.path.abspath(Path(name).expanduser())).name.removesuffix(".gguf")
-    label = _UNSAFE.sub("-", folder).lstrip("-")
-    if not _LABEL.fullmatch(label):
-        raise InputError(f"{name}: the name of this folder cannot be the model's label; write LABEL={name}")
-    return label
-
-
 def evaluate(
-    models: Sequence[Model],
-    tasks: Sequence[Task],
+    models: str | Sequence[str | Model],
+    tasks: str | Sequence[str | Task],
     out: str | os.PathLike[str],
     *,
     convention: ConventionName = "lm-eval",
@@ -138,13 +83,13 @@ def evaluate(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
-    progress: Progress | None = None,
-) -> list[results.Entry]:
+    progress: Progress | bool | None = None,
+) -> Evaluation:
     """Evaluate each model on each task.
 
     Args:
-        models: the models, as :func:`parse_models` returns them.
-        tasks: the tasks, as :func:`cdgen.evaluation.tasks.parse_task` returns them.
+        models: strings such as "run@best" or "LABEL=MODEL", or what :func:`cdgen.evaluation.models.parse_models` gives.
+        tasks: strings such as "perplexity=corpus", or what :func:`~cdgen.evaluation.tasks.parse_task` returns.
         out: folder of the results. Results that it holds already are kept; those of the same model, items and
             convention are not computed again.
         convention: how texts become scored tokens; see :mod:`cdgen.evaluation.scoring.conventions`.
@@ -152,42 +97,64 @@ def evaluate(
         dtype: dtype of the weights; default: see :func:`cdgen.models.dtypes.default_dtype`.
         device: default: cuda if available.
         trust_remote_code: run Python code that comes with a checkpoint.
-        progress: receives the number of items that have been scored.
+        progress: True shows a progress bar, as in :meth:`cdgen.ContrastiveLM.generate`; or a display of your own.
     Returns:
-        One entry per model and task, tasks of the first model first.
+        The results: an entry per model and task, tasks of the first model first.
     Raises:
         InputError: a model or a task cannot be used, a score is NaN, or the folder holds other scores of the same name.
         CorpusError: the folder cannot be written, or what it holds is damaged or not results.
     """
+    models, tasks = _listed_models(models), _listed_tasks(tasks)
     check_request(tasks, convention, batch_tokens, dtype, device)
     _check_names(models, tasks)
-    shown = progress or Silent()
     prepared = [_prepare(task, convention) for task in tasks]
     for model in models:  # a missing one is reported before the others are scored
         locate(model.source, trust_remote_code)
-    with OutputFolder(out) as folder:
+    with OutputFolder(out) as folder, displayed(progress) as display:
         manifests.check_no_other_kind(folder.path, manifests.RESULTS)
         new = manifests.new(manifests.RESULTS) | {"environments": [], "results": []}
         manifest = results.read_manifest(folder.path) or new
-        names = []
         for model in models:
             loaded, tokenizer = load(model.source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             if tokenizer is None:
                 raise InputError(f"{model.source}: has no tokenizer; put its files beside the weights")
             evaluator: Evaluator | None = None
             for each in prepared:
-                names.append(results.scores_name(model.entry(""), each.task.name))
                 dtype_now = dtype_name(loaded.module.dtype)
                 if not results.is_done(folder.path, manifest, model.entry(loaded.fingerprint), each.entry, dtype_now):
+                    name = results.scores_name(model.entry(""), each.task.name)
                     try:
                         evaluator = evaluator or Evaluator(loaded, tokenizer, convention, batch_tokens)
-                        evaluator.report = _begin(shown, names[-1], len(each.items))
+                        evaluator.report = _begin(display, name, len(each.items))
                         table = each.form.score(each.items, evaluator)
                     except InputError as error:
                         raise InputError(f"{model.source}, task {each.task.name}: {error}") from error
                     _add(folder, manifest, model, loaded, each, table)
     by_name = {entry.name: entry for entry in results.read(folder.path)}
-    return [by_name[name] for name in names]
+    names = [results.scores_name(model.entry(""), task.name) for model in models for task in tasks]
+    return Evaluation(folder.path, tuple(by_name[name] for name in names))
+
+
+def _listed_models(models: str | Sequence[str | Model]) -> list[Model]:
+    given = _listed("models", models)
+    return parse_models(given)
+
+
+def _listed_tasks(tasks: str | Sequence[str | Task]) -> list[Task]:
+    given = _listed("tasks", tasks)
+    return [parse_task(each) if isinstance(each, str) else each for each in given]
+
+
+def _listed(name: str, given: Any) -> list[Any]:
+    """Return one string or several items as a list."""
+    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+        raise InputError(f"{name} = {shown(given)}: give a string or a list")
+    found = [given] if isinstance(given, str) else list(given)
+    if not found:
+        raise InputError(f"{name}: there are none")
+    if wrong := [each for each in found if not isinstance(each, str | Model | Task)]:
+        raise InputError(f"{name}: {shown(wrong[0])} is of type {type(wrong[0]).__name__}; give strings")
+    return found
 
 
 def check_request(

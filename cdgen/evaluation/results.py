@@ -82,6 +82,11 @@ class Entry:
         return self.model["step"]
 
     @property
+    def model_name(self) -> str:
+        """The model's label, with its seed and step if there are any, such as "real-seed42-step500"."""
+        return self.name.split("/")[1]
+
+    @property
     def metrics(self) -> tuple[Metric, ...]:
         return tuple(Metric.from_json(metric) for metric in self.task["metrics"])
 
@@ -270,7 +275,7 @@ def rows(entries: Sequence[Entry]) -> list[tuple[str, str, str, str]]:
     """Return a table of results: per model and task, the names of both, the number of items, and the metrics."""
     return [
         (
-            scores_name(entry.model, "").split("/")[1],
+            entry.model_name,
             entry.task["name"],
             str(entry.task["items"]),
             ", ".join(f"{metric} {value:.4g}" for metric, value in entry.values.items()),

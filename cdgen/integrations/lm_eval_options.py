@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
-from cdgen.values import shown
+from cdgen.values import INT32_MAX, integer, real, shown, switch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DISTRIBUTION = ("alpha", "contrast_strength", "good_weight", "temperature", "top_k", "top_p", "outside_head")
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval takes the first
-_GENERATION = ("until", "do_sample", "temperature", "top_k", "top_p", *_NEW_TOKENS)
+# Options of generation with the names and meaning of SamplingParams, as lm-eval passes them to vLLM.
+_SAME = (
+    "top_k", "top_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words",
+)  # fmt: skip
+_GENERATION = ("until", "do_sample", "temperature", *_SAME, *_NEW_TOKENS)
 _UNSTATED_NEW_TOKENS = 256  # what lm-eval assumes
 _SEQUENCES = 64  # the default of :class:`cdgen.ContrastiveLM`
 
@@ -99,13 +103,14 @@ def generation_params(
     if unknown is not None:
         raise InputError(f"generation_kwargs: {unknown} is not supported; use {', '.join(_GENERATION)}")
     stated = {name: value for name, value in options.items() if value is not None}
-    samples = stated.get("do_sample", float(stated.get("temperature", 0)) > 0)
+    temperature = real("temperature", stated.get("temperature", 0.0))
+    samples = switch("do_sample", stated.get("do_sample", temperature > 0))
+    new_tokens = next((name for name in _NEW_TOKENS if name in stated), None)
     return replace(
         base,
-        max_tokens=next((int(stated[name]) for name in _NEW_TOKENS if name in stated), _UNSTATED_NEW_TOKENS),
+        max_tokens=integer(new_tokens, stated[new_tokens], 1, INT32_MAX) if new_tokens else _UNSTATED_NEW_TOKENS,
         temperature=stated.get("temperature", base.temperature) if samples else 0.0,
-        top_k=stated.get("top_k", base.top_k),
-        top_p=stated.get("top_p", base.top_p),
         stop=stop,
         stop_token_ids=stop_token_ids,
+        **{name: stated[name] for name in _SAME if name in stated},
     )

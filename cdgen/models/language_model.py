@@ -3,14 +3,17 @@
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from cdgen.errors import InputError
+from cdgen.models.dtypes import DTYPES, dtype_name
 from cdgen.models.in_place_cache import InPlaceCache
 from cdgen.rng import private_noise
 from cdgen.storage.folder import file_sha256
@@ -31,6 +34,7 @@ class LanguageModel:
         parent: that GOOD.
         dropout: probability of dropping an attention weight while it decodes.
         width: number of logits per token, including padding.
+        forward: what is called for a forward pass: the module, or a compiled version of it.
     Raises:
         InputError: the architecture is not supported.
     """
@@ -42,6 +46,7 @@ class LanguageModel:
     parent: "LanguageModel | None" = None
     dropout: float = 0.0
     width: int = field(init=False)
+    forward: Callable[..., Any] = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.module.config
@@ -52,7 +57,11 @@ class LanguageModel:
             raise InputError(
                 f"{self.name}: {config.model_type} keeps a state instead of attention keys and values; not supported"
             )
+        if not self.module.can_generate():
+            kind = type(self.module).__name__
+            raise InputError(f"{self.name}: {kind} is not a causal language model; load it with AutoModelForCausalLM")
         self._accepts = frozenset(inspect.signature(self.module.forward).parameters)
+        self.forward = self.module
         self.width = self._probe()
 
     @property
@@ -136,7 +145,7 @@ class LanguageModel:
             inputs["position_ids"] = position_ids
         if last_only and "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = 1
-        logits: torch.Tensor = self.module(**inputs).logits
+        logits: torch.Tensor = self.forward(**inputs).logits
         return logits
 
     def _probe(self) -> int:
@@ -145,6 +154,8 @@ class LanguageModel:
         cache = self.new_cache(1)
         with torch.inference_mode(), private_noise(self.device):
             logits = self.last_logits(one, one + 1, one, cache)  # [1, width]
+        if logits.dtype not in DTYPES.values():
+            raise InputError(f"{self.name}: its logits are {dtype_name(logits.dtype)}; convert it to float32")
         if logits.isnan().any():
             raise InputError(f"{self.name}: its logits are NaN; its config or its dtype does not fit its weights")
         if cache.get_seq_length() != 1:

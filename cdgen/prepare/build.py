@@ -14,20 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdgen.corpus import card
 from cdgen.corpus.records import HUB
+from cdgen.corpus.shards import PREPARED
 from cdgen.errors import CorpusError, InputError
 from cdgen.prepare.description import Input, describe, difference
 from cdgen.prepare.index import LEFT_OUT, SPLITS, Index, check_shares
+from cdgen.prepare.prepared import PreparedCorpus
 from cdgen.prepare.sources import Source, documents, files, listed_sources
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder, file_sha256
 from cdgen.storage.manifest import Manifest
-from cdgen.storage.progress import BYTES, Progress, Silent
+from cdgen.storage.progress import BYTES, Progress, displayed
 from cdgen.values import INT64_MAX, integer, switch
 
 log = logging.getLogger("cdgen")
 
-SCHEMA = pa.schema({"id": pa.string(), "source": pa.string(), "text": pa.string()})
 _GROUP = 8 << 20  # characters per row group
 
 
@@ -39,8 +41,8 @@ def prepare_corpus(
     seeds: float = 0.05,
     seed: int = 42,
     overwrite: bool = False,
-    progress: Progress | None = None,
-) -> tuple[Manifest, bool]:
+    progress: Progress | bool | None = None,
+) -> PreparedCorpus:
     """Write train.parquet, test.parquet, seeds.parquet (columns id, source, text) and manifest.json to a folder.
 
     A document's split is a function of its text and `seed` alone. No text is therefore in two splits, and adding
@@ -54,9 +56,9 @@ def prepare_corpus(
         seeds: share of the documents that are held out as seeds for generation; 0 for no such split.
         seed: seed of the splits.
         overwrite: replace a prepared corpus in the folder that has other sources or settings.
-        progress: receives the bytes of text that are read and written.
+        progress: True shows a progress bar, as in :meth:`cdgen.ContrastiveLM.generate`; or a display of your own.
     Returns:
-        (the manifest, False if the folder already held this corpus)
+        The corpus: the path of each split, and the number of its documents and words.
     Raises:
         InputError: a source cannot be read or is empty; a split has no documents; or `out` holds another corpus.
         CorpusError: the folder cannot be written, or it holds altered files or files that cdgen did not write.
@@ -72,13 +74,16 @@ def prepare_corpus(
         if old is not None and old["fingerprint"] == manifest["fingerprint"]:
             manifests.finish_replacing(folder, old, _digests(old))
             if manifests.is_intact(folder, _digests(old), overwrite):
-                return old, False
+                card.write(folder, old)
+                return PreparedCorpus.of(folder.path, old, written=False)
         if old is not None:
             manifest["replaces"] = manifests.listed(old, old["files"])
             manifests.check_not_replaced(folder.path, [path for _, path in inputs], manifest["replaces"])
-        _write(folder, manifest, sources, inputs, progress or Silent())
+        with displayed(progress) as display:
+            _write(folder, manifest, sources, inputs, display)
         manifests.finish_replacing(folder, manifest, _digests(manifest))
-    return manifest, True
+        card.write(folder, manifest)
+        return PreparedCorpus.of(folder.path, manifest, written=True)
 
 
 def _existing(folder: OutputFolder, manifest: Manifest, overwrite: bool) -> Manifest | None:
@@ -128,8 +133,10 @@ def _write(
                 raise CorpusError(f"{path}: changed while it was read; rerun")
         if count != len(index):  # the hub returned other documents the second time
             raise CorpusError("the sources changed while they were read; rerun")
-        outputs = zip(wanted, opened, strict=True)
-        manifest["files"] = {_file(name): _size_and_sha256_of_output(out) for name, out in outputs}
+        manifest["files"] = {
+            _file(name): _size_and_sha256_of_output(out) | {"arrow_bytes": rows[name].arrow_bytes}
+            for name, out in zip(wanted, opened, strict=True)
+        }
         file.write(manifests.encode(manifest))
 
 
@@ -220,10 +227,15 @@ def _check(sources: list[Source], manifest: Manifest) -> None:
 
 
 class _Rows:
-    """Rows of a Parquet file, written one row group at a time."""
+    """Rows of a Parquet file, written one row group at a time.
+
+    Attributes:
+        arrow_bytes: memory that the rows written so far take as Arrow tables.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._writer = pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=["source"])
+        self._writer = pq.ParquetWriter(file, PREPARED, compression="zstd", use_dictionary=["source"])
+        self.arrow_bytes = 0
         self._rows: list[tuple[str, str, str]] = []
         self._size = 0
 
@@ -236,7 +248,9 @@ class _Rows:
 
     def _flush(self) -> None:
         columns = zip(*self._rows, strict=True)
-        self._writer.write_table(pa.table(dict(zip(SCHEMA.names, map(list, columns), strict=True)), schema=SCHEMA))
+        table = pa.table(dict(zip(PREPARED.names, map(list, columns), strict=True)), schema=PREPARED)
+        self._writer.write_table(table)
+        self.arrow_bytes += table.nbytes
         self._rows, self._size = [], 0
 
     def __enter__(self) -> "_Rows":

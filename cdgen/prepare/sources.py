@@ -25,8 +25,8 @@ class Source:
 
     Args:
         name: name of the source, in the column `source` and in the documents' ids.
-        paths: files, glob patterns (`books/*.txt`), folders written by datasets' save_to_disk, or
-            `hub:owner/name:split`; one or several.
+        paths: files, glob patterns (`books/*.txt`), folders that datasets can load, or `hub:owner/name:split`; one or
+            several.
         by: what a document is. "file": a whole file; "blank": text between blank lines; "heading": text from a line
             that matches `heading`, which is kept, to the next one; "record": a record of .jsonl, .parquet or datasets.
             Default: "record" for these formats, "heading" if `heading` is given, else "file".

@@ -10,12 +10,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdgen import values
 from cdgen.corpus.text_files import check_path
 from cdgen.errors import InputError
+from cdgen.prepare.prepared import TrainedTokenizer
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder, file_sha256
 from cdgen.storage.manifest import Manifest
-from cdgen.storage.progress import BYTES, Progress, Silent
+from cdgen.storage.progress import BYTES, Progress, displayed
 from cdgen.values import integer, switch
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ def train_tokenizer(
     *,
     vocab_size: int = 32000,
     overwrite: bool = False,
-    progress: Progress | None = None,
-) -> tuple[int, bool]:
+    progress: Progress | bool | None = None,
+) -> TrainedTokenizer:
     """Train byte-level BPE on a corpus and write it to a folder that transformers' AutoTokenizer loads.
 
     `<s>` (token 0) is put in front of every text. `</s>` (token 1) ends a document; it is not added here, but when
@@ -47,14 +49,13 @@ def train_tokenizer(
     Args:
         corpus: a folder with train.parquet, or a file that :func:`cdgen.corpus.records.records` reads.
         out: the output folder.
-        vocab_size: number of entries including the special tokens; a small corpus gives fewer.
+        vocab_size: number of tokens, with the special ones; a small corpus gives fewer.
         overwrite: replace a tokenizer in the folder that has another corpus or size.
-        progress: receives the characters of text that are read.
+        progress: True shows a progress bar, as in :meth:`cdgen.ContrastiveLM.generate`; or a display of your own.
     Returns:
-        (number of entries, False if the folder already held this tokenizer)
+        The tokenizer's folder and size.
     Raises:
-        InputError: the corpus cannot be read or is empty, the vocabulary is too small, or `out` holds another
-            tokenizer.
+        InputError: the corpus cannot be read or is empty, the size is too small, or `out` holds another tokenizer.
         CorpusError: the folder cannot be written, or it holds altered files or files that cdgen did not write.
     """
     import tokenizers
@@ -62,9 +63,7 @@ def train_tokenizer(
     from cdgen.corpus.records import format_of
 
     vocab_size, overwrite = checked_size(vocab_size), switch("overwrite", overwrite)
-    if not os.fspath(corpus):
-        raise InputError("corpus = '': is empty; name a folder or file, or . for the current folder")
-    path, digest = _train_split(Path(corpus))
+    path, digest = _train_split(values.path("corpus", corpus, "folder or file"))
     compared = [format_of(path), digest, vocab_size, tokenizers.__version__]
     fingerprint = f"sha256:{hashlib.sha256(json.dumps(compared).encode()).hexdigest()}"
     with OutputFolder(out) as folder:
@@ -72,10 +71,11 @@ def train_tokenizer(
         if old is not None and not overwrite:
             manifests.finish_replacing(folder, old, old["files"])
             if manifests.is_intact(folder, old["files"]):
-                return int(old["entries"]), False
+                return TrainedTokenizer(folder.path, int(old["entries"]), written=False)
         replaced = manifests.listed(old, old["files"] if old else ())
         manifests.check_not_replaced(folder.path, [path], replaced)
-        trained = _train(path, vocab_size, progress or Silent())
+        with displayed(progress) as display:
+            trained = _train(path, vocab_size, display)
         entries = trained.get_vocab_size()
         if entries < vocab_size:
             log.warning("%s: gives %d entries, not %d: it has no more pairs to merge", path, entries, vocab_size)
@@ -90,7 +90,7 @@ def train_tokenizer(
             manifest["replaces"] = replaced
         _write(folder, manifest, _files(trained))
         manifests.finish_replacing(folder, manifest, manifest["files"])
-    return entries, True
+    return TrainedTokenizer(folder.path, entries, written=True)
 
 
 def checked_size(vocab_size: int) -> int:

@@ -6,12 +6,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from cdgen.errors import CorpusError, InputError
+from cdgen import values
+from cdgen.errors import CorpusError
 
 try:
     import fcntl
@@ -33,9 +34,7 @@ class OutputFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if not os.fspath(path):
-            raise InputError("out = '': is empty; name a folder, or . for the current one")
-        self.path = Path(path)
+        self.path = values.path("out", path, "folder")
         self._lock: int | None = None
         self._made: list[Path] = []  # folders that this context created, outer ones first
 
@@ -166,6 +165,24 @@ class OutputFolder:
             for temporary in temporaries:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
+
+    def adopt(self, names: Iterable[str], source: "OutputFolder") -> None:
+        """Move complete files here from another folder on the same file system, where they have the same names.
+
+        Raises:
+            CorpusError: a file cannot be moved.
+        """
+        parents = set()
+        for name in names:
+            path = self.path / name
+            try:
+                self._make(path.parent)
+                os.replace(source.path / name, path)
+            except OSError as error:
+                raise CorpusError(f"{source.path / name}: cannot be moved to {path}: {error.strerror}") from error
+            parents.add(path.parent)
+        for parent in parents:
+            _sync(parent)
 
     def remove(self, *names: str) -> None:
         """Delete the files and folders of these names, if they exist. A folder disappears as a whole, never in part.

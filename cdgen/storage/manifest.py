@@ -79,10 +79,30 @@ def read(folder: Path, kind: str, remedy: str = "choose another folder") -> Mani
         raise CorpusError(
             f"{path}: has format version {version!r}, but this version of cdgen reads {_VERSIONS[kind]}; {remedy}"
         )
-    if fault := checked_json.fault(manifest, _FIELDS[kind]):
+    fault = checked_json.fault(manifest, _FIELDS[kind])
+    if fault is None and kind == GENERATED:
+        fault = _shard_fault(manifest)
+    if fault:
         raise CorpusError(f"{path}: is damaged: {fault}; {remedy}")
     checked: Manifest = manifest
     return checked
+
+
+def _shard_fault(manifest: Manifest) -> str | None:
+    """Return the first entry of a shard that contradicts the rest of a generated corpus's manifest, or None."""
+    split, environments = manifest["settings"]["split_documents"], range(len(manifest["environments"]))
+    for at, shard in enumerate(manifest["shards"]):
+        if ("documents" in shard) != split:
+            return f"field 'shards[{at}].documents' contradicts 'settings.split_documents'"
+        if shard["environment"] not in environments:
+            return f"field 'shards[{at}].environment' is not the number of an environment"
+    return None
+
+
+def check_complete(name: str | Path, manifest: Manifest) -> None:
+    """Raise InputError if a generated corpus of this name, which is going to be read, is not finished."""
+    if not manifest["complete"]:
+        raise InputError(f"{name}: is not finished; resume its generation first")
 
 
 def is_whole(folder: Path) -> bool:

@@ -21,9 +21,10 @@ _SHARD = {
     "tokens": int,
     "new_tokens": int,
     "errors": int,
+    "arrow_bytes?": int,
     "sha256": str,
     "environment": int,
-    "documents?": {"name": DOCUMENTS_NAME, "rows": int, "sha256": str},
+    "documents?": {"name": DOCUMENTS_NAME, "rows": int, "arrow_bytes?": int, "sha256": str},
 }
 _EFFECT = {"value": float, "interval": [float], "p": float, "p_corrected": float, "detectable": float}
 _TOTALS = {"documents": int, "words": int, "bytes": int}
@@ -62,7 +63,7 @@ PREPARED: dict[str, Any] = {
         "over_budget": int,
         "empty": int,
     },
-    "files": {_SPLIT_NAME: {"sha256": str}},
+    "files": {_SPLIT_NAME: {"sha256": str, "arrow_bytes?": int}},
     "replaces?": [_SPLIT_NAME],
 }
 TOKENIZER: dict[str, Any] = {

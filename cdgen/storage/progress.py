@@ -3,7 +3,12 @@
 import importlib.util
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
+
+from cdgen.errors import InputError
+from cdgen.values import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -262,6 +267,28 @@ def choose(quiet: bool) -> Progress:
     from rich.console import Console
 
     return Bar(Console(stderr=True))
+
+
+@contextmanager
+def displayed(progress: Progress | bool | None) -> Iterator[Progress]:
+    """Provide a display inside a context, and close it at the end of the context, even after an exception.
+
+    Args:
+        progress: True for the display that :func:`choose` returns; None or False to show nothing; or a display, which
+            stays open.
+    Raises:
+        InputError: `progress` is something else.
+    """
+    if progress is not None and not isinstance(progress, bool):
+        if not hasattr(progress, "begin"):
+            raise InputError(f"progress = {shown(progress)}: use True, False or a display with the methods of Progress")
+        yield progress
+        return
+    display = choose(quiet=not progress)
+    try:
+        yield display
+    finally:
+        display.close()
 
 
 def _is_notebook() -> bool:

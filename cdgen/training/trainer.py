@@ -19,7 +19,7 @@ from cdgen.rng import private_noise
 from cdgen.storage import manifest as manifests
 from cdgen.storage import runs
 from cdgen.storage.folder import OutputFolder
-from cdgen.storage.progress import Progress, Silent
+from cdgen.storage.progress import Progress, displayed
 from cdgen.training import checkpoints, corpora
 from cdgen.training.config import TrainConfig
 from cdgen.training.data import Inputs, TrainingData, find_inputs, open_data
@@ -28,6 +28,7 @@ from cdgen.training.logs import check_tensorboard
 from cdgen.training.mixture import check_world
 from cdgen.training.model import build, peak_operations
 from cdgen.training.recorder import Recorder
+from cdgen.training.result import TrainingRun
 from cdgen.training.signals import Interrupted, Signals
 from cdgen.training.state import TrainingState, prepare
 from cdgen.training.step import train_step
@@ -35,7 +36,7 @@ from cdgen.training.step import train_step
 log = logging.getLogger("cdgen")
 
 
-def train(config: TrainConfig, progress: Progress | None = None) -> runs.Run:
+def train(config: TrainConfig, progress: Progress | bool | None = None) -> TrainingRun:
     """Train a model from scratch, or resume an unfinished run of the same config in `config.out`.
 
     The folder gets `run.json`, `log.jsonl` and a folder `step_NNNNNN` for each checkpoint, which transformers can load.
@@ -44,10 +45,10 @@ def train(config: TrainConfig, progress: Progress | None = None) -> runs.Run:
 
     Args:
         config: all settings of the run.
-        progress: shows the progress of the first process. Default: nothing is shown.
+        progress: True shows a progress bar, as in :meth:`cdgen.ContrastiveLM.generate`; or a display of your own. Only
+            the first of several processes shows it.
     Returns:
-        the content of run.json: the config, fingerprints of the inputs, and the checkpoints with their training losses
-        (mean over the predicted tokens, in nats) and perplexities
+        The training run: its checkpoints with their training losses and perplexities, and which of them is the best.
     Raises:
         InputError: a setting is impossible, or differs from the one that the run was started with; the message names
             the field. Also raised if a loss, the gradient or a weight is not finite; the checkpoints before are kept.
@@ -69,9 +70,13 @@ def train(config: TrainConfig, progress: Progress | None = None) -> runs.Run:
             *(config.warmup_steps, config.steps, config.learning_rate),
         )
     output = OutputFolder(config.out) if first else contextlib.nullcontext()
-    with private_noise(device), tf32_products(device), output as folder:
-        shown = progress if progress is not None and first else Silent()
-        return _train(config, accelerator, folder, shown)
+    with (
+        private_noise(device),
+        tf32_products(device),
+        output as folder,
+        displayed(progress if first else None) as display,
+    ):
+        return TrainingRun.of(config.out, _train(config, accelerator, folder, display))
 
 
 def _accelerator(config: TrainConfig) -> tuple[TrainConfig, Accelerator]:

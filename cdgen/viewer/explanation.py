@@ -29,8 +29,8 @@ class Prediction:
         logprob: its log-probability in the distribution from which tokens are drawn; -inf if it cannot be drawn. With
             temperature 0, that of temperature 1.
         entropy: entropy of GOOD's distribution, in nats, without temperature.
-        candidates: number of tokens x with p_GOOD(x) >= alpha * max p_GOOD, with temperature and without tokens that
-            are banned.
+        candidates: number of tokens x with p_GOOD(x) >= alpha * max p_GOOD, with temperature, biases and penalties, and
+            without tokens that are banned.
         drawable: number of tokens that can be drawn: the candidates that `top_k` and `top_p` keep, and other tokens
             if `outside_head` lets them be drawn. With temperature 0, that of temperature 1.
         listed: the tokens that are most likely to be drawn, in descending order of `logprob`; then the token itself and

@@ -30,6 +30,11 @@ _NEUTRAL = {
     "top_p": 1.0,
     "outside_head": "mask",
     "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": {},
+    "bad_words": [],
     "min_tokens": 0,
 }
 _PAGE = """<!doctype html>

@@ -18,13 +18,14 @@ if os.environ.get("TRITON_INTERPRET"):
 
 from accelerate.state import AcceleratorState
 
-from benchmarks.gpu import check_jobs, cold, records, sweep, timing
+from benchmarks.gpu import check_jobs, records, sweep, timing
 from benchmarks.gpu.check import ROUNDING, Checked, check, greatest_error
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.noise import check_noise
 from benchmarks.gpu.parts import PARTS, Job
 from benchmarks.ops.cases import OPS, Case
 from benchmarks.ops.op import Outputs
+from cdgen.bench.timing import quartiles
 from tools.ptx_sim import Device
 
 pytestmark = pytest.mark.slow
@@ -154,7 +155,7 @@ def test_noise_of_compiled_code_equals_the_reference() -> None:
 
 
 def test_quartiles() -> None:
-    assert cold.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2, 3, 4)
+    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2, 3, 4)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 
 from cdgen.cli import main
 from cdgen.cli.app import build_parser
-from cdgen.cli.sampling import sampling_params
+from cdgen.cli.sampling import PYTHON_ONLY, sampling_params
 from cdgen.engine.sampling_params import FIELDS
 from cdgen.errors import InputError
 from cdgen.hardware import GPUS
@@ -26,7 +26,8 @@ from cdgen.training.config import FIELDS as TRAIN_FIELDS
 Outcome = tuple[int, str]  # exit code, and what was printed
 HELP = [("--help",), *((*command, "--help") for command in (
     ("generate",), ("prepare",), ("tokenizer",), ("train",), ("models",), ("models", "ls"), ("run",), ("plan",),
-    ("demo",), ("info",), ("show",), ("report",), ("evaluate",), ("compare",), ("corpus-stats",),
+    ("demo",), ("info",), ("show",), ("report",), ("evaluate",), ("compare",), ("corpus-stats",), ("corpus", "verify"),
+    ("bench",),
 ))]  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def test_help_lists_every_option() -> None:
         *("good", "bad", "dtype", "device", "kv-cache-dtype", "kv-cache-gb", "trust-remote-code"),
         *("seeds", "seed-field", "prefix-tokens", "chunk-words"),
         *("out", "shard-size", "format", "batch-size", "split-documents", "resume", "no-resume", "quiet"),
-        *("method", "min-p", *(name.replace("_", "-") for name in FIELDS)),
+        *("method", "min-p", *(name.replace("_", "-") for name in FIELDS if name not in PYTHON_ONLY)),
     ]
     assert [option for option in options if f"--{option} " not in help_of["generate"].replace(",", " ")] == []
     options = [field.name.replace("_", "-") for field in TRAIN_FIELDS]

@@ -119,14 +119,15 @@ def damaged_json(draw: st.DrawFn, content: bytes) -> bytes:
 
 GENERATE_NUMBERS = (
     "--n", "--max-tokens", "--alpha", "--contrast-strength", "--good-weight", "--temperature", "--top-k", "--top-p",
-    "--min-p", "--outside-head", "--no-repeat-ngram-size", "--seed", "--stop-token-ids", "--min-tokens", "--shard-size",
-    "--batch-size", "--kv-cache-gb", "--prefix-tokens", "--chunk-words", "--threads",
+    "--min-p", "--outside-head", "--no-repeat-ngram-size", "--repetition-penalty", "--presence-penalty",
+    "--frequency-penalty", "--logit-bias", "--seed", "--stop-token-ids", "--min-tokens", "--shard-size", "--batch-size",
+    "--kv-cache-gb", "--prefix-tokens", "--chunk-words", "--threads",
 )  # fmt: skip
 TRAIN_NUMBERS = (
     "--ratio", "--batch-size", "--micro-batch-size", "--block-size", "--learning-rate", "--warmup-steps",
     "--weight-decay", "--save-every", "--keep-states", "--eval-blocks", "--seed", "--threads",
 )  # fmt: skip
-PLAN_NUMBERS = ("--memory-gb", "--tokens", "--prompt-tokens", "--max-tokens", "--n", "--batch-size")
+PLAN_NUMBERS = ("--memory-gb", "--gpus", "--tokens", "--prompt-tokens", "--max-tokens", "--n", "--batch-size")
 PREPARE_NUMBERS = ("--test", "--seeds", "--seed")
 
 

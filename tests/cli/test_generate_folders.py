@@ -27,7 +27,7 @@ def run(*argv: Any) -> int:
 def test_everything_else_is_checked_before_models_are_loaded(
     argv: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cdgen.engine.llm.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("cdgen.engine.model_pair.load", lambda *_, **__: pytest.fail("a model was loaded"))
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "manifest.json").write_text('{"kind": "tokenizer"}')
@@ -122,7 +122,7 @@ def test_a_folder_without_permission_is_found_before_models_are_loaded(
     monkeypatch.setattr("cdgen.storage.folder.os.access", lambda *_: False)  # the tests may run as root
     monkeypatch.setattr("cdgen.storage.folder._delete", lambda path: pytest.fail(f"{path} is to be deleted"))
     assert run(*argv) == 0
-    monkeypatch.setattr("cdgen.engine.llm.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("cdgen.engine.model_pair.load", lambda *_, **__: pytest.fail("a model was loaded"))
     assert run(*argv, "--out", tmp_path) == 1
     assert "no permission to write to this folder; choose another one" in capsys.readouterr().err
 

@@ -216,10 +216,12 @@ def test_a_single_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
     path.write_text(
         "[prepare]\nsources = 'texts'\n[bad]\ndropout = 0.3\n"
         "[generate]\nmethods = 'contrastive'\nstop = ['a', '-b']\nstop_token_ids = [3, 4]\nmax_tokens = 5\n"
+        "logit_bias = ['7=-2.5', '9=1']\nbad_words = ['the', 'a']\n"
     )
     found = {stage.name: stage for stage in stages(read_recipe(path), "o")}
     assert found["corpus"].argv[:2] == ("prepare", "texts") and "corpus-contrastive" in found
     args = build_parser().parse_args(found["corpus-contrastive"].argv)
+    assert args.logit_bias == [(7, -2.5), (9, 1.0)] and args.bad_words == ["the", "a"]
     assert args.stop == ["a", "-b"] and args.stop_token_ids == [3, 4] and args.bad == "dropout:0.3"
 
 

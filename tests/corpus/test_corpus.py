@@ -19,6 +19,7 @@ from cdgen.corpus.manifest import NAME
 from cdgen.corpus.seeds import Seed
 from cdgen.corpus.shards import split_at
 from cdgen.corpus.writer import write_corpus
+from cdgen.engine.requests import Prompts
 from cdgen.errors import CorpusError, InputError
 from cdgen.prepare.build import prepare_corpus
 from cdgen.prepare.sources import Source
@@ -26,6 +27,7 @@ from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest
 from cdgen.storage.progress import Bar, Lines
 from tests.helpers.corpora import bytes_of
+from tests.helpers.engines import continued
 from tests.helpers.prepared import fish, jsonl
 from tests.helpers.tiny_models import make_llama
 
@@ -61,11 +63,13 @@ def rows_of(out: Path, manifest: Manifest) -> list[dict[str, Any]]:
     return rows
 
 
-def test_rows_are_the_documents_of_generate(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
+def test_rows_are_what_the_engine_decodes(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:
     manifest, written = write(lm, seeds, tmp_path / "c")
     assert written == 3 and manifest["complete"]
     rows = rows_of(tmp_path / "c", manifest)
-    requests = lm.generate([seed.token_ids for seed in seeds], PARAMS)
+    prompts = Prompts([seed.token_ids for seed in seeds], (seed.id for seed in seeds))
+    pairs = [(seed, index) for seed in range(len(seeds)) for index in range(PARAMS.n)]
+    outputs = continued(lm, prompts, pairs, PARAMS)
     expected = [
         {
             "text": lm.tokenizer.decode(seed.token_ids, skip_special_tokens=True) + output.text,
@@ -75,8 +79,7 @@ def test_rows_are_the_documents_of_generate(lm: ContrastiveLM, seeds: list[Seed]
             "continuation": output.index,
             "finish_reason": output.finish_reason,
         }
-        for seed, request in zip(seeds, requests, strict=True)
-        for output in request.outputs
+        for output, seed in ((output, seeds[at]) for output, (at, _) in zip(outputs, pairs, strict=True))
     ]
     assert rows == expected and [shard["rows"] for shard in manifest["shards"]] == [7, 7, 4]
 
@@ -102,7 +105,7 @@ def test_manifest_records_settings_models_and_counts(lm: ContrastiveLM, seeds: l
     }  # fmt: skip
     for shard in manifest["shards"]:
         assert hashlib.sha256((tmp_path / "c" / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
-    assert sorted(bytes_of(tmp_path / "c")) == [NAME, *(f"data/train-0000{i}.parquet" for i in range(3))]
+    assert sorted(bytes_of(tmp_path / "c")) == ["README.md", NAME, *(f"data/train-0000{i}.parquet" for i in range(3))]
 
 
 def test_the_same_settings_write_the_same_bytes(lm: ContrastiveLM, seeds: list[Seed], tmp_path: Path) -> None:

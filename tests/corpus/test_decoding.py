@@ -206,6 +206,7 @@ def test_a_shard_that_could_not_be_written_is_not_listed_by_the_next(monkeypatch
             full()
 
     monkeypatch.setattr(manifests, "write_shard", write_shard)
+    monkeypatch.setattr("cdgen.corpus.writer.card.write", lambda folder, manifest: None)
     nothing: Any = NoFiles()
     shard_writer = _ShardWriter(nothing, {}, {}, 3, 0, nothing, nothing)
     with pytest.raises(OSError, match="No space left"):

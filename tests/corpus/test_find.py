@@ -21,7 +21,7 @@ SHARD = {
 }  # fmt: skip
 GENERATED = manifests.new("generated") | {
     "complete": True, "settings": {"ignore_eos": False, "split_documents": False, "format": "parquet"},
-    "models": {"good": MODEL, "bad": None}, "seeds": {"fingerprint": "0"}, "environments": [],
+    "models": {"good": MODEL, "bad": None}, "seeds": {"fingerprint": "0"}, "environments": [{}],
     "counts": {"shards": 1, "documents": 1, "tokens": 2, "new_tokens": 1, "errors": 0}, "shards": [SHARD],
 }  # fmt: skip
 RUN = manifests.new("run") | {"config": {}, "inputs": {}, "environments": [], "checkpoints": []}

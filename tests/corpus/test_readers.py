@@ -1,4 +1,4 @@
-"""A corpus is a data set for datasets, pandas and pyarrow; log-probabilities are JSON; errors are counted."""
+"""A corpus is a data set for pandas and pyarrow; log-probabilities are JSON; errors are counted."""
 
 import gzip
 import itertools
@@ -35,33 +35,15 @@ def write(lm: ContrastiveLM, out: Path, params: SamplingParams, seeds: list[Seed
         return write_corpus(lm, seeds, folder, params, shard_size=4, **options)[0]
 
 
-@pytest.mark.parametrize("logprobs", [False, True])
-@pytest.mark.parametrize("format", ["parquet", "jsonl.gz"])
-def test_datasets_loads_a_folder(
-    lm: ContrastiveLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, logprobs: bool
-) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    out = tmp_path / "test-dev"  # a name that datasets could take for a split
-    params = SamplingParams(n=2, max_tokens=4, logprobs=logprobs)
-    write(lm, out, params, split_documents=True, format=format)
-    (out / ".cdgen-journal-0.jsonl").write_text("left by a process that was killed")
-    cache = str(tmp_path / "cache")
-    found = datasets.load_dataset(str(out), cache_dir=cache)
-    assert list(found) == ["train"] and found["train"].num_rows == 6
-    assert found["train"].column_names == (shards.ROW_WITH_LOGPROBS if logprobs else shards.ROW).names
-    documents = datasets.load_dataset(str(out), data_dir="_documents", cache_dir=cache)["train"]
-    assert documents.column_names == shards.DOCUMENT.names and documents.num_rows >= 6
-
-
 @pytest.mark.parametrize("split_documents", [False, True])
 def test_pandas_and_pyarrow_read_a_folder(lm: ContrastiveLM, tmp_path: Path, split_documents: bool) -> None:
     write(lm, tmp_path, SamplingParams(n=2, max_tokens=4), split_documents=split_documents)
     (tmp_path / ".cdgen-journal-0.jsonl").write_text("left by a process that was killed")
-    table = pq.read_table(tmp_path)
+    table = pq.read_table(tmp_path / "data")
     assert table.schema.names == shards.ROW.names and table.num_rows == 6
     assert table["seed_id"].to_pylist() == ["s0", "s0", "s1", "s1", "s2", "s2"]
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    assert pandas.read_parquet(tmp_path).shape == (6, len(shards.ROW))
+    assert pandas.read_parquet(tmp_path / "data").shape == (6, len(shards.ROW))
 
 
 def test_log_probabilities_that_json_lacks_are_null() -> None:
@@ -72,9 +54,9 @@ def test_log_probabilities_that_json_lacks_are_null() -> None:
     def refuse(constant: str) -> None:
         pytest.fail(f"{constant} is not JSON")
 
-    found = json.loads(gzip.decompress(shards.encode([row], schema, "jsonl.gz")), parse_constant=refuse)
+    found = json.loads(gzip.decompress(shards.encode([row], schema, "jsonl.gz").content), parse_constant=refuse)
     assert found == row | {"logprob": [-1.5, None, None, None]}
-    table = pq.read_table(pa.BufferReader(shards.encode([row], schema, "parquet")))
+    table = pq.read_table(pa.BufferReader(shards.encode([row], schema, "parquet").content))
     assert table["logprob"].to_pylist()[0][1] == -math.inf
 
 
@@ -89,7 +71,7 @@ def test_documents_that_end_by_an_error_are_counted_and_named(
     seeds = [*SEEDS, Seed("broken", [0, 299])]
     params = SamplingParams(n=2, max_tokens=4, logprobs=logprobs, alpha=0.5)
     manifest = write(lm, tmp_path, params, seeds)
-    rows = pq.read_table(tmp_path).to_pylist()
+    rows = pq.read_table(tmp_path / "data").to_pylist()
     assert [row["seed_id"] for row in rows if row["finish_reason"] == "error"] == ["broken"] * 2
     assert manifest["counts"]["errors"] == 2 and [shard["errors"] for shard in manifest["shards"]] == [0, 2]
     assert manifest["complete"] and len(rows) == 8
@@ -163,4 +145,4 @@ def test_arrays_and_empty_lists_are_token_ids(lm: ContrastiveLM, tmp_path: Path)
     arrays = (Seed(f"s{at}", ids) for at, ids in enumerate((torch.tensor([0, 5]), [])))  # type: ignore[arg-type]
     write(lm, tmp_path / "arrays", params, arrays)  # type: ignore[arg-type]
     write(lm, tmp_path / "lists", params, [Seed("s0", [0, 5]), Seed("s1", [0])])
-    assert pq.read_table(tmp_path / "arrays") == pq.read_table(tmp_path / "lists")
+    assert pq.read_table(tmp_path / "arrays/data") == pq.read_table(tmp_path / "lists/data")

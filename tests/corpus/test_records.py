@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cdgen.corpus import manifest as manifests
 from cdgen.corpus import text_files
 from cdgen.corpus.records import numbered_records, records
 from cdgen.corpus.text_files import lines
@@ -157,19 +158,67 @@ def test_datasets_folder(tmp_path: Path) -> None:
         list(records(tmp_path / "d", "body", remedy="set body"))
 
 
+def test_a_folder_of_files_is_what_datasets_loads(tmp_path: Path) -> None:
+    """The files of such a folder form one data set; `datasets` decides which they are, from a card or their names."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "tables"
+    (folder / "data").mkdir(parents=True)
+    rows = [{"id": name, "text": text, "n": 1} for name, text in zip("wxyz", TEXTS, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows[:3]), folder / "data/train-00000.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[3:]), folder / "data/train-00001.parquet")
+    (folder / "README.md").write_text("A card without metadata.")
+    expected = list(zip("wxyz", TEXTS, strict=True))
+    assert list(records(folder)) == expected
+    with pytest.raises(InputError, match=r"tables: no field 'body'; it has id, text, n; set body"):
+        list(records(folder, "body", remedy="set body"))
+
+    pq.write_table(pa.Table.from_pylist(rows), folder / "extra.parquet")
+    (folder / "README.md").write_text("---\nconfigs: [{config_name: default, data_files: extra.parquet}]\n---\n")
+    (folder / "data/train-00000.parquet").write_bytes(b"not read")
+    assert list(records(folder)) == expected
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: extra.parquet}\n"
+        "  - {split: test, path: data/train-00001.parquet}\n---\n"
+    )
+    with pytest.raises(InputError, match=r"tables: holds the splits train, test; give the files of one of them$"):
+        list(records(folder))
+
+
+def test_folders_of_json_and_text(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    rows = [json.dumps({"text": text, "id": number}) for number, text in enumerate(TEXTS, 5)]
+    for name, part in (("a.jsonl", rows[:2]), ("b.jsonl", rows[2:])):
+        (tmp_path / "json").mkdir(exist_ok=True)
+        (tmp_path / "json" / name).write_text("\n".join(part))
+    assert list(records(tmp_path / "json")) == [(str(number), text) for number, text in enumerate(TEXTS, 5)]
+    with pytest.raises(InputError, match=r"json: row 1 has no field 'body'|json: no field 'body'"):
+        list(records(tmp_path / "json", "body"))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("one\ntwo\n")
+    with pytest.raises(InputError, match=r"text: is a folder of text files; give the files themselves$"):
+        list(records(tmp_path / "text"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: not a folder of datasets; use") as caught:
+        list(records(tmp_path / "empty"))
+    assert "\n" not in str(caught.value)
+
+
 def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is faked, since tests have no network."""
     datasets = pytest.importorskip("datasets")
 
-    def load_dataset(name: str, *, split: str, streaming: bool, trust_remote_code: bool) -> Iterator[dict[str, Any]]:
+    def load_dataset(
+        name: str, config: str | None, *, split: str, streaming: bool, trust_remote_code: bool
+    ) -> Iterator[dict[str, Any]]:
         assert streaming and trust_remote_code is False, "datasets 3 would ask on the terminal"
         if name != "owner/name":
             raise FileNotFoundError(f"Dataset '{name}' doesn't exist on the Hub\nand more")
-        return iter([{"text": f"{split} fish", "other": 1}])
+        return iter([{"text": f"{config or ''} {split} fish".strip(), "other": 1}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert list(records("hub:owner/name")) == [(1, "train fish")]
     assert list(records("hub:owner/name:test")) == [(1, "test fish")]
+    assert list(records("hub:owner/name:small:test")) == [(1, "small test fish")]
     with pytest.raises(InputError, match=r"hub:none/none: cannot be read from the hub: Dataset .* on the Hub$"):
         list(records("hub:none/none"))
 
@@ -256,3 +305,17 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, name: str, monkeypatch: pyt
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(InputError, match=rf"{name}: cannot be read: Permission denied"):
         list(records(tmp_path / name))
+
+
+def test_a_generated_corpus_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    """Its rows would be the seeds of another corpus, or a source, before all of them are there."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train-00000.jsonl").write_text(json.dumps({"text": "One fish."}) + "\n")
+    assert [each.text for each in records(tmp_path)] == ["One fish."]
+    settings = {"ignore_eos": False, "split_documents": False, "format": "jsonl.gz"}
+    models = {"good": {"name": "G", "fingerprint": "sha256:0"}, "bad": None}
+    manifest = manifests.new(settings, models, {"fingerprint": "0"})
+    manifests.list_shards(manifest, {})
+    (tmp_path / manifests.NAME).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="is not finished; resume its generation first"):
+        list(records(tmp_path))

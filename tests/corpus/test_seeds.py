@@ -70,7 +70,7 @@ def test_ids_and_fields_of_records(tmp_path: Path) -> None:
     assert read(path, field="body") == ([("7", "One"), ("x", "Two")], 1)
     with pytest.raises(
         InputError,
-        match=r"s\.jsonl: line 1 has no field 'text'; it has body, id; choose one with read_seeds\(field=NAME\)",
+        match=r"s\.jsonl: line 1 has no field 'text'; it has body, id; choose one with generate_corpus\(field=NAME\)",
     ):
         read(path)
     pq.write_table(pa.table({"body": ["One"], "id": [7]}), tmp_path / "s.parquet")

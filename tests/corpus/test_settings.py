@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,11 @@ def test_static_batches_and_another_rule_of_noise_are_other_corpora(
         write(lm, tmp_path)
     lm.static_reason = None
     monkeypatch.setattr("cdgen.corpus.settings.NOISE_KEY", "place")
-    with pytest.raises(InputError, match="noise_key = prompt, but now noise_key = place"):
+    with pytest.raises(InputError, match="was started by another version of cdgen, which draws other texts"):
+        write(lm, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr("cdgen.corpus.settings.asdict", lambda params: asdict(params) | {"new_parameter": 1})
+    with pytest.raises(InputError, match="was started by another version of cdgen"):
         write(lm, tmp_path)
 
 

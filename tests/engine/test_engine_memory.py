@@ -75,6 +75,9 @@ def test_the_backend_is_kept_and_serves_smaller_calls(graphs, models, made, exac
         (PROMPTS[:2], free(n=1, temperature=0.5, max_tokens=4)),
         (PROMPTS, free(no_repeat_ngram_size=2, min_tokens=3)),
         (PROMPTS, free(outside_head="shifted_good", stop_token_ids=tuple(range(40, 120)))),
+        (PROMPTS, free(repetition_penalty=1.5, logit_bias={40: 3.0}, alpha=0.02)),
+        (PROMPTS, free(repetition_penalty=0.7, logit_bias={41: 3.0}, alpha=0.02)),
+        (PROMPTS, [free(n=1 + at % 3, seed=at, top_k=2 * at, presence_penalty=0.1 * at) for at in range(len(PROMPTS))]),
         (PROMPTS, free()),
     ]
     expected = [ContrastiveLM(**models).generate(*call) for call in calls]
@@ -91,11 +94,19 @@ def test_a_graph_that_is_kept_reads_tensors_that_are_kept() -> None:
     """A graph holds addresses. With other stop tokens or without `min_tokens` it is captured anew."""
     params = SamplingParams(min_tokens=2)
     state = DeviceState(params, [1, 5], cache_rows=3, max_num_seqs=4, device=CPU)
-    read = [*state._sampling, state._table, state._stop]
-    state.begin(dataclasses.replace(params, seed=3, temperature=0.5), [1, 5])
-    assert all(one is other for one, other in zip(read, [*state._sampling, state._table, state._stop], strict=True))
+    read = [*state._sampling, *state._own_sampling, state._penalties, state._table, state._stop]
+    state.begin(dataclasses.replace(params, seed=3, temperature=0.5), [1, 5], varied=True)
+    after = [*state._sampling, *state._own_sampling, state._penalties, state._table, state._stop]
+    assert all(one is other for one, other in zip(read, after, strict=True))
     state.begin(params, [1, 6])
     assert state._stop.tolist() == [1, 6]
+    changed = dataclasses.replace(params, logit_bias={5: 1.0})
+    state.begin(changed, [1, 6], [[4], [5, 6]])
+    bias, words = state._bias, state._words
+    state.begin(dataclasses.replace(changed, seed=4), [1, 6], [[4], [5, 6]])
+    assert state._bias is bias and state._words is words and words.tolist() == [[-1, 4], [5, 6]]
+    state.begin(params, [1, 6])
+    assert state._bias is state._words is None
 
 
 @pytest.mark.parametrize(
@@ -188,7 +199,7 @@ def test_nothing_is_left_when_the_models_are_closed_or_deleted(
         request.getfixturevalue("fake_cuda")
     if kind == "static":
         lm.static_reason = "for the test"
-    user = "llm" if kind == "static" else "kept_backend"
+    user = "jobs" if kind == "static" else "kept_backend"
     monkeypatch.setattr(f"cdgen.engine.{user}.{cls.__name__}", make)
     for _ in range(2):
         lm.generate(PROMPTS, free(logprobs=False))

@@ -321,6 +321,9 @@ def test_progress_counts_the_tokens_of_the_outputs(folders) -> None:
 
 def test_public_names() -> None:
     assert {"ContrastiveLM", "SamplingParams", "RequestOutput", "CompletionOutput", "__version__"} <= set(dir(cdgen))
+    assert [getattr(cdgen, name).__name__ for name in cdgen.__all__ if name != "__version__"] == [
+        name for name in cdgen.__all__ if name != "__version__"
+    ]
     with pytest.raises(AttributeError):
         cdgen.nothing  # noqa: B018
 

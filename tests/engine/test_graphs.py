@@ -15,7 +15,8 @@ from cdgen.engine.graphs import GraphSizes
 from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.requests import Prompts, make_requests
 from cdgen.engine.static_backend import StaticBackend
-from tests.helpers.tiny_models import make_llama
+from tests.helpers.fake_cuda import operators_of_fake_tensors
+from tests.helpers.tiny_models import make_llama, make_tokenizer
 
 OWN = {f"cdgen.{name}" for name in ("models.llama", "models.products")}
 OWN |= {f"cdgen.engine.{name}" for name in ("shared_cache", "shared_lengths", "page_store", "device_state")}
@@ -60,16 +61,23 @@ def on_fake_cuda(thing: Any) -> Any:
 
 
 def step_of(
-    good: torch.nn.Module, params: SamplingParams, batch: int = 8, shared: bool = False, **bad: Any
+    good: torch.nn.Module,
+    params: SamplingParams,
+    batch: int = 8,
+    shared: bool = False,
+    varied: bool = False,
+    **bad: Any,
 ) -> tuple[Counter[str], torch.Tensor]:
     """Return (ops of a step on CUDA, its tokens)."""
-    lm = ContrastiveLM(good, **bad)
-    paged = PagedBackend(lm.pair, params, batch, 64)
+    lm = ContrastiveLM(good, tokenizer=make_tokenizer(), **bad)
+    paged = PagedBackend(lm.pair, params, batch, 64, varied=varied)
     paged._runner.stores_logits = False
+    (request,) = make_requests(Prompts([[5, 6]]), [(0, 0)])
+    paged._state.start(torch.tensor([0]), [Start(request, [0])], 64)
     cache_row = torch.zeros(1, batch, dtype=torch.long)
     with FakeTensorMode():
         paged, cache_row = on_fake_cuda(paged), on_fake_cuda(cache_row)
-        with Launches() as launches:
+        with operators_of_fake_tensors(), Launches() as launches:
             token, *_ = paged._step(cache_row, shared)
     return launches.found, token
 
@@ -77,12 +85,24 @@ def step_of(
 @pytest.mark.parametrize("bad", [{"layers": 2}, {"dropout": 0.3}, {"bad": None}], ids=str)
 @pytest.mark.parametrize("method", ["contrastive", "contrastive_tail"])
 @pytest.mark.parametrize(
-    "needs", [{}, {"logprobs": True}, {"min_tokens": 3, "stop_token_ids": (5,)}, {"no_repeat_ngram_size": 3}], ids=str
+    "needs",
+    [
+        {},
+        {"logprobs": True},
+        {"min_tokens": 3, "stop_token_ids": (5,)},
+        {"no_repeat_ngram_size": 3},
+        {"repetition_penalty": 2.0, "frequency_penalty": 1.0, "logit_bias": {5: 1.0}, "bad_words": ("the", "house")},
+        {"presence_penalty": 2.0, "logprobs": True},
+        {"logprobs": 3},
+    ],
+    ids=str,
 )
-def test_a_step_on_cuda_has_no_host_sync(bad, method, needs) -> None:
+@pytest.mark.parametrize("varied", [False, True], ids=["", "varied"])
+def test_a_step_on_cuda_has_no_host_sync(bad, method, needs, varied) -> None:
     if "bad" in bad:
         method = "ancestral"
-    _, token = step_of(make_llama(0, layers=3), SamplingParams.for_method(method, **needs), **bad)
+    params = SamplingParams.for_method(method, **needs)
+    _, token = step_of(make_llama(0, layers=3), params, varied=varied, **bad)
     assert token.device.type == "cuda" and token.shape == (8,)
 
 
@@ -92,10 +112,11 @@ def test_a_step_with_shared_prefixes_launches_the_same_ops(bad) -> None:
     assert found[0][0] == found[1][0] and found[1][1].device.type == "cuda"
 
 
+@pytest.mark.parametrize("changes", [{}, {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2}], ids=["", "history"])
 @pytest.mark.parametrize("backend", [PagedBackend, StaticBackend])
-def test_starting_sequences_has_no_host_sync(backend, monkeypatch) -> None:
+def test_starting_sequences_has_no_host_sync(backend, changes, monkeypatch) -> None:
     """Prompts of several lengths: FakeTensorMode raises if a shape would be read from the device."""
-    lm, params = ContrastiveLM(make_llama(0), layers=1), SamplingParams(n=3, max_tokens=4)
+    lm, params = ContrastiveLM(make_llama(0), layers=1), SamplingParams(n=3, max_tokens=4, **changes)
     running = backend(lm.pair, params, 9, *([64] if backend is PagedBackend else []))
     requests = make_requests(
         Prompts([[5] * n for n in (2, 7, 20)]), [(prompt, index) for prompt in range(3) for index in range(3)]

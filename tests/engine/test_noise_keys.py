@@ -78,6 +78,21 @@ def test_a_job_in_any_pieces_writes_the_same_texts(folders: dict[str, Path]) -> 
         assert [output.token_ids for piece in pieces for output in continued(lm, prompts, piece, params())] == expected
 
 
+def test_the_noise_of_a_seed_does_not_depend_on_the_other_seeds(folders: dict[str, Path]) -> None:
+    """Equal prompts are told apart by their names, so any share of a corpus can be decoded alone, in any order."""
+    lm = ContrastiveLM(folders["good"], folders["bad"])
+    names = [f"seed {at}" for at in range(len(PROMPTS))]
+    pairs = [(prompt, index) for prompt in range(len(PROMPTS)) for index in range(N)]
+    expected = [output.token_ids for output in continued(lm, Prompts(PROMPTS, names), pairs, params())]
+    assert len(set(map(tuple, expected))) == len(expected), "all differ"
+    for share in ([0], [5], [6, 5, 2], [2, 0]):
+        prompts = Prompts([PROMPTS[at] for at in share], [names[at] for at in share])
+        found = continued(lm, prompts, [(at, index) for at in range(len(share)) for index in range(N)], params())
+        assert [output.token_ids for output in found] == [
+            expected[at * N + index] for at in share for index in range(N)
+        ]
+
+
 def test_different_prompts_share_no_noise(good: LlamaForCausalLM) -> None:
     """Two halves of a list of prompts, one seed, and a model that gives the same logits everywhere.
 
@@ -118,7 +133,7 @@ def test_a_loop_of_ones_own_draws_the_texts_of_the_engine(good: LlamaForCausalLM
 def test_the_loop_in_the_docs(good: LlamaForCausalLM, bad: LlamaForCausalLM) -> None:
     """Its assertion compares every token with the engine's."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "engine.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    *_, block = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {"good": good, "bad": bad}
     exec(compile(block, "docs/engine.md", "exec"), names)
     assert names["continuation"] == 1 and names["ids"].shape[1] > 5

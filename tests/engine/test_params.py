@@ -78,6 +78,25 @@ def test_replace_knows_min_p() -> None:
     assert replace(copied, min_p=0.3) == SamplingParams(min_p=0.3) and json.dumps(asdict(params))
 
 
+def test_biases_and_bad_words_have_one_form() -> None:
+    """Equal parameters are equal and have one hash, whatever form they were given in; JSON keeps them."""
+    forms: list[Any] = [
+        {7: 2, 5: -1.5},
+        [(7, 2.0), (5, -1.5)],
+        ((5, -1.5), (7, 2)),
+        {np.int64(5): torch.tensor(-1.5), 7: 2},
+        {"7": 2, "5": -1.5},  # an object in JSON
+    ]
+    made = [SamplingParams(logit_bias=form, bad_words=["a", " b"]) for form in forms]
+    assert set(made) == {made[0]} and made[0].logit_bias == ((5, -1.5), (7, 2.0)) and made[0].bad_words == ("a", " b")
+    assert SamplingParams(**json.loads(json.dumps(asdict(made[0])))) == made[0] == replace(made[0])
+    assert SamplingParams(logit_bias=None, bad_words=None) == SamplingParams(logit_bias={}, bad_words=[])
+    assert SamplingParams(bad_words="the").bad_words == ("the",)
+    changed = [SamplingParams(**{f"{name}_penalty": 0.5}) for name in ("repetition", "presence", "frequency")]
+    assert all(each.penalizes for each in changed) and not made[0].penalizes
+    assert made[0].method == changed[0].method == "contrastive"
+
+
 TOO_SMALL, TOO_GREAT = 1e-46, 1e300  # float32 holds 0 and infinity in their places
 
 
@@ -100,8 +119,16 @@ TOO_SMALL, TOO_GREAT = 1e-46, 1e300  # float32 holds 0 and infinity in their pla
      ("stop", "\ud800"), ("stop", ("x", "a\udcff")),
      ("stop_token_ids", (-1,)), ("stop_token_ids", 5), ("stop_token_ids", "12"), ("stop_token_ids", [1.5]),
      ("stop_token_ids", [True]), ("stop_token_ids", [2**40]), ("stop_token_ids", {1: 2}),
+     ("repetition_penalty", 0), ("repetition_penalty", -1), ("repetition_penalty", float("nan")),
+     ("repetition_penalty", TOO_GREAT), ("repetition_penalty", None), ("presence_penalty", 2.1),
+     ("presence_penalty", "1"), ("frequency_penalty", -2.1), ("frequency_penalty", TOO_SMALL),
+     ("logit_bias", {-1: 1.0}), ("logit_bias", {2**31: 1.0}), ("logit_bias", {"five": 1.0}), ("logit_bias", {1.5: 1.0}),
+     ("logit_bias", {5: "1"}), ("logit_bias", {5: float("inf")}), ("logit_bias", {5: None}), ("logit_bias", 5),
+     ("logit_bias", [5]), ("logit_bias", [(5, 1, 2)]), ("logit_bias", [(5, 1.0), (5, 1.0)]), ("logit_bias", "ab"),
+     ("bad_words", ("",)), ("bad_words", (" ",)), ("bad_words", 5), ("bad_words", [5]), ("bad_words", "\ud800"),
      ("min_tokens", 257), ("min_tokens", 10**30), ("no_repeat_ngram_size", -1), ("no_repeat_ngram_size", 10**30),
-     ("ignore_eos", 1), ("ignore_eos", None), ("logprobs", 5), ("skip_special_tokens", "yes")],
+     ("ignore_eos", 1), ("ignore_eos", None), ("logprobs", -1),
+     ("logprobs", 1001), ("logprobs", "yes"), ("top_logprobs", 3), ("skip_special_tokens", "yes")],
     ids=lambda value: str(value)[:20] if not isinstance(value, (int, tuple)) else "",
 )  # fmt: skip
 def test_values_out_of_range_name_the_field(name, value) -> None:

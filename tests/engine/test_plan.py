@@ -1,6 +1,7 @@
 """cdgen plan: model shapes, memory compared with the cache's own, the largest batch, and the roofline of a step."""
 
 import copy
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.cli import main
+from cdgen.engine import corpus_size
 from cdgen.engine.estimates import Job, Storage, largest_batch, parts_of_memory, parts_of_step
 from cdgen.engine.model_sizes import PairShapes, Shape, shapes
 from cdgen.engine.page_store import CacheShape
@@ -137,6 +139,33 @@ def test_the_command(cdgen_command, folders) -> None:
     assert (code, printed) == (2, "cdgen: error: /nowhere: no such folder or file\n")
 
 
+def test_gpus_share_the_time_and_not_the_gpu_hours(folders, capsys) -> None:
+    argv = ["plan", "--good", str(folders["good"]), "--gpu", "h100", "--tokens", "1e15"]
+
+    def numbers(*more: str) -> list[float]:
+        assert main([*argv, *more]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("at best: ")]
+        assert line.endswith(" for 1,000,000,000,000,000 tokens (bound, not a measurement)")
+        return [float(number.replace(",", "")) for number in re.findall(r"[\d,.]*\d", line)[:-1]]
+
+    rate, hours = numbers()
+    assert numbers("--gpus", "8") == pytest.approx([8 * rate, hours / 8, 8, hours], rel=1e-4)
+    assert main([*argv[:3], "--gpu", "cpu", "--gpus", "2"]) == 2
+    assert "--gpus = 2: a job on the CPU is planned for this machine alone" in capsys.readouterr().err
+
+
+def test_seeds_and_disk_of_a_corpus() -> None:
+    """10 texts of 60 new tokens need 3 seeds with 4 continuations each."""
+    seeds, disk = corpus_size.lines(Job(541, prompt_tokens=20, max_tokens=60, n=4))
+    assert seeds.startswith("seeds: 3 for 10 texts; ")
+    low, high = (bound * 10 * 80 for bound in corpus_size.ROWS)
+    assert disk.startswith(f"disk: {low / 1e9:.3g} to {high / 1e9:.3g} GB, documents +")
+    seeds, disk = corpus_size.lines(Job(1e11, prompt_tokens=20, max_tokens=400, n=8))
+    assert seeds == "seeds: 31,250,000 for 250,000,000 texts; as chunks of 100 words: 3.12 billion words"
+    assert f"disk: {corpus_size.ROWS[0] * 105:.0f} to {corpus_size.ROWS[1] * 105:.0f} GB, " in disk
+    assert " to 1,050 GB (" in disk
+
+
 def test_the_dtype_is_that_of_generate(cdgen_command, good, folders, tmp_path) -> None:
     """float32 on the CPU; on a GPU the checkpoint's dtype, but bfloat16 instead of float32."""
     copy.deepcopy(good).half().save_pretrained(tmp_path / "half")
@@ -190,7 +219,8 @@ def test_a_bad_with_layers_that_good_does_not_have_is_refused(folders) -> None:
     ("option", "value"),
     [("--tokens", "nan"), ("--tokens", "-1"), ("--tokens", "inf"), ("--prompt-tokens", "0"), ("--max-tokens", "-1"),
      ("--n", "0"), ("--n", "1" + 20 * "0"), ("--batch-size", "0"), ("--batch-size", "1" + 12 * "0"),
-     ("--memory-gb", "nan"), ("--memory-gb", "0"), ("--memory-gb", "-1"), ("--memory-gb", "inf")],
+     ("--gpus", "0"), ("--gpus", "-1"), ("--memory-gb", "nan"), ("--memory-gb", "0"), ("--memory-gb", "-1"),
+     ("--memory-gb", "inf")],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(folders, option, value, capsys) -> None:
     assert main(["plan", "--good", str(folders["good"]), "--gpu", "h100", option, value]) == 2

@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "tensor without data": (torch.empty(2, dtype=torch.long, device="meta"), "prompts: cannot be read: Cannot copy"),
     "bytearray": ([bytearray(b"x")], "prompt 0: is of type bytearray"),
     "dict": ({"prompt": "x"}, "prompts: is a dict without input_ids; "),
-    "dicts": ([{"role": "user", "content": "x"}], r"prompt 0: .*apply_chat_template"),
+    "dicts": ([{"role": "user", "content": "x"}], r"prompt 0: .*lm\.chat"),
     "set": ({1, 2}, "prompts: is of type set"),
     "none": (None, "prompts: is of type NoneType"),
     "int": (5, "prompts: is of type int"),

@@ -28,6 +28,8 @@ def test_a_paired_comparison_equals_the_formulas_of_a_normal_distribution(tmp_pa
     folder = write_results(tmp_path / "results", [Scored("mixed", "blimp", mixed), Scored("real", "blimp", real)])
     comparison = compare([folder], resamples=4000)
     assert [one.method for one in comparison.methods] == ["real", "mixed"]  # the baseline is first
+    shown = f"mean_relative_change={{'mixed': {effect(comparison, 'mixed').value}}}"
+    assert repr(comparison) == f"Comparison(baseline='real', tasks=['blimp'], {shown})"
     difference = mixed["correct"].astype(float) - real["correct"]
     error = difference.std() / np.sqrt(2000)
     result = comparison.result("mixed", "blimp")
@@ -43,6 +45,15 @@ def test_a_paired_comparison_equals_the_formulas_of_a_normal_distribution(tmp_pa
     # Unpaired, the interval would be four times as wide.
     unpaired = np.sqrt(sum(one["correct"].var() for one in (real, mixed)) / 2000)
     assert high - low < 0.3 * 2 * 1.96 * unpaired
+
+
+def test_names_and_folders_that_are_wrong(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "results", [Scored("real", "blimp", correct(0.6, 20))])
+    with pytest.raises(InputError, match=r"^method = 'mixed', task = 'blimp': use one of real, and one of blimp$"):
+        compare(folder).result("mixed", "blimp")
+    for wrong, message in ((None, "results = None: must be"), (5, "results = 5: must be"), ([None], "results = None")):
+        with pytest.raises(InputError, match=f"^{message}"):
+            compare(wrong)  # type: ignore[arg-type]
 
 
 def test_p_values_are_corrected_over_methods(tmp_path: Path) -> None:
@@ -196,6 +207,7 @@ def test_resamples_are_reproducible_and_folders_are_read_once(tmp_path: Path) ->
     one, other = write_results(tmp_path / "a", scores[:1]), write_results(tmp_path / "b", scores[1:])
     first = compare([one, other])
     assert compare([other, one, str(other)]) == first
+    assert compare(other) == compare([other])
     assert compare([one, other], seed=1).results != first.results
 
 

@@ -13,8 +13,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
 from cdgen.evaluation import results
-from cdgen.evaluation.evaluate import Model, evaluate, parse_models
+from cdgen.evaluation.evaluate import evaluate
 from cdgen.evaluation.forms.minimal_pairs import MinimalPairs
+from cdgen.evaluation.models import Model, parse_models
 from cdgen.evaluation.tasks import Task, parse_task
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder
@@ -69,6 +70,8 @@ def test_labels_of_other_models() -> None:
     ]
     with pytest.raises(InputError, match="b/good and a/good have the same label, good; write LABEL=b/good"):
         parse_models(["a/good", "b/good"])
+    with pytest.raises(InputError, match="b/good and a/good have the same label"):
+        parse_models(["a/good", Model("good", "b/good")])
     assert parse_models(["some/[x] y"])[0].label == "x-y"
 
 
@@ -112,7 +115,8 @@ def test_a_name_that_is_too_long_is_refused_before_anything_is_scored(pairs: Pat
 
 def test_the_results_folder(folders: dict[str, Path], task: Task, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = evaluate(parse_models([str(folders["good"]), f"small={folders['bad']}"]), [task], out)
+    evaluation = evaluate([str(folders["good"]), f"small={folders['bad']}"], [task], out)
+    found = list(evaluation.entries)
     assert [(each.label, each.task["name"], each.task["items"]) for each in found] == [
         ("good", "minimal_pairs", len(SENTENCES)),
         ("small", "minimal_pairs", len(SENTENCES)),
@@ -127,6 +131,9 @@ def test_the_results_folder(folders: dict[str, Path], task: Task, tmp_path: Path
     value = found[0].values[MinimalPairs.metrics[1].name]
     assert value == pytest.approx(np.mean(table[MinimalPairs.metrics[1].columns["value"]]))
     assert results.read(out) == found
+    assert evaluation.values["small"] == {"minimal_pairs": next(iter(found[1].values.values()))}
+    assert repr(evaluation).startswith(f"Evaluation(folder={out!r}, values={{'good': {{'minimal_pairs': ")
+    assert str(evaluation).splitlines()[0].split() == list(results.HEADER)
 
 
 def test_a_rerun_computes_only_what_is_missing(
@@ -267,3 +274,19 @@ def test_nobody_reads_the_table(
 def test_two_tasks_of_one_name(task: Task, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="tasks: two have the name minimal_pairs"):
         evaluate([Model("m", "unread")], [task, task], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("models", "tasks", "message"),
+    [
+        (None, "wug", "models = None: give a string or a list"),
+        ([], "wug", "models: there are none"),
+        (["good", 5], "wug", "models: 5 is of type int; give strings"),
+        ("good", 5, "tasks = 5: give a string or a list"),
+        ("good", {"wug": 1}, "tasks = {.*: give a string or a list"),
+    ],
+)
+def test_what_is_neither_a_string_nor_a_list(models: Any, tasks: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        evaluate(models, tasks, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from accelerate.state import AcceleratorState
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
 from cdgen import ContrastiveLM, SamplingParams, TrainConfig, train
+from cdgen.storage import runs
 from tests.helpers.small_runs import data, log_of, settings  # noqa: F401, fixtures
 
 STEPS = 40
@@ -22,7 +23,8 @@ def test_losses_match_the_cpu(setup, settings, tmp_path, monkeypatch) -> None:  
         AcceleratorState._reset_state(
             reset_partial_state=True
         )  # otherwise accelerate keeps the device of the first run
-    run = train(TrainConfig(**settings(tmp_path / "device", **given)))
+    train(TrainConfig(**settings(tmp_path / "device", **given)))
+    run = runs.read(tmp_path / "device")
     on_gpu = setup.device.type == "cuda"
     assert run["config"]["dtype"] == ("bfloat16" if on_gpu else "float32")
     assert run["environments"][0]["device"] == setup.device.type

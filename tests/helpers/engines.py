@@ -9,8 +9,9 @@ import torch
 from cdgen import CompletionOutput, ContrastiveLM, SamplingParams
 from cdgen.engine.backend import Backend
 from cdgen.engine.engine import Engine
+from cdgen.engine.model_pair import ModelPair
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen.engine.requests import ModelPair, Prompts, Request, make_requests
+from cdgen.engine.requests import Prompts, Request, make_requests
 from cdgen.models.products import Product
 from cdgen_kernels import implementation, paged_attention
 

@@ -27,6 +27,34 @@ class Graph:
         self.calls.clear()
 
 
+@contextlib.contextmanager
+def operators_of_fake_tensors() -> Iterator[None]:
+    """Run x[1:, None] and ~x by other ops: a torch without CUDA cannot apply these two to a fake CUDA tensor."""
+    original = torch.Tensor.__getitem__
+
+    def basic(x: torch.Tensor, index: Any) -> torch.Tensor:
+        parts = index if isinstance(index, tuple) else (index,)
+        if x.device.type != "cuda" or not all(part is None or isinstance(part, int | slice) for part in parts):
+            return original(x, index)
+        dim = 0
+        for part in parts:
+            if part is None:
+                x = x.unsqueeze(dim)
+            elif isinstance(part, int):
+                x, dim = x.select(dim, part), dim - 1
+            else:
+                start, stop, step = part.indices(x.shape[dim])
+                assert step == 1
+                x = x.narrow(dim, start, max(0, stop - start))
+            dim += 1
+        return x
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.Tensor, "__getitem__", basic)
+        patched.setattr(torch.Tensor, "__invert__", lambda x: torch.bitwise_not(x))
+        yield
+
+
 def _write_again(result: object, again: object) -> None:
     if isinstance(result, (list, tuple)):
         for one, other in zip(result, again, strict=True):

@@ -25,6 +25,10 @@ FAMILIES = {
     "gpt_neox": lambda: transformers.GPTNeoXConfig(
         **{k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}
     ),
+    # A window of its own, and attention that takes the length of the cache for the number of tokens.
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
+        **SMALL, hidden_size=64, num_layers=3, num_heads=4, attention_types=[[["local"], 3]], window_size=6
+    ),
     "bloom": lambda: transformers.BloomConfig(**SMALL, hidden_size=64, n_layer=3, n_head=4),  # ALiBi, no position ids
     "opt": lambda: transformers.OPTConfig(
         **{k: v for k, v in SMALL.items() if k != "initializer_range"},

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -30,6 +31,12 @@ def split_of(out: Path) -> dict[str, str]:
     found = [(text, split) for split in SPLITS if (out / f"{split}.parquet").exists() for text in texts(out, split)]
     assert len(dict(found)) == len(found)
     return dict(found)
+
+
+def manifest_of(out: Path) -> dict[str, Any]:
+    """Return the manifest of a prepared corpus."""
+    found: dict[str, Any] = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    return found
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -33,6 +33,7 @@ def distribution(good: torch.Tensor, bad: torch.Tensor, params: SamplingParams) 
     plausible = good / temperature >= good.max(1, keepdim=True).values / temperature + (
         math.log(params.alpha) if params.alpha else -math.inf
     )
+    plausible &= good > -math.inf  # banned tokens
     score = (params.good_weight * good - params.contrast_strength * bad) / temperature
     scores = score.masked_fill(~plausible, -math.inf)
     if params.outside_head == "shifted_good":
@@ -44,6 +45,7 @@ def distribution(good: torch.Tensor, bad: torch.Tensor, params: SamplingParams) 
         of_both = [(x / temperature).log_softmax(1) for x in (good, bad)]
         scores = params.good_weight * of_both[0] - params.contrast_strength * of_both[1]
         scores = scores.masked_fill(~plausible, float(params.outside_head))
+    scores = scores.masked_fill(good == -math.inf, -math.inf)
     for row in scores:
         best = row.argsort(descending=True, stable=True)  # the lower id first among equals
         if params.top_k:

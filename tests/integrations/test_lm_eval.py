@@ -239,8 +239,16 @@ def test_generation_options_become_sampling_parameters(tokenizer: PreTrainedToke
         assert generation_params(options, tail, (), ()).temperature == temperature
     many = generation_params({"max_gen_toks": 5, "max_tokens": 9, "top_k": 3, "top_p": 0.9}, tail, (), ())
     assert (many.max_tokens, many.top_k, many.top_p, many.method) == (5, 3, 0.9, "contrastive_tail")
+    changes = {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": -0.5}
+    changes |= {"logit_bias": {5: 1.0}, "bad_words": ["a"]}
+    adjusted = generation_params(changes | {"presence_penalty": None}, plain, (), ())
+    assert (adjusted.repetition_penalty, adjusted.presence_penalty, adjusted.frequency_penalty) == (1.2, 0.0, -0.5)
+    assert (adjusted.logit_bias, adjusted.bad_words) == (((5, 1.0),), ("a",))
     with pytest.raises(InputError, match="generation_kwargs: num_beams is not supported; use until"):
         generation_params({"num_beams": 4}, plain, (), ())
+    for option, value in (("temperature", "x"), ("do_sample", "false"), ("max_gen_toks", "x"), ("max_tokens", 2.5)):
+        with pytest.raises(InputError, match=rf"^{option} = "):
+            generation_params({option: value}, plain, (), ())
     assert stop_strings("a", "</s>") == ["a", "</s>"] and stop_strings(None, None) == []
     assert stop_strings(["a", "", "a"], "</s>") == ["a", "</s>"]
     with pytest.raises(InputError, match=r"until = \[3\]"):

@@ -4,6 +4,7 @@ import gzip
 import io
 import re
 import tracemalloc
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -17,19 +18,20 @@ from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
 from cdgen.prepare import build, index
 from cdgen.prepare.build import prepare_corpus
+from cdgen.prepare.prepared import Split
 from cdgen.prepare.sources import Source
 from cdgen.prepare.tokenizer import train_tokenizer
 from cdgen.storage.progress import Bar, Lines, Silent
-from tests.helpers.prepared import SPLITS, contents, fish, jsonl, split_of, texts
+from tests.helpers.prepared import SPLITS, contents, fish, jsonl, manifest_of, split_of, texts
 
 # ------------------------------------------------------------------------------------------------ splits
 
 
 def test_splits_are_disjoint_and_have_the_requested_shares(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", fish(6000))
-    manifest, written = prepare_corpus([Source("a", path)], tmp_path / "out", test=0.1, seeds=0.04)
-    found = split_of(tmp_path / "out")
-    assert written and set(found) == set(fish(6000))
+    prepared = prepare_corpus([Source("a", path)], tmp_path / "out", test=0.1, seeds=0.04)
+    found, manifest = split_of(tmp_path / "out"), manifest_of(tmp_path / "out")
+    assert prepared.written and set(found) == set(fish(6000))
     for split, share in (("test", 0.1), ("seeds", 0.04)):
         count = list(found.values()).count(split)
         assert (
@@ -40,6 +42,7 @@ def test_splits_are_disjoint_and_have_the_requested_shares(tmp_path: Path) -> No
             "words": sum(len(text.split()) for text in texts(tmp_path / "out", split)),
             "bytes": sum(len(text.encode()) for text in texts(tmp_path / "out", split)),
         }  # fmt: skip
+        assert getattr(prepared, split) == Split(tmp_path / "out" / f"{split}.parquet", **manifest["counts"][split])
     rows = pq.read_table(tmp_path / "out" / "train.parquet")
     assert rows.column_names == ["id", "source", "text"] and set(rows["source"].to_pylist()) == {"a"}
     first = rows.to_pylist()[0]
@@ -85,7 +88,7 @@ def test_duplicates_are_left_out_and_counted(tmp_path: Path) -> None:
     jsonl(tmp_path / "d" / "1.jsonl", ["One fish.", " \nOne fish. ", "", " ", "Two fish."])
     other = jsonl(tmp_path / "x.jsonl", ["Two fish.", "one fish."])
     sources = [Source("z", other), Source("a", str(tmp_path / "d" / "*.jsonl"))]
-    manifest, _ = prepare_corpus(sources, tmp_path / "out", test=0, seeds=0)
+    prepared = prepare_corpus(sources, tmp_path / "out", test=0, seeds=0)
     rows = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
     assert [tuple(row.values()) for row in rows] == [
         ("a/1.jsonl:1", "a", "One fish."),
@@ -94,8 +97,9 @@ def test_duplicates_are_left_out_and_counted(tmp_path: Path) -> None:
         ("a/2.jsonl:3", "a", "Red fish."),
         ("z/x.jsonl:2", "z", "one fish."),
     ]
-    assert [(s["duplicates"], s["empty"]) for s in manifest["sources"]] == [(2, 2), (1, 0)]
-    assert manifest["counts"]["duplicates"] == 3
+    assert [(s["duplicates"], s["empty"]) for s in manifest_of(tmp_path / "out")["sources"]] == [(2, 2), (1, 0)]
+    assert (prepared.duplicates, prepared.empty, prepared.over_budget) == (3, 2, 0)
+    assert prepared.train.documents == 5 and (prepared.test, prepared.seeds) == (None, None)
 
 
 # ------------------------------------------------------------------------------------------------ budgets
@@ -105,11 +109,11 @@ def test_a_budget_is_kept_within_one_document(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", fish(500))
     kept = []
     for words in (200, 900.5):
-        manifest, _ = prepare_corpus([Source("a", path, words=words)], tmp_path / str(words), test=0.2, seeds=0.2)
+        prepared = prepare_corpus([Source("a", path, words=words)], tmp_path / str(words), test=0.2, seeds=0.2)
         found = split_of(tmp_path / str(words))
         total = sum(len(text.split()) for text in found)
         assert words - 8 < total <= words
-        assert manifest["sources"][0]["over_budget"] == 500 - len(found)
+        assert prepared.over_budget == 500 - len(found)
         kept.append(found)
     assert kept[0].items() <= kept[1].items()
     places = [fish(500).index(text) for text in kept[0]]
@@ -125,8 +129,8 @@ def test_weights_are_proportions_of_words(tmp_path: Path, caplog: pytest.LogCapt
         Source("b", jsonl(tmp_path / "b.jsonl", fish(700, 1000)), weight=2.5),
         Source("c", jsonl(tmp_path / "c.jsonl", fish(100, 2000)), words=1e6),
     ]
-    manifest, _ = prepare_corpus(sources, tmp_path / "out", test=0.1, seeds=0.1)
-    a, b, c = (sum(about[split]["words"] for split in SPLITS) for about in manifest["sources"])
+    prepare_corpus(sources, tmp_path / "out", test=0.1, seeds=0.1)
+    a, b, c = (sum(about[split]["words"] for split in SPLITS) for about in manifest_of(tmp_path / "out")["sources"])
     assert a == sum(len(text.split()) for text in fish(100)), "the scarcest source gives all its words"
     assert 2.5 * a - 8 < b <= 2.5 * a
     assert caplog.messages == [f"source c: has {c} words, fewer than the 1000000 that were requested"]
@@ -201,10 +205,9 @@ def test_other_mistakes(tmp_path: Path) -> None:
 def test_a_source_may_be_given_as_a_string_or_path(tmp_path: Path) -> None:
     """A string is not taken for a list of letters."""
     path = jsonl(tmp_path / "a.jsonl", fish(100))
-    first, _ = prepare_corpus([Source("a", path)], tmp_path / "out")
+    first = prepare_corpus([Source("a", path)], tmp_path / "out")
     for sources in (path, Path(path), Source("a", path), [path], (f"a={path}",)):
-        found, written = prepare_corpus(sources, tmp_path / "out", seed=np.int64(42))
-        assert not written and found["fingerprint"] == first["fingerprint"]
+        assert prepare_corpus(sources, tmp_path / "out", seed=np.int64(42)) == replace(first, written=False)
 
 
 def test_words_of_huge_texts_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from cdgen.prepare.build import prepare_corpus
 from cdgen.prepare.index import Decision
 from cdgen.prepare.sources import Source, parse_source
 from tests.conftest import CommandLine
-from tests.helpers.prepared import SPLITS, contents, fish, jsonl, split_of
+from tests.helpers.prepared import SPLITS, contents, fish, jsonl, manifest_of, split_of
 
 
 def test_a_rerun_does_nothing_and_another_corpus_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +52,8 @@ def test_a_rerun_does_nothing_and_another_corpus_is_refused(tmp_path: Path, caps
     jsonl(tmp_path / "in" / "a.jsonl", fish(201))
     assert run()[0] == 2 and contents(out) == before
     assert run("--seeds", "0", "--overwrite")[0] == 0
-    assert set(contents(out)) == {"manifest.json", "train.parquet", "test.parquet"} and len(split_of(out)) == 201
+    assert set(contents(out)) == {"README.md", "manifest.json", "train.parquet", "test.parquet"}
+    assert len(split_of(out)) == 201
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_a_rerun_completes_a_folder_that_was_killed_between_renames(
     with pytest.raises(Killed):
         prepare_corpus([source], tmp_path / "out")
     monkeypatch.undo()
-    assert prepare_corpus([source], tmp_path / "out")[1]
+    assert prepare_corpus([source], tmp_path / "out").written
     assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
 
 
@@ -183,8 +184,8 @@ def test_a_hub_that_gives_other_documents_the_second_time(tmp_path: Path, monkey
     given = [fish(200), fish(200), fish(200), fish(199)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter([{"text": text} for text in given.pop(0)]))
     source = parse_source("hub:own/name:validation")
-    manifest, _ = prepare_corpus([source], tmp_path / "out")
+    prepare_corpus([source], tmp_path / "out")
     assert len(split_of(tmp_path / "out")) == 200
-    assert manifest["sources"][0]["inputs"][0]["sha256"] is None
+    assert manifest_of(tmp_path / "out")["sources"][0]["inputs"][0]["sha256"] is None
     with pytest.raises(CorpusError, match="the sources changed while they were read"):
         prepare_corpus([source], tmp_path / "other")

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
 from cdgen.prepare import tokenizer as module
+from cdgen.prepare.prepared import TrainedTokenizer
 from cdgen.prepare.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from tests.conftest import CommandLine
 from tests.helpers.prepared import contents
@@ -37,7 +38,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tokenizer") / "out"
-    assert train_tokenizer(corpus, out, vocab_size=310) == (310, True)
+    assert train_tokenizer(corpus, out, vocab_size=310) == TrainedTokenizer(out, 310, written=True)
     return out
 
 
@@ -83,7 +84,7 @@ def test_the_same_corpus_gives_the_same_bytes(corpus: Path, folder: Path, tmp_pa
 
 
 def test_a_small_corpus_gives_fewer_entries(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    entries, _ = train_tokenizer(corpus, tmp_path / "out", vocab_size=5000)
+    entries = train_tokenizer(corpus, tmp_path / "out", vocab_size=5000).vocab_size
     assert 259 < entries < 1000 and len(AutoTokenizer.from_pretrained(tmp_path / "out")) == entries
     assert f"train.parquet: gives {entries} entries, not 5000" in caplog.text
 
@@ -179,10 +180,10 @@ def test_a_huge_word_is_cut_before_training(tmp_path: Path, character: str, monk
         shifted = " x" * offset + character * 5001 + " end"
         assert len(list(module._without_long_runs(shifted))) > 1, offset
     (tmp_path / "a.txt").write_text(text)
-    assert train_tokenizer(str(tmp_path / "a.txt"), tmp_path / "out", vocab_size=270) == (270, True)
+    assert train_tokenizer(str(tmp_path / "a.txt"), tmp_path / "out", vocab_size=270).vocab_size == 270
     monkeypatch.setattr(module, "_LONGEST_RUN", 1)  # no pairs are left to merge
     (tmp_path / "b.txt").write_text("ab" * 100)
-    assert train_tokenizer(tmp_path / "b.txt", tmp_path / "other", vocab_size=270) == (259, True)
+    assert train_tokenizer(tmp_path / "b.txt", tmp_path / "other", vocab_size=270).vocab_size == 259
 
 
 def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

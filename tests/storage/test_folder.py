@@ -48,8 +48,10 @@ def test_a_subfolder_of_a_failed_write_is_removed(tmp_path: Path) -> None:
 
 
 def test_paths_that_cannot_be_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"out = '': is empty; name a folder, or \. for the current one"):
+    with pytest.raises(InputError, match=r"out = '': is empty; name a folder, or \. for the current folder"):
         OutputFolder("")
+    with pytest.raises(InputError, match="out = None: must be the name of a folder"):
+        OutputFolder(None)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name, reason in (("a\0b", "null"), ("file", "File exists"), ("file/a", "Not a directory"), ("link", "File")):

@@ -157,15 +157,15 @@ def test_products_on_a_gpu_are_in_bfloat16_by_default(settings, tmp_path, monkey
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
     monkeypatch.setattr("cdgen.training.trainer.PartialState", lambda cpu: on_gpu)
     with caplog.at_level("WARNING", "cdgen"):
-        run = train(TrainConfig(**given))
-        assert run["config"]["dtype"] == "bfloat16"
+        train(TrainConfig(**given))
+        assert runs.read(tmp_path / "gpu")["config"]["dtype"] == "bfloat16"
         (said,) = caplog.messages
         assert said == "matrix products in bfloat16, weights in float32; use dtype='float32' for float32 products"
         caplog.clear()
         train(TrainConfig(**given | {"out": str(tmp_path / "asked"), "dtype": "bfloat16"}))
         monkeypatch.undo()
-        run = train(TrainConfig(**given | {"out": str(tmp_path / "cpu")}))
-        assert run["config"]["dtype"] == "float32" and caplog.messages == []
+        train(TrainConfig(**given | {"out": str(tmp_path / "cpu")}))
+        assert runs.read(tmp_path / "cpu")["config"]["dtype"] == "float32" and caplog.messages == []
 
 
 def test_a_checkpoint_is_contrasted_with_an_earlier_one(uninterrupted) -> None:

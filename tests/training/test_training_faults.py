@@ -44,7 +44,10 @@ def test_a_perplexity_that_no_float_holds_is_recorded_as_none(settings, tmp_path
     """exp(test loss) overflows; the checkpoint is saved, and the log has the loss."""
     given = settings(tmp_path / "run", steps=2, save_every=1, warmup_steps=0, learning_rate=100)
     run = train(TrainConfig(**given))
-    assert [(one["step"], one["perplexity"]) for one in run["checkpoints"]] == [(1, None), (2, None)]
+    assert [(one.step, one.perplexity) for one in run.checkpoints] == [(1, None), (2, None)]
+    assert run.best == run.latest == run.checkpoints[1]
+    assert (run.latest.model, run.latest.folder) == (f"{tmp_path / 'run'}@2", tmp_path / "run" / "step_000002")
+    assert runs.resolve(run.latest.model) == str(run.latest.folder) and "checkpoints" not in repr(run)
     records = strict_json(tmp_path / "run" / "log.jsonl")
     assert [record["test_loss"] > 710 for record in records if "test_loss" in record] == [True, True]
     assert runs.resolve(f"{tmp_path / 'run'}@best").endswith("step_000002")
@@ -68,7 +71,7 @@ def test_weights_that_are_not_finite_are_not_saved(settings, tmp_path) -> None:
     with pytest.raises(InputError, match=r"step 1: \S+ has a weight that is not finite; lower learning_rate"):
         train(TrainConfig(**given))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["log.jsonl", "run.json"]
-    assert train(TrainConfig(**given | {"learning_rate": 1e-3}))["checkpoints"][0]["step"] == 1
+    assert train(TrainConfig(**given | {"learning_rate": 1e-3})).latest.step == 1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -250,9 +253,8 @@ def test_a_later_run_in_one_process_chooses_its_device_anew(settings, tmp_path, 
     """accelerate keeps the device of the first run otherwise."""
     train(TrainConfig(**settings(tmp_path / "run", steps=1, warmup_steps=1)))
     PartialState._shared_state["device"] = torch.device("meta")  # stands for the device of an earlier run
-    assert (
-        train(TrainConfig(**settings(tmp_path / "new", steps=1, warmup_steps=1)))["environments"][0]["device"] == "cpu"
-    )
+    train(TrainConfig(**settings(tmp_path / "new", steps=1, warmup_steps=1)))
+    assert runs.read(tmp_path / "new")["environments"][0]["device"] == "cpu"
 
 
 # ------------------------------------------------------------------------------------------------ progress

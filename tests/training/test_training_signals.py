@@ -57,7 +57,7 @@ def test_a_signal_in_the_last_step_is_not_swallowed(place: str, number: int, set
     with pytest.raises(Interrupted, match="saved as step 2") as caught:
         train(TrainConfig(**given), Sending(place, last, number))
     assert caught.value.number == number and steps_of(tmp_path / "run") == [2]
-    assert train(TrainConfig(**given))["checkpoints"][-1]["step"] == 2, "there is nothing left to do"
+    assert train(TrainConfig(**given)).latest.step == 2, "there is nothing left to do"
 
 
 def test_a_signal_while_the_last_checkpoint_is_written_is_not_swallowed(settings, tmp_path, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ from cdgen.evaluation.comparison.data import Comparison, Effect, MethodSummary, 
 from cdgen.evaluation.comparison.selection import CHECKPOINTS, Selection, read_all, scores, select
 from cdgen.evaluation.metrics import Metric, estimate, resampled
 from cdgen.evaluation.results import Entry
-from cdgen.values import INT64_MAX, integer, real
+from cdgen.values import INT64_MAX, integer, path, real
 
 BASELINES = ("real", "model-real")  # labels that are the default baseline
 _FEWEST_RESAMPLES, _MOST_RESAMPLES = 100, 100_000
@@ -40,7 +40,7 @@ class _Draws(NamedTuple):
 
 
 def compare(
-    results: Sequence[str | os.PathLike[str]],
+    results: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     baseline: str | None = None,
     checkpoint: str = "best",
@@ -55,7 +55,7 @@ def compare(
     See :mod:`~cdgen.evaluation.comparison.bootstrap` and :mod:`~cdgen.evaluation.comparison.selection`.
 
     Args:
-        results: folders that :func:`cdgen.evaluation.evaluate.evaluate` has written.
+        results: one or several folders that :func:`cdgen.evaluation.evaluate.evaluate` has written.
         baseline: label of the baseline; default: "real" or "model-real", or the only label.
         checkpoint: "best" or "latest" of each training run.
         resamples: number of bootstrap resamples, 100 to 100,000.
@@ -68,17 +68,16 @@ def compare(
         CorpusError: a file of the results is damaged.
     """
     check_arguments(checkpoint, resamples, confidence, seed)
-    selection = select(read_all(results), checkpoint)
+    folders = [results] if isinstance(results, str | os.PathLike) or not isinstance(results, Iterable) else results
+    selection = select(read_all([path("results", folder, "folder") for folder in folders]), checkpoint)
     methods = _methods(selection, baseline, confidence)
     metrics = [entries[0].metrics[0] for entries in selection.entries.values()]
     draws = _draw(selection, metrics, methods, resamples, seed)
     warnings = [*selection.warnings, *_run_warnings(methods)]
     tasks, found, changes = [], [], []
     for (name, entries), metric, one in zip(selection.entries.items(), metrics, draws, strict=True):
-        change = None
-        if _is_positive(one, confidence):
-            change = _relative(one)
-        else:
+        change = _relative(one) if _is_positive(one, confidence) else None
+        if change is None:
             warnings.append(
                 f"{name} has no relative changes, because the baseline's {metric.name} of {one.means[0]:.3g} is not "
                 "clearly above 0"

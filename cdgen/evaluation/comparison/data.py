@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
+from cdgen.errors import InputError
+from cdgen.values import shown
+
 Interval: TypeAlias = tuple[float, float]
 
 
@@ -135,6 +138,12 @@ class Comparison:
     results: tuple[TaskResult, ...]
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        tasks = [task.name for task in self.tasks]
+        changes = {one.method: one.mean_relative_change for one in self.methods[1:]}
+        values = {method: None if change is None else change.value for method, change in changes.items()}
+        return f"Comparison(baseline={self.baseline!r}, tasks={tasks}, mean_relative_change={values})"
+
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as a JSON object."""
         return asdict(self)
@@ -163,8 +172,18 @@ class Comparison:
         return comparison
 
     def result(self, method: str, task: str) -> TaskResult:
-        """Return the result of a method on a task."""
-        return next(one for one in self.results if (one.method, one.task) == (method, task))
+        """Return the result of a method on a task.
+
+        Raises:
+            InputError: the comparison has no such method or task.
+        """
+        found = {(one.method, one.task): one for one in self.results}
+        if (method, task) not in found:
+            methods, tasks = (", ".join(dict.fromkeys(names)) for names in zip(*found, strict=True))
+            raise InputError(
+                f"method = {shown(method)}, task = {shown(task)}: use one of {methods}, and one of {tasks}"
+            )
+        return found[method, task]
 
 
 def _fields(found: Mapping[str, Any], kind: type) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cdgen.engine.distribution import kept_scores
-from cdgen.engine.requests import ModelPair
+from cdgen.engine.model_pair import ModelPair
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
 from cdgen.evaluation.scoring.batching import cut, default_batch_tokens
