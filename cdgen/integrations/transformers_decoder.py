@@ -6,12 +6,13 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from cdgen.engine.device_state import sampling_tensors
 from cdgen.engine.requests import Prompts, sequence_number
 from cdgen.integrations.transformers_models import Reader, check_positions, shared_vocabulary
 from cdgen.integrations.transformers_processor import contrastive_scores
 from cdgen.integrations.transformers_settings import Settings
 from cdgen.models.language_model import LanguageModel
-from cdgen_kernels import RowFault, SamplingTensors, contrastive_sample, make_sampling_tensors
+from cdgen_kernels import RowFault, SamplingTensors, contrastive_sample
 
 if TYPE_CHECKING:
     from transformers.generation import BaseStreamer
@@ -100,20 +101,10 @@ def _sampling_tensors(
         for ids, occurrence in zip(prompts.token_ids, prompts.occurrences, strict=True)
         for continuation in range(per_prompt)
     ]
-    params = settings.params
-    return make_sampling_tensors(
-        len(tokens),
-        alpha=params.alpha,
-        good_weight=params.good_weight,
-        contrast_strength=params.contrast_strength,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        seed=params.seed,
-        sequence=numbers,
-        position=[len(ids) for ids in tokens],
-        device=input_ids.device,
-    )
+    common = sampling_tensors(settings.params, len(tokens), input_ids.device)
+    positions = [len(ids) for ids in tokens]
+    sequence, position = torch.tensor([numbers, positions], device=input_ids.device)
+    return common._replace(sequence=sequence, position=position)
 
 
 def decode(

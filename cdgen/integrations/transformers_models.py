@@ -72,10 +72,12 @@ def check_positions(model: LanguageModel, count: int) -> None:
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer of a folder or a hub name, or None if there is none on this machine."""
+    if not name:
+        return None
     try:
         if Path(name).is_dir():
-            return find_tokenizer(Path(name)) if name else None
-        return AutoTokenizer.from_pretrained(name, local_files_only=True) if name else None
+            return find_tokenizer(Path(name))
+        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):  # InputError is a ValueError
         return None
 

@@ -90,7 +90,7 @@ def test_equal_continuations_are_refused_unless_bad_is_noisy(given: dict[str, fl
 def test_one_call_returns_a_limited_number_of_continuations(good: LlamaForCausalLM) -> None:
     """The list of pairs alone would fill the memory."""
     lm = ContrastiveLM(good)
-    with pytest.raises(InputError, match=r"^n = 1000000: 11 prompts have 11,000,000 continuations, but one call"):
+    with pytest.raises(InputError, match=r"^n: 11 prompts have 11,000,000 continuations, but one call"):
         lm.generate([[5]] * 11, free(n=10**6, contrast_strength=0.0))
 
 

@@ -1,6 +1,7 @@
 """Scores of a sample of documents under GOOD and BAD; texts of a generated corpus that reach the end of text."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdgen import CompletionOutput, ContrastiveLM, SamplingParams
 from cdgen.corpus.writer import write_corpus
+from cdgen.engine.requests import Prompts
 from cdgen.errors import InputError
 from cdgen.evaluation.corpus_stats import contrast as module
 from cdgen.evaluation.corpus_stats.contrast import DocumentSample, contrast
@@ -141,9 +143,10 @@ def test_a_generated_corpus(pair: ContrastiveLM, tmp_path: Path, split: bool, fo
     with OutputFolder(tmp_path / "corpus") as folder:
         write_corpus(pair, numbered_seeds(8), folder, params, shard_size=10, split_documents=split, format=format)
     [found] = corpus_stats([tmp_path / "corpus"], models=pair, sample=5)
-    requests = pair.generate([seed.token_ids for seed in numbered_seeds(8)], params)
-    outputs = [output for request in requests for output in request.outputs]
-    stopped, marked = ({id(one) for one in outputs if test(one)} for test in (_is_stopped, _has_end_of_text))
+    prompts = Prompts([seed.token_ids for seed in numbered_seeds(8)], [seed.id for seed in numbered_seeds(8)])
+    outputs: dict[int, CompletionOutput] = {}
+    pair.continue_sequences(prompts, list(product(range(8), range(3))), params, on_finished=outputs.__setitem__)
+    stopped, marked = ({at for at, one in outputs.items() if test(one)} for test in (_is_stopped, _has_end_of_text))
     assert stopped - marked and marked - stopped
     ended = len(stopped | marked)
     assert found.end_of_text == EndOfText(24, ended)

@@ -94,7 +94,7 @@ def test_an_output_is_whole_while_the_files_that_its_manifest_lists_are_there(tm
     shard |= {"documents": {"name": "_documents/00000.parquet", "rows": 0, "sha256": ""}}
     settings = {"ignore_eos": True, "split_documents": True, "format": "parquet"}
     generated = {"settings": settings, "models": {"good": {"name": "", "fingerprint": ""}, "bad": None}}
-    generated |= {"seeds": {"fingerprint": ""}, "environments": [], "complete": True, "shards": [shard]}
+    generated |= {"seeds": {"fingerprint": ""}, "environments": [{}], "complete": True, "shards": [shard]}
     generated["counts"] = dict.fromkeys(("shards", "documents", "tokens", "new_tokens", "errors"), 1)
     found = [{"step": step, "loss": 1.0, "perplexity": None, "files": {}} for step in (3, 6)]
     run = {"config": {}, "inputs": {}, "environments": [], "checkpoints": found}
