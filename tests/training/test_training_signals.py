@@ -27,7 +27,12 @@ class Sending(Silent):
     """
 
     def __init__(self, place: str, count: int, *signals: int) -> None:
-        self._place, self._left, self._signals = place, count, signals
+        self._place, self._count, self._signals = place, count, signals
+        self._left = -1
+
+    def begin(self, *arguments: Any, unit: str, **options: Any) -> None:
+        """Count steps only: a corpus that is not tokenised yet is shown before them, in bytes."""
+        self._left = self._count if unit == "steps" else -1
 
     def tokens(self, count: int) -> None:
         """Send the signals within a step."""
