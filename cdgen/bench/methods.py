@@ -19,7 +19,7 @@ class Method:
 
     name: str
     parameters: dict[str, Any]  # for make_sampling_tensors
-    rivals: dict[str, Rival]  # by name; the first one is also run under torch.compile
+    rivals: dict[str, Rival]  # the keys are names; the first rival is also run under torch.compile
     has_bad: bool = False
 
     def sampling(self, batch: int, device: torch.device) -> SamplingTensors:

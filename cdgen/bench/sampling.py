@@ -75,7 +75,7 @@ class Bench:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device, self._dtype = device, dtype
         self._timer: Timer = ColdTimer() if device.type == "cuda" else ClockTimer()
-        self._faults: dict[tuple[str, str], str | None] = {}  # by (method, variant)
+        self._faults: dict[tuple[str, str], str | None] = {}  # the keys are (method, variant)
         self.copy = copy_bandwidth(self._timer, device)
 
     def environment(self) -> dict[str, Any]:

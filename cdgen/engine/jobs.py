@@ -69,7 +69,7 @@ def batchable(job: Job, pair: ModelPair, same_n: bool) -> Iterator[Job]:
         same_n: whether `n` must not differ either.
     """
     assert job.own is not None
-    keys: dict[int, tuple[object, ...]] = {}  # by the identity of the parameters, which is cheaper than their hash
+    keys: dict[int, tuple[object, ...]] = {}  # the keys are id()s, since hashing parameters is slower
     places: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for place, (prompt, _) in enumerate(job.sequences):
         own = job.own[prompt]

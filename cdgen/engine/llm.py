@@ -187,7 +187,7 @@ class ContrastiveLM:
 
     def _all_prompt_ids(self, prompts: "Sequence[Prompt]", params: Sequence[SamplingParams]) -> list[list[int]]:
         """Return the token ids of prompts with these parameters."""
-        distinct = {id(own): own for own in params}  # by identity, which is cheaper than their hash
+        distinct = {id(own): own for own in params}  # the keys are id()s, since hashing parameters is slower
         longest = {key: self.longest_prompt(own) for key, own in distinct.items()}
         return [
             prompt_ids(self.tokenizer, self.bos_token_id, prompt, f"prompt {index}", longest=longest[id(own)])

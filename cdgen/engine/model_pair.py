@@ -84,7 +84,7 @@ class ModelPair:
         Raises:
             InputError: a prompt or parameter that cannot be used.
         """
-        limits: dict[int, int | None] = {}  # by the identity of the parameters, which is cheaper than their hash
+        limits: dict[int, int | None] = {}  # the keys are id()s, since hashing parameters is slower
         if isinstance(params, SamplingParams):
             each: Sequence[SamplingParams] = [params] * len(token_ids)
             limits[id(params)] = self._checked_limit(params)
