@@ -49,6 +49,7 @@ OPTIONS = {
     "resume=False": "--no-resume",
     "overwrite=True": "--overwrite",
     "data=FOLDER": "--data FOLDER",
+    "split_by='document'": "--split-by document",
     "generate_corpus(field=NAME)": "--seed-field NAME",
     "split_documents=True": "--split-documents",
     "prefix_tokens": "--prefix-tokens",

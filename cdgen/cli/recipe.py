@@ -1,31 +1,44 @@
 """Recipes of `cdgen run`: an experiment as a sequence of cdgen's own commands, its stages.
 
-A recipe is a TOML file. Each table holds options of a command, with `_` for `-`:
+A recipe is a TOML file. Most tables hold options of a command, with `_` for `-`:
 
     [prepare]    options of cdgen prepare; sources = [...] are its arguments
     [tokenizer]  options of cdgen tokenizer
     [train]      options of cdgen train for every model
     [good]       more training options for GOOD; checkpoint = N generates with step N instead of the best checkpoint
-    [bad]        step = N (an early checkpoint of GOOD), dropout = X, layers = N, or training options for its own run
-    [generate]   options of cdgen generate; methods = [...] writes one corpus per method
+    [bad]        step = N (an early checkpoint of GOOD), dropout = X, layers = N, or training options for its own run.
+                 Several BADs have a table each, [bad.NAME].
+    [generate]   options of cdgen generate for every synthetic corpus
     [mixed]      more training options for the models that are compared: one per synthetic corpus, and one on real text
-                 alone; seeds = [...] trains each of them once per seed. If the options and the seed of a model on real
-                 text equal GOOD's, GOOD takes its place.
+                 alone. If the options and the seed of a model on real text equal GOOD's, GOOD takes its place.
     [evaluate]   options of cdgen evaluate; tasks = [...]; checkpoint = "best", "latest" or "all". Without this table,
                  no model is evaluated.
     [compare]    options of cdgen compare
+
+The table [experiment] says what is compared:
+
+    methods      methods, each of which writes a synthetic corpus; "repeated" is a control without one: real text is
+                 mixed with real text
+    seeds        seeds; each compared model is trained once per seed
+    independent  true: each seed also has a GOOD, a BAD and synthetic corpora of its own
+    ratio, contrast_strength, alpha, top_k, top_p, temperature, bad
+                 factors: a value, or several, of which the first is the usual one. A factor applies to the methods that
+                 use it. bad lists names of tables [bad.NAME]; the default is all of them.
+    grid         "one_factor": the other values of a factor are tried with the usual values of all others; "full": all
+                 combinations
 """
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
 
-from cdgen.cli.recipe_checks import DERIVED_BADS, TABLES, check_tables
+from cdgen.cli import recipe_commands as commands
+from cdgen.cli.recipe_checks import TABLES, check_tables
+from cdgen.cli.recipe_variants import DERIVED_BADS, REAL, REPEATED, Recipe, Table, Variant, bads, seeds, variants
 from cdgen.cli.stages import Stage
 from cdgen.errors import InputError, first_line
-from cdgen.training.config import FIELDS
+from cdgen.training.config import FIELDS, MAY_CHANGE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,15 +47,8 @@ else:
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PRESETS = ("tiny", "small", "paper")
-TASKS = ("held_out", "entity_tracking", "perplexity")  # default of [evaluate] tasks
-TEXT_TASKS = ("held_out", "perplexity")  # tasks that read the test text of the recipe's corpus if they have no path
-# Options that are repeated if they have several values.
-_REPEATED = ("stop", "stop_token_ids", "logit_bias", "bad_words")
-SWITCHES = ("compile", "tensorboard", "quiet", "overwrite", "split_documents", "parse_special")  # they have no --no-X
 _SEED = next(field.default for field in FIELDS if field.name == "seed")
-
-Table: TypeAlias = dict[str, Any]
-Recipe: TypeAlias = Mapping[str, Table]
+_RATIO = 0.3  # the paper's
 
 
 def read_recipe(name: str | os.PathLike[str]) -> Recipe:
@@ -68,107 +74,97 @@ def read_recipe(name: str | os.PathLike[str]) -> Recipe:
 def stages(recipe: Recipe, out: str | os.PathLike[str]) -> list[Stage]:
     """Return the stages of a recipe in the order in which they run.
 
+    The stages of a seed follow those of the seed before, so that the first results appear early.
+
     Args:
         recipe: the tables, as :func:`read_recipe` returns them.
         out: the folder that holds one folder per stage.
     """
-    out = Path(out)
-    tables = {table: dict(recipe.get(table, {})) for table in TABLES}
-    checkpoint = tables["good"].pop("checkpoint", "best")
-    methods = _as_list(tables["generate"].pop("methods", ["ancestral", "contrastive"]))
-
-    found = [*_text_stages(tables, out), _training("good", tables["train"] | tables["good"], out)]
-    bad = _derived_bad(tables["bad"], out)
-    if bad is None:
-        found.append(_training("bad", tables["train"] | tables["bad"], out))
-    for method in methods:
-        found.append(_generation(method, tables["generate"], out, f"{out / 'good'}@{checkpoint}", bad))
-    compared = list(_compared(tables, methods, out))
-    found += [stage for _, stage in compared if stage.name != "good"]
-    if "evaluate" in recipe:
-        found.append(_evaluation(tables["evaluate"], [(label, stage.name) for label, stage in compared], out))
-        fixed = ("compare", str(out / "evaluation"), *_options({"baseline": "real"} | tables["compare"]))
-        argv = (*fixed, "--out", str(out / "comparison"))
-        found.append(Stage("comparison", argv, ("evaluation",), always=True))
-    return found
+    plan = _Plan(recipe, Path(out))
+    for stage in commands.text_stages(plan.tables, plan.out):
+        plan.add(stage)
+    evaluations = []
+    for seed in (*seeds(recipe),) or (None,):
+        models = plan.add_models(seed)
+        if "evaluate" in recipe:
+            name = f"evaluation{plan.suffix(seed)}"
+            evaluations.append(plan.add(commands.evaluation(name, plan.tables["evaluate"], plan.out, models)))
+    if evaluations:
+        plan.add(commands.comparison(plan.tables["compare"], plan.out, evaluations))
+    return list(plan.stages.values())
 
 
-def _text_stages(tables: Recipe, out: Path) -> Iterator[Stage]:
-    """Yield the stages that write the corpus and the tokenizer."""
-    corpus = str(out / "corpus")
-    prepare = dict(tables["prepare"])
-    sources = _as_list(prepare.pop("sources", []))
-    yield Stage("corpus", ("prepare", *sources, *_options(prepare), "--out", corpus), always=True)
-    argv = ("tokenizer", corpus, *_options(tables["tokenizer"]), "--out", str(out / "tokenizer"))
-    yield Stage("tokenizer", argv, ("corpus",))
+def _weights(options: Table) -> Table:
+    """Return the training options that affect the weights."""
+    return {"seed": _SEED} | {name: value for name, value in options.items() if name not in MAY_CHANGE}
 
 
-def _derived_bad(table: Table, out: Path) -> str | None:
-    """Return the value of `--bad` for a BAD that is derived from GOOD, or None for one that is trained by itself."""
-    if "step" in table:
-        return f"{out / 'good'}@{table['step']}"
-    return next((f"{kind}:{table[kind]}" for kind in DERIVED_BADS if kind in table), None)
+class _Plan:
+    """The stages of a recipe, by name. Stages that several seeds or variants share are planned once."""
 
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.tables = {table: dict(recipe.get(table, {})) for table in TABLES}
+        self.out = out
+        self.stages: dict[str, Stage] = {}
+        self._checkpoint = self.tables["good"].pop("checkpoint", "best")
+        self._bads = bads(recipe)
+        self._variants = list(variants(recipe))
+        self._names_seeds = isinstance(self.tables["experiment"].get("seeds"), list)
+        self._independent = self.tables["experiment"].get("independent", False)
 
-def _generation(method: str, options: Table, out: Path, good: str, bad: str | None) -> Stage:
-    """Return the stage that writes the synthetic corpus of a method; `bad` is None if BAD has a stage of its own."""
-    contrast = ("--bad", bad or f"{out / 'bad'}@best") if method.startswith("contrastive") else ()
-    seeds = ("--seeds", str(out / "corpus" / "seeds.parquet"))
-    fixed = ("generate", "--good", good, *contrast, *seeds, "--method", method)
-    name = f"corpus-{method}"
-    argv = (*fixed, *_options(options), "--out", str(out / name))
-    return Stage(name, argv, ("good",) if bad else ("good", "bad"))
+    def add(self, stage: Stage) -> str:
+        """Plan a stage, unless it is planned already; return its name."""
+        planned = self.stages.setdefault(stage.name, stage)
+        assert planned == stage, f"two stages are named {stage.name}"
+        return stage.name
 
+    def suffix(self, seed: int | None) -> str:
+        """Return the end of the names of stages that depend on the seed, so that seeds can be added to a list later."""
+        return f"-seed{seed}" if self._names_seeds else ""
 
-def _training(name: str, options: Table, out: Path, synthetic: str | None = None) -> Stage:
-    """Return the stage that trains a model; `synthetic` is the name of the stage of a synthetic corpus."""
-    fixed = ("--corpus", str(out / "corpus"), "--tokenizer", str(out / "tokenizer"))
-    argv = ("train", *fixed, *_options(options), "--out", str(out / name))
-    return Stage(name, argv, ("corpus", "tokenizer", *([synthetic] if synthetic else [])))
+    def add_models(self, seed: int | None) -> list[tuple[str, str]]:
+        """Plan all that a seed needs; return the labels of the compared models and the names of their stages."""
+        seeded = {} if seed is None else {"seed": seed}
+        own, suffix = (seeded, self.suffix(seed)) if self._independent else ({}, "")
+        good = self.tables["train"] | self.tables["good"] | own
+        real = self.add(commands.training(f"good{suffix}", good, self.out))
+        found_bads = {name: self._add_bad(name, own, suffix) for name in self._used_bads()}
+        corpora = {each.label: self._add_corpus(each, own, suffix, found_bads) for each in self._variants}
+        options = self.tables["train"] | self.tables["mixed"] | seeded
+        if _weights(options) != _weights(good):
+            real = self.add(commands.training(f"model-{REAL}{self.suffix(seed)}", options, self.out))
+        found = [(REAL, real)]
+        for each in self._variants:
+            name = f"model-{each.label}{self.suffix(seed)}"
+            mixture = corpora[each.label], each.values.get("ratio", _RATIO)
+            found.append((each.label, self.add(commands.training(name, options, self.out, mixture))))
+        return found
 
+    def _used_bads(self) -> list[str]:
+        """Return the names of the BADs that the variants use."""
+        return list(dict.fromkeys(each.bad for each in self._variants if each.bad is not None))
 
-def _compared(tables: Recipe, methods: list[str], out: Path) -> Iterator[tuple[str, Stage]]:
-    """Yield the label and the stage of each model that is compared; the stage is GOOD's if GOOD takes its place."""
-    mixed = dict(tables["mixed"])
-    ratio, seeds = mixed.pop("ratio", 0.3), _as_list(mixed.pop("seeds", []))
-    good = tables["train"] | tables["good"]
-    for label in ("real", *methods):
-        for seeded in [{"seed": seed} for seed in seeds] or [{}]:
-            options = tables["train"] | mixed | seeded
-            name = f"model-{label}-seed{seeded['seed']}" if len(seeds) > 1 else f"model-{label}"
-            if label != "real":
-                mixture = {"synthetic": [str(out / f"corpus-{label}")], "ratio": ratio}
-                yield label, _training(name, options | mixture, out, f"corpus-{label}")
-            else:
-                is_good = {"seed": _SEED} | options == {"seed": _SEED} | good
-                yield label, _training("good" if is_good else name, options, out)
+    def _add_bad(self, name: str, own: Table, suffix: str) -> tuple[str, str]:
+        """Plan a BAD, unless it is made from GOOD; return the value of `--bad`, and the stage that BAD comes from."""
+        table = self._bads[name]
+        if "step" in table:
+            return f"{self.out / f'good{suffix}'}@{table['step']}", f"good{suffix}"
+        for kind in DERIVED_BADS:
+            if kind in table:
+                return f"{kind}:{table[kind]}", f"good{suffix}"
+        stage = f"bad-{name}{suffix}" if name else f"bad{suffix}"
+        self.add(commands.training(stage, self.tables["train"] | table | own, self.out))
+        return f"{self.out / stage}@best", stage
 
-
-def _evaluation(options: Table, models: list[tuple[str, str]], out: Path) -> Stage:
-    """Return the stage that evaluates models, given as pairs of a label and the name of a stage."""
-    options = dict(options)
-    tasks, checkpoint = _as_list(options.pop("tasks", [*TASKS])), options.pop("checkpoint", "best")
-    named = [f"{label}={out / name}@{checkpoint}" for label, name in models]
-    found = [f"{task}={out / 'corpus'}" if task in TEXT_TASKS else task for task in tasks]
-    argv = ("evaluate", *named, "--tasks", *found, *_options(options), "--out", str(out / "evaluation"))
-    return Stage("evaluation", argv, ("corpus", *(name for _, name in models)), always=not {*tasks} <= {*TASKS})
-
-
-def _options(table: Table) -> list[str]:
-    """Return a table as options: `warmup_steps = 10` is `--warmup-steps 10`; a list gives an option several values."""
-    argv = []
-    for key, value in table.items():
-        flag, values = f"--{key.replace('_', '-')}", [str(each) for each in _as_list(value)]
-        if value is False and key in SWITCHES:
-            continue
-        if isinstance(value, bool):
-            argv.append(flag if value else flag.replace("--", "--no-", 1))
-        elif key in _REPEATED or any(each.startswith("-") for each in values):
-            argv += [f"{flag}={each}" for each in values]
-        else:
-            argv += [flag, *values]
-    return argv
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    def _add_corpus(self, variant: Variant, own: Table, suffix: str, found_bads: Mapping[str, tuple[str, str]]) -> str:
+        """Plan the synthetic corpus of a variant; return the name of its stage."""
+        if variant.method == REPEATED:
+            return "corpus"
+        models, inputs = [f"{self.out / f'good{suffix}'}@{self._checkpoint}"], [f"good{suffix}"]
+        if variant.bad is not None:
+            bad, stage = found_bads[variant.bad]
+            models.append(bad)
+            inputs.append(stage)
+        options = self.tables["generate"] | variant.sampling | own
+        name = f"corpus-{variant.corpus}{suffix}"
+        return self.add(commands.generation(name, variant.method, options, self.out, models, dict.fromkeys(inputs)))

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from cdgen.cli.parser import Commands, Parser, add_command
 from cdgen.cli.recipe import PRESETS, read_recipe, stages
+from cdgen.cli.schedule import Schedule
 from cdgen.cli.stage_checks import check_results, check_stages, check_texts
-from cdgen.cli.stages import run_stages
+from cdgen.cli.stage_list import stage_list
+from cdgen.cli.stages import matching, run_stages
 from cdgen.errors import escaped
 from cdgen.storage.folder import OutputFolder
 
@@ -15,12 +17,15 @@ DESCRIPTION = """\
 Run the stages of a recipe one after another: corpus, tokenizer, GOOD, BAD, one
 synthetic corpus per method, the models to compare, their evaluation, and the
 comparison, which says how much each method helped. Each stage is a command of
-cdgen. Rerun the same command to resume; finished stages are skipped."""
+cdgen. Rerun the same command to resume; finished stages are skipped. Run it
+several times at once to share the stages between GPUs or machines."""
 
 EPILOG = """\
 examples:
   cdgen run tiny
-  cdgen run recipe.toml --out experiment --dry-run"""
+  cdgen run recipe.toml --out experiment --dry-run
+  cdgen run recipe.toml --out experiment --only 'model-*-seed42'
+  cdgen run recipe.toml --out experiment --list"""
 
 
 def add(commands: Commands) -> None:
@@ -36,21 +41,38 @@ def add(commands: Commands) -> None:
     )
     recipe = parser.add_argument_group("input")
     recipe.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(PRESETS)}, or a TOML file")
+    recipe.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="run only the stages whose names match a shell pattern, and the unfinished stages that they need",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="FOLDER", help="folder of the experiment (default: run-RECIPE)")
     output.add_argument("--dry-run", action="store_true", help="check all stages and print their commands only")
+    output.add_argument(
+        "--list", action="store_true", help="list the stages, which are finished, and the time that is left"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check all stages of the recipe, then print them or carry them out; return the exit code."""
+    """Check all stages of the recipe, then list, print or run them; return the exit code."""
     parser: Parser = args.parser
     name = Path(args.recipe).stem
     out = Path(f"run-{name}") if args.out is None else OutputFolder(args.out).path
+    if out == Path():  # commands name the folder, so that they stay the same if it is moved
+        out = Path.cwd()
     recipe = read_recipe(args.recipe)
     planned = stages(recipe, out)
+    names = matching(planned, args.only)
+    if args.list:
+        for line in stage_list(planned, names, out, parser.parse_args):
+            print(escaped(line))
+        return 0
     check_stages(planned, recipe, args.recipe, parser.parse_args)
     if args.dry_run:
-        for stage in planned:
+        for stage in Schedule(planned, out, names).pending() if args.only else planned:
             print(escaped(stage.command))
         return 0
 
@@ -64,4 +86,4 @@ def run(args: argparse.Namespace) -> int:
         parsed = parser.parse_args(argv)
         return int(parsed.handler(parsed))
 
-    return run_stages(planned, out, name, execute, lambda line: print(escaped(line), flush=True))
+    return run_stages(planned, out, name, execute, lambda line: print(escaped(line), flush=True), names)

@@ -1,18 +1,21 @@
 """Checks of the stages of a recipe before they run, so that no mistake surfaces after hours of training."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdgen.cli.generate import Request, check_request
+from cdgen.cli.recipe_variants import bads
 from cdgen.cli.train import train_config
 from cdgen.errors import InputError
-from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_shape
+from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_shape, split_batch
 
 if TYPE_CHECKING:
-    from cdgen.cli.recipe import Recipe
+    from transformers import PreTrainedTokenizerBase
+
+    from cdgen.cli.recipe_variants import Recipe
     from cdgen.cli.stages import Stage
     from cdgen.evaluation.tasks import Task
 
@@ -31,6 +34,7 @@ def check_stages(
         InputError: the message names the stage or the key.
     """
     configs: dict[str, TrainConfig] = {}
+    labels: dict[str, None] = {}  # the evaluated models; they are the same for each seed
     if "evaluate" in recipe:
         _check_package(name)
     for stage in planned:
@@ -43,24 +47,50 @@ def check_stages(
             configs[stage.name] = checked
             _check_model(f"{name}: stage {stage.name}", checked)
         if isinstance(checked, Request):
-            _check_positions(f"{name}: stage {stage.name}", checked, configs["good"])
+            _check_positions(f"{name}: stage {stage.name}", checked, _good(configs))
         if stage.argv[0] == "prepare" and not args.seeds:
             raise InputError(f"{name}: [prepare] seeds = {args.seeds:g}: leaves no seeds to continue; use more than 0")
-        if stage.argv[0] == "evaluate":
+        if stage.argv[0] == "evaluate" and not labels:
             _check_tasks(name, checked, parse(planned[0].argv))
             labels = dict.fromkeys(model.partition("=")[0] for model in args.models)
         if stage.argv[0] == "compare" and args.baseline not in labels:
             raise InputError(f"{name}: [compare] baseline = {args.baseline!r}: use one of {', '.join(labels)}")
-    _check_checkpoint(f"{name}: [good] checkpoint", recipe.get("good", {}).get("checkpoint"), configs["good"])
-    _check_checkpoint(f"{name}: [bad] step", recipe["bad"].get("step"), configs["good"])
-    if "step" in recipe["bad"] and recipe["bad"]["step"] == recipe.get("good", {}).get("checkpoint"):
-        raise InputError(f"{name}: [bad] step = {recipe['bad']['step']}: is GOOD itself; choose an earlier checkpoint")
-    if not recipe.get("mixed", {}).get("ratio", 0.3):
-        raise InputError(f"{name}: [mixed] ratio = 0: no model would be trained on a synthetic corpus")
-    layers = recipe["bad"].get("layers")
-    available = _model_value(configs["good"], "num_hidden_layers", f"{name}: stage good")
-    if layers is not None and available is not None and layers >= available:
-        raise InputError(f"{name}: [bad] layers = {layers}: must be less than the {available} layers of GOOD")
+    _check_good_and_bads(name, recipe, _good(configs))
+    _check_mixtures(name, configs)
+
+
+def _good(configs: Mapping[str, TrainConfig]) -> TrainConfig:
+    """Return the config of GOOD, or of one of several that differ only in the seed."""
+    return next(config for stage, config in configs.items() if stage.partition("-")[0] == "good")
+
+
+def _check_good_and_bads(name: str, recipe: "Recipe", good: TrainConfig) -> None:
+    """Check that GOOD saves the checkpoints, and has the layers, that the recipe asks for."""
+    checkpoint = recipe.get("good", {}).get("checkpoint")
+    _check_checkpoint(f"{name}: [good] checkpoint", checkpoint, good)
+    available = _model_value(good, "num_hidden_layers", f"{name}: stage good")
+    for bad, table in bads(recipe).items():
+        where = f"{name}: [bad.{bad}]" if bad else f"{name}: [bad]"
+        _check_checkpoint(f"{where} step", table.get("step"), good)
+        if "step" in table and table["step"] == checkpoint:
+            raise InputError(f"{where} step = {table['step']}: is GOOD itself; choose an earlier checkpoint")
+        if "layers" in table and available is not None and table["layers"] >= available:
+            raise InputError(f"{where} layers = {table['layers']}: must be less than the {available} layers of GOOD")
+
+
+def _check_mixtures(name: str, configs: Mapping[str, TrainConfig]) -> None:
+    """Check that no two ratios give the same number of synthetic rows: their models would be equal."""
+    found: dict[tuple[Any, ...], TrainConfig] = {}
+    for config in configs.values():
+        if not config.synthetic or config.ratio is None:
+            continue
+        rows = split_batch(config.batch_size, config.ratio)[1]
+        twin = found.setdefault((config.synthetic, config.seed, rows), config)
+        if twin is not config:
+            raise InputError(
+                f"{name}: [experiment] ratio: with {twin.ratio:g} and with {config.ratio:g}, {rows} of the "
+                f"{config.batch_size} rows of a batch are synthetic; choose other ratios, or raise batch_size"
+            )
 
 
 def _check_package(name: str) -> None:
@@ -92,14 +122,14 @@ def check_results(planned: Sequence["Stage"], parse: Callable[[Sequence[str]], a
     from cdgen.evaluation import results
     from cdgen.evaluation.models import parse_models
 
-    args = next(parse(stage.argv) for stage in planned if stage.argv[0] == "evaluate")
-    tasks, models = args.check(args), parse_models(args.models)
-    expected = {results.scores_name(model.entry(""), task.name) for model in models for task in tasks}
-    for entry in results.read(args.out):
-        if entry.name not in expected:
-            raise InputError(
-                f"{args.out}: holds {entry.name}, which the recipe does not ask for; delete this folder and rerun"
-            )
+    for args in (parse(stage.argv) for stage in planned if stage.argv[0] == "evaluate"):
+        tasks, models = args.check(args), parse_models(args.models)
+        expected = {results.scores_name(model.entry(""), task.name) for model in models for task in tasks}
+        for entry in results.read(args.out):
+            if entry.name not in expected:
+                raise InputError(
+                    f"{args.out}: holds {entry.name}, which the recipe does not ask for; delete this folder and rerun"
+                )
 
 
 def _check_items(name: str, task: "Task") -> None:
@@ -162,14 +192,12 @@ def check_texts(planned: Sequence["Stage"], name: str, parse: Callable[[Sequence
         InputError: a task gives no items, no seed is left, a seed is too long for GOOD, or a model's vocabulary is too
             small.
     """
-    from cdgen.corpus.seeds import encode_texts, read_texts
-    from cdgen.engine.prompts import prompt_ids
     from cdgen.models.tokenizers import load_tokenizer
     from cdgen.models.vocabulary import vocabulary_size
 
     parsed = {stage.name: parse(stage.argv) for stage in planned}
     configs = {each: train_config(args) for each, args in parsed.items() if args.command == "train"}
-    tokenizer = load_tokenizer(configs["good"].tokenizer)
+    tokenizer = load_tokenizer(_good(configs).tokenizer)
     entries = vocabulary_size(tokenizer)
     for each, config in configs.items():
         size = None if config.model in PRESETS else _model_value(config, "vocab_size", each)
@@ -178,14 +206,22 @@ def check_texts(planned: Sequence["Stage"], name: str, parse: Callable[[Sequence
                 f"{name}: stage {each}: the model {config.model} has a vocabulary of {size}, but the tokenizer has "
                 f"{entries} entries; raise vocab_size in its config.json, or lower [tokenizer] vocab_size"
             )
-    for args in parsed.values():
-        if args.command == "evaluate":
-            for task in args.check(args):
-                if task.path == parsed["corpus"].out:
-                    _check_items(name, task)
-    args = next(args for args in parsed.values() if args.command == "generate")  # all methods continue the same seeds
+    evaluation = next((args for args in parsed.values() if args.command == "evaluate"), None)
+    for task in evaluation.check(evaluation) if evaluation else ():
+        if task.path == parsed["corpus"].out:
+            _check_items(name, task)
+    generation = next((args for args in parsed.values() if args.command == "generate"), None)
+    if generation:  # all corpora continue the same seeds
+        _check_seeds(name, generation, tokenizer, _good(configs))
+
+
+def _check_seeds(name: str, args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase", good: TrainConfig) -> None:
+    """Raise InputError if there are no seeds to continue, or if one is too long for GOOD."""
+    from cdgen.corpus.seeds import encode_texts, read_texts
+    from cdgen.engine.prompts import prompt_ids
+
     request = check_request(args)
-    limit, new = _model_value(configs["good"], "max_position_embeddings", "good"), request.params.max_tokens
+    limit, new = _model_value(good, "max_position_embeddings", "good"), request.params.max_tokens
     reading = request.reading
     try:
         texts, _ = read_texts(args.seeds, field=reading["field"], chunk_words=reading["chunk_words"])

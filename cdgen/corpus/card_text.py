@@ -93,7 +93,10 @@ def prepared(manifest: Manifest) -> Iterator[str]:
     left_out = f"{counted(counts['duplicates'], 'duplicate')}, {counts['over_budget']:,} over the budgets of words"
     yield f"- documents left out: {left_out}, and {counts['empty']:,} empty"
     shares = ", ".join(f"{name} = {settings[name]}" for name in ("test", "seeds", "seed"))
-    yield f"- the hash of a text decides its split: {shares}"
+    if settings.get("split_by") == "file":
+        yield f"- all documents of a file are in the same split, which the hash of its texts decides: {shares}"
+    else:
+        yield f"- the hash of a text decides its split: {shares}"
     yield _versions(manifest.get("versions", {}))
     yield _END.format(what="the sources")
 

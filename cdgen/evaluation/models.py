@@ -11,7 +11,7 @@ from cdgen.evaluation import results
 from cdgen.storage import runs
 from cdgen.values import INT64_MAX
 
-_LABEL = re.compile(r"\w[\w.-]{0,99}")
+LABEL = re.compile(r"\w[\w.-]{0,99}")
 _UNSAFE = re.compile(r"[^\w.-]+|^[.-]+")
 
 
@@ -64,7 +64,7 @@ def _parse_model(stated: str) -> list[Model]:
     label, _, source = stated.partition("=")
     if not source or os.path.exists(stated) or os.path.exists(stated.rpartition("@")[0]):
         label, source = "", stated
-    elif not _LABEL.fullmatch(label):
+    elif not LABEL.fullmatch(label):
         raise InputError(
             f"{stated}: no such folder or file, nor LABEL=MODEL: a label has at most 100 letters, digits and ._-, and "
             "begins with a letter or digit"
@@ -90,6 +90,6 @@ def _default_label(name: str) -> str:
     """Return the name of a model's folder as a label."""
     folder = Path(os.path.abspath(Path(name).expanduser())).name.removesuffix(".gguf")
     label = _UNSAFE.sub("-", folder).lstrip("-")
-    if not _LABEL.fullmatch(label):
+    if not LABEL.fullmatch(label):
         raise InputError(f"{name}: the name of this folder cannot be the model's label; write LABEL={name}")
     return label

@@ -18,6 +18,7 @@ from cdgen.corpus import card
 from cdgen.corpus.records import HUB
 from cdgen.corpus.shards import PREPARED
 from cdgen.errors import CorpusError, InputError
+from cdgen.prepare.by_file import UNITS
 from cdgen.prepare.description import Input, describe, difference
 from cdgen.prepare.index import LEFT_OUT, SPLITS, Index, check_shares
 from cdgen.prepare.prepared import PreparedCorpus
@@ -26,7 +27,7 @@ from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder, file_sha256
 from cdgen.storage.manifest import Manifest
 from cdgen.storage.progress import BYTES, Progress, displayed
-from cdgen.values import INT64_MAX, integer, switch
+from cdgen.values import INT64_MAX, integer, shown, switch
 
 log = logging.getLogger("cdgen")
 
@@ -40,6 +41,7 @@ def prepare_corpus(
     test: float = 0.05,
     seeds: float = 0.05,
     seed: int = 42,
+    split_by: str = "document",
     overwrite: bool = False,
     progress: Progress | bool | None = None,
 ) -> PreparedCorpus:
@@ -48,28 +50,33 @@ def prepare_corpus(
     A document's split is a function of its text and `seed` alone. No text is therefore in two splits, and adding
     sources moves no document. Of equal texts only the first is kept, by source name, file and position.
 
+    With `split_by="file"`, all documents of a file are in the same split, so that no book is in two splits if its
+    chapters are documents. The split is then a function of `seed` and of the texts in all files of the source.
+
     Args:
         sources: the texts, in any order. A string or path is a source as on the command line, see
             :func:`~cdgen.prepare.sources.parse_source`; for example "books/*.txt,by=heading".
         out: the output folder.
-        test: share of the documents in the test split; 0 for no such split.
-        seeds: share of the documents that are held out as seeds for generation; 0 for no such split.
+        test: share of the documents in the test split; 0 for no such split. By file, the least share of the words of
+            each source: whole files are added until the split has it.
+        seeds: share of the documents that are held out as seeds for generation, likewise.
         seed: seed of the splits.
+        split_by: "document" or "file".
         overwrite: replace a prepared corpus in the folder that has other sources or settings.
         progress: True shows a progress bar, as in :meth:`cdgen.ContrastiveLM.generate`; or a display of your own.
     Returns:
         The corpus: the path of each split, and the number of its documents and words.
     Raises:
-        InputError: a source cannot be read or is empty; a split has no documents; or `out` holds another corpus.
+        InputError: a source cannot be read or is empty; a split has no documents; a source has too few files to be
+            split by file; or `out` holds another corpus.
         CorpusError: the folder cannot be written, or it holds altered files or files that cdgen did not write.
     """
-    test, seeds = check_shares(test, seeds)
-    seed = integer("seed", seed, -INT64_MAX, INT64_MAX)
+    settings = _settings(test, seeds, seed, split_by)
     overwrite = switch("overwrite", overwrite)
     sources = listed_sources(sources)
     inputs = [Input(number, path) for number, source in enumerate(sources) for path in files(source)]
     with OutputFolder(out) as folder:
-        manifest = describe(sources, inputs, {"test": test, "seeds": seeds, "seed": seed})
+        manifest = describe(sources, inputs, settings)
         old = _existing(folder, manifest, overwrite)
         if old is not None and old["fingerprint"] == manifest["fingerprint"]:
             manifests.finish_replacing(folder, old, _digests(old))
@@ -84,6 +91,17 @@ def prepare_corpus(
         manifests.finish_replacing(folder, manifest, _digests(manifest))
         card.write(folder, manifest)
         return PreparedCorpus.of(folder.path, manifest, written=True)
+
+
+def _settings(test: float, seeds: float, seed: int, split_by: str) -> dict[str, Any]:
+    """Check the settings of the splits, and return them as the manifest stores them."""
+    test, seeds = check_shares(test, seeds)
+    found: dict[str, Any] = {"test": test, "seeds": seeds, "seed": integer("seed", seed, -INT64_MAX, INT64_MAX)}
+    if split_by not in UNITS:
+        raise InputError(f"split_by = {shown(split_by)}: use {' or '.join(UNITS)}")
+    if split_by != UNITS[0]:  # the default is not named, so that it leaves fingerprints as they are
+        found["split_by"] = split_by
+    return found
 
 
 def _existing(folder: OutputFolder, manifest: Manifest, overwrite: bool) -> Manifest | None:
@@ -115,7 +133,7 @@ def _write(
     settings = manifest["settings"]
     states = [_state(path) for _, path in inputs]
     index, empty = _read(sources, inputs, settings["seed"], progress)
-    decision, counts = index.decide(sources, settings["test"], settings["seeds"])
+    decision, counts = index.decide(sources, settings["test"], settings["seeds"], settings.get("split_by", UNITS[0]))
     for about, found, none in zip(manifest["sources"], counts, empty, strict=True):
         about |= {"empty": none} | found
     _check(sources, manifest)
@@ -145,10 +163,11 @@ def _read(sources: list[Source], inputs: list[Input], seed: int, progress: Progr
     index, empty = Index(seed), [0] * len(sources)
     progress.begin(None, unit=BYTES, verb="read")
     for number, path in inputs:
+        index.begin_file(number)
         for _, text in documents(sources[number], path):
             text = text.strip()
             if text:
-                index.add(number, text)
+                index.add(text)
                 progress.advance(index.bytes[-1])
             else:
                 empty[number] += 1

@@ -13,6 +13,7 @@ import pyarrow as pa
 from cdgen import __version__
 from cdgen.corpus.records import HUB
 from cdgen.errors import InputError
+from cdgen.prepare.by_file import UNITS
 from cdgen.prepare.sources import Source, label
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import file_sha256
@@ -79,9 +80,10 @@ def difference(before: Manifest, now: Manifest) -> str:
         before: the manifest of a finished corpus.
         now: the manifest of a corpus that is to be written; it may lack counts.
     """
-    for name, value in now["settings"].items():
-        if before["settings"].get(name) != value:
-            return f"{name} = {before['settings'].get(name)}, but now {name} = {value}"
+    earlier, later = ({"split_by": UNITS[0]} | manifest["settings"] for manifest in (before, now))
+    for name, value in later.items():
+        if earlier.get(name) != value:
+            return f"{name} = {earlier.get(name)}, but now {name} = {value}"
     old = {str(source.get("name")): source for source in before["sources"]}
     new = {source["name"]: json.loads(json.dumps(source)) for source in now["sources"]}
     for verb, others in (("no longer has", old.keys() - new.keys()), ("did not have", new.keys() - old.keys())):

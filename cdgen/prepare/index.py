@@ -1,17 +1,20 @@
-"""The index of all documents: 30 bytes per document, which decide splits, duplicates and budgets without the texts.
+"""The index of all documents: 28 bytes per document, which decide splits, duplicates and budgets without the texts.
 
-All decisions follow from a hash of the text alone. Its first 8 bytes decide the split, and the other 8 the order in
-which a budget is filled. Equal texts are therefore in the same split, whatever their sources and their order.
+All decisions follow from a hash of the text. Its first 8 bytes decide the split, and the other 8 the order in which a
+budget is filled. Equal texts are therefore in the same split, whatever their sources and their order. If the corpus is
+split by file, the hashes of all documents of a file decide the split of the file instead.
 """
 
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cdgen.errors import InputError
+from cdgen.prepare.by_file import File, held_out
 from cdgen.prepare.sources import Source
 from cdgen.values import real
 
@@ -33,36 +36,49 @@ class _Columns(NamedTuple):
 
     split_hash: np.ndarray  # uint64
     order_hash: np.ndarray  # uint64
+    file: np.ndarray  # uint32, number of the file
     source: np.ndarray  # uint16, number of the source
     words: np.ndarray  # uint32
     bytes: np.ndarray  # uint64
 
 
 class Index:
-    """Collects documents with :meth:`add`; :meth:`decide` then gives the split of each. `bytes` has their sizes."""
+    """Collects documents with :meth:`add`; :meth:`decide` then gives the split of each. `bytes` has their sizes.
+
+    Call :meth:`begin_file` before the documents of each file.
+    """
 
     def __init__(self, seed: int) -> None:
         self._key = blake2b(str(seed).encode(), digest_size=32).digest()
-        self._hashes, self._words, self.bytes, self._source = bytearray(), array("I"), array("Q"), array("H")
+        self._hashes, self._words, self.bytes = bytearray(), array("I"), array("Q")
+        self._sources, self._starts = array("H"), array("Q")  # the source and the first document of each file
 
     def __len__(self) -> int:
         return len(self._words)
 
-    def add(self, source: int, text: str) -> None:
-        """Add a document, without leading and trailing space, of the source with this number."""
+    def begin_file(self, source: int) -> None:
+        """Start a file of the source with this number; the documents that are added next belong to it."""
+        self._sources.append(source)
+        self._starts.append(len(self))
+
+    def add(self, text: str) -> None:
+        """Add a document, without leading and trailing space."""
         data = text.encode()
         self._hashes += blake2b(data, digest_size=16, key=self._key).digest()
         self._words.append(count_words(text))
         self.bytes.append(len(data))
-        self._source.append(source)
 
-    def decide(self, sources: Sequence[Source], test: float, seeds: float) -> Decision:
+    def decide(self, sources: Sequence[Source], test: float, seeds: float, split_by: str) -> Decision:
         """Decide the split of every document, and count.
 
         Args:
             sources: the sources, in the order of their numbers.
-            test: share of the documents in the test split: the probability that a document's hash falls into it.
-            seeds: share of the documents that are held out as seeds.
+            test: share of the documents in the test split: the probability that a document's hash falls into it. By
+                file, the least share of each source's words.
+            seeds: share of the documents that are held out as seeds, likewise.
+            split_by: one of :data:`~cdgen.prepare.by_file.UNITS`.
+        Raises:
+            InputError: a source has too few files to be split by file.
         """
         columns = self._columns()
         order = np.lexsort((columns.split_hash, columns.order_hash))  # stable: the first of equal texts comes first
@@ -73,17 +89,37 @@ class Index:
         repeated = np.zeros(len(self), dtype=bool)
         for chosen in by_source:
             _mark_repeated(repeated, chosen, text)
+        if split_by == "file":
+            # Words over a budget count, and so do texts that another source has as well: neither moves a file.
+            own_words = np.where(repeated, 0, columns.words)
+            splits = self._splits_of_files(sources, own_words, test, seeds)[columns.file]
+        else:
+            splits = _splits(columns.split_hash, test, seeds)
         over = _over_budget(sources, by_source, repeated, columns.words)
         _mark_repeated(repeated, order[~(repeated | over)[order]], text)
-        splits = _splits(columns.split_hash, test, seeds)
         splits[repeated | over] = LEFT_OUT
         return Decision(splits, _counts(len(sources), columns, splits, repeated, over))
 
     def _columns(self) -> _Columns:
         split_hash, order_hash = np.frombuffer(self._hashes, dtype="<u8").reshape(-1, 2).T
-        source = np.frombuffer(self._source, dtype=np.uint16)
         words, size = (np.frombuffer(column, dtype=column.typecode) for column in (self._words, self.bytes))
-        return _Columns(split_hash, order_hash, source, words, size)
+        file = np.repeat(np.arange(len(self._starts), dtype=np.uint32), np.diff([*self._starts, len(self)]))
+        source = np.frombuffer(self._sources, dtype=np.uint16)[file]
+        return _Columns(split_hash, order_hash, file, source, words, size)
+
+    def _splits_of_files(self, sources: Sequence[Source], words: np.ndarray, test: float, seeds: float) -> np.ndarray:
+        """Return the split of every file, by the words of each document that count: uint8 [files]."""
+        by_source: list[list[File]] = [[] for _ in sources]
+        for number, (start, end) in enumerate(pairwise([*self._starts, len(self)])):
+            if count := int(words[start:end].sum(dtype=np.int64)):
+                order = blake2b(self._hashes[16 * start : 16 * end], digest_size=16).digest()
+                by_source[self._sources[number]].append(File(number, order, count))
+        splits = np.full(len(self._starts), TRAIN, dtype=np.uint8)
+        for source, files in zip(sources, by_source, strict=True):
+            splits_of_source = held_out(source.name, files, test, seeds)
+            for code, chosen in zip((TEST, SEEDS), splits_of_source, strict=True):
+                splits[chosen] = code
+        return splits
 
 
 def _splits(split_hash: np.ndarray, test: float, seeds: float) -> np.ndarray:

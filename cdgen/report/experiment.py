@@ -28,7 +28,7 @@ class Experiment:
         folder: where it is.
         recipe: name of its recipe; "" if it is not known.
         parts: what is in its folders, in the order of the stages.
-        written: the folders that it was written to, as its commands state them: it may have been moved since.
+        written: the folders that it was written to, as its commands name them: it may have been moved since.
         state: which stages are finished; None if that is not known.
         commands: its stages.
     """
@@ -62,8 +62,9 @@ def find_experiment(folder: Path, note: Callable[[str], None]) -> Experiment | N
     parts = _parts(folder, [entry["name"] for entry in entries], note)
     if not parts and not has_stages:
         return None
-    finished = {entry["name"]: stages.is_finished(folder, entry) for entry in entries}
-    written = {Path(out).parent for out in filter(None, (_out(entry["argv"]) for entry in entries))}
+    out = found["out"] if found else ""
+    finished = {entry["name"]: stages.is_finished(folder, entry, out) for entry in entries}
+    written = {Path(entry["record"]["out"]) for entry in entries if entry["record"]}
     return Experiment(
         folder=folder,
         recipe=found["recipe"] if found else "",
@@ -87,11 +88,6 @@ def _parts(folder: Path, order: Sequence[str], note: Callable[[str], None]) -> l
     return [part for part in found if part is not None]
 
 
-def _out(argv: Sequence[str]) -> str | None:
-    """Return the folder that a command writes to."""
-    return argv[argv.index("--out") + 1] if "--out" in argv[:-1] else None
-
-
 def _state(entries: Sequence[stages.StageEntry], finished: dict[str, bool]) -> State:
     left = [entry for entry in entries if not finished[entry["name"]]]
     done = tuple(name for name, is_finished in finished.items() if is_finished)
@@ -105,4 +101,5 @@ def _state(entries: Sequence[stages.StageEntry], finished: dict[str, bool]) -> S
 
 def _command(entry: stages.StageEntry, is_finished: bool) -> Command:
     line = f"cdgen {shlex.join(entry['argv'])}"
-    return Command(entry["name"], line, entry["seconds"] or None, is_finished)
+    seconds = entry["record"]["seconds"] if entry["record"] else None
+    return Command(entry["name"], line, seconds or None, is_finished)

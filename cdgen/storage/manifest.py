@@ -105,27 +105,51 @@ def check_complete(name: str | Path, manifest: Manifest) -> None:
         raise InputError(f"{name}: is not finished; resume its generation first")
 
 
+def read_any(folder: Path) -> Manifest | None:
+    """Read the manifest in a folder, of whatever kind it is, or return None if there is none.
+
+    Raises:
+        CorpusError: the manifest cannot be read, is damaged, or is of another format version.
+    """
+    remedy = "restore it, or delete the folder"
+    for kind, name in FILE_NAMES.items():
+        if _kind(checked_json.read(folder / name, remedy)) == kind:
+            return read(folder, kind, remedy)
+    return None
+
+
 def is_whole(folder: Path) -> bool:
     """Return whether a folder has a manifest, and the files that it lists; of a run, the last checkpoint.
 
     Raises:
         CorpusError: the manifest is damaged.
     """
-    for kind, name in FILE_NAMES.items():
-        if _kind(checked_json.read(folder / name, "restore it, or delete the folder")) == kind:
-            manifest = read(folder, kind)
-            assert manifest is not None, "the file was just read"
-            if kind == RUN:
-                names = [f"step_{one['step']:06d}" for one in manifest["checkpoints"][-1:]]
-            elif kind == RESULTS:
-                names = [each["name"] for each in manifest["results"]]
-            elif kind == GENERATED:
-                shards = manifest["shards"]
-                names = [file["name"] for shard in shards for file in (shard, shard.get("documents", shard))]
-            else:
-                names = list(manifest["files"])
-            return all((folder / each).exists() for each in names)
-    return False
+    manifest = read_any(folder)
+    if manifest is None:
+        return False
+    if manifest["kind"] == RUN:
+        names = [f"step_{one['step']:06d}" for one in manifest["checkpoints"][-1:]]
+    elif manifest["kind"] == RESULTS:
+        names = [each["name"] for each in manifest["results"]]
+    elif manifest["kind"] == GENERATED:
+        names = [file["name"] for shard in manifest["shards"] for file in (shard, shard.get("documents", shard))]
+    else:
+        names = list(manifest["files"])
+    return all((folder / each).exists() for each in names)
+
+
+def content(manifest: Manifest) -> Any:
+    """Return what a manifest states about the content of its files, as JSON.
+
+    It is the same for equal files that were written in other folders or on other machines.
+    """
+    if manifest["kind"] == RUN:
+        return [manifest["inputs"], manifest["checkpoints"]]
+    if manifest["kind"] == RESULTS:
+        return [[each["name"], each["sha256"]] for each in manifest["results"]]
+    if manifest["kind"] == GENERATED:
+        return [manifest["settings"], manifest["shards"]]
+    return manifest["files"]
 
 
 def is_shard_name(name: str) -> bool:

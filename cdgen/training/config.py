@@ -50,7 +50,7 @@ _SWITCHES = ("compile", "tensorboard")
 _STEP_TOKENS = 2**31 - 1  # the batch of a step is one array
 _WARMUP_STEPS = 150  # the paper's, of 8,000 steps
 # Fields that may change when a run is resumed: they do not affect the weights, apart from rounding.
-_MAY_CHANGE = ("out", "micro_batch_size", "keep_states", "compile", "tensorboard")
+MAY_CHANGE = ("out", "micro_batch_size", "keep_states", "compile", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class TrainConfig:
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields that affect the weights as a JSON object. A run can only be resumed if they are equal."""
-        values = {name: value for name, value in asdict(self).items() if name not in _MAY_CHANGE}
+        values = {name: value for name, value in asdict(self).items() if name not in MAY_CHANGE}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

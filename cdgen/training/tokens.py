@@ -93,15 +93,16 @@ def _make(texts: Callable[[], Iterable[str]], tokenizer: PreTrainedTokenizerBase
         with _lock(folder.parent):
             if not folder.exists():  # another process may have made it while this one waited
                 shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
-                temporary.mkdir()
-                _write(texts(), tokenizer, temporary, name)
-                temporary.replace(folder)
+                try:
+                    temporary.mkdir()
+                    _write(texts(), tokenizer, temporary, name)
+                    temporary.replace(folder)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         if error.filename and Path(error.filename).parent not in (temporary, folder.parent):
             raise  # the error concerns a file of the corpus
         raise CorpusError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

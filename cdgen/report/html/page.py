@@ -14,8 +14,9 @@ from cdgen.report.content import Report
 from cdgen.report.html.drawing import swatch
 from cdgen.report.html.reader import documents_view
 from cdgen.report.html.styles import Styles
-from cdgen.report.html.views import ablations_view, corpora_view, duration, models_view, outcome_view
+from cdgen.report.html.views import ablations_view, corpora_view, models_view, outcome_view
 from cdgen.viewer import page as viewer
+from cdgen.wording import duration
 
 _FOLDER = Path(__file__).parent
 

@@ -39,8 +39,12 @@ class Styles:
         return self.methods[label if label in self.methods else self._labels[0]]
 
     def _label(self, corpus: Corpus) -> str:
-        """Return the label that a corpus belongs to; each label belongs to one corpus."""
-        short = corpus.name.rpartition("/")[2].removeprefix("corpus-")
+        """Return the label that a corpus belongs to; it has one corpus, or one per seed."""
+        unseeded = _without_seed(corpus.name)
+        for name, label in self._owners.items():
+            if _without_seed(name) == unseeded:
+                return label
+        short = unseeded.rpartition("/")[2].removeprefix("corpus-")
         wanted = [self._labels[0]] if corpus.kind == "real" else [short, corpus.method]
         taken = self._owners.values()
         for label in wanted:
@@ -59,7 +63,11 @@ def group(run: TrainingRun) -> str:
     labels = {role.label for role in run.roles if role.label}
     if len(labels) == 1:
         return labels.pop()
-    return re.sub(r"-seed\d+$", "", run.name).removeprefix("model-")
+    return _without_seed(run.name).removeprefix("model-")
+
+
+def _without_seed(name: str) -> str:
+    return re.sub(r"-seed\d+$", "", name)
 
 
 def _is_good(run: TrainingRun) -> bool:

@@ -11,6 +11,7 @@ from cdgen.report.html import plots
 from cdgen.report.html.corpus_plots import Measured, panels
 from cdgen.report.html.drawing import Look
 from cdgen.report.html.styles import Styles, group
+from cdgen.wording import duration
 
 _ABSENT = "–"
 
@@ -211,14 +212,3 @@ def ablations_view(ablations: tuple[Ablation, ...], comparison: Comparison, styl
         )
         factors.append(Factor(one, plot, Table((one.factor, *names[0], *header), cells)))
     return {"factors": factors, "baseline": comparison.baseline}
-
-
-def duration(seconds: float) -> str:
-    """Return a duration with its two largest units."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"

@@ -60,6 +60,13 @@ def test_without_a_comparison_corpora_and_training_runs_of_a_method_still_look_a
     assert found[1] == styles.run(next(run for run in report.models.runs if run.name == "model-ancestral-seed43"))
 
 
+def test_corpora_that_differ_in_the_seed_look_alike() -> None:
+    seeded = reports.corpora(("corpus", "corpus-ancestral-seed42", "corpus-ancestral-seed43", "corpus-b-seed42"))
+    styles = Styles(replace(reports.report(), corpora=seeded))
+    found = [styles.corpus(f"corpus-{name}") for name in ("ancestral-seed42", "ancestral-seed43", "b-seed42")]
+    assert found[0] == found[1] == styles.methods["ancestral"] and found[2] != found[0]
+
+
 def test_corpora_of_one_method_look_different() -> None:
     two = reports.corpora(("corpus", "corpus-a", "corpus-b"))
     same = tuple(replace(one, method="contrastive") if one.method else one for one in two.corpora)
