@@ -104,6 +104,9 @@ NOT_RUN = {
     "cdgen prepare --preset tinybabylm": "its files are not here",
     "accelerate launch": "its arguments are left to the reader; tests/training runs it",
     "torchrun": "its arguments are left to the reader",
+    "CUDA_VISIBLE_DEVICES": "it needs several GPUs; tests/cli/test_stages.py runs two processes",
+    "rsync": "it needs a second machine",
+    "cdgen run recipe.toml --out experiment": "it needs the machines above; tests/cli runs such commands",
 }
 # What the programs of a page expect their reader to have.
 PRELUDES = {

@@ -1,4 +1,4 @@
-"""The name of the machine that a stage runs on. Does not import torch, which not every stage needs."""
+"""The name of the machine that a stage runs on. This module does not import torch, which not every stage needs."""
 
 import contextlib
 import os
@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cdgen.wording import counted
+
 _WITH_MODELS = ("train", "generate", "evaluate")
 
 
 def machine(argv: Sequence[str]) -> str:
-    """Return the GPU that a command uses, or else the CPU and the number of its threads.
+    """Return the GPU that a command uses, or else the CPU and the number of threads.
 
     Args:
         argv: arguments of `cdgen`. The command has run in this process.
@@ -21,7 +23,7 @@ def machine(argv: Sequence[str]) -> str:
     if torch is not None and argv[0] in _WITH_MODELS and "cpu" not in argv and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     threads = torch.get_num_threads() if torch is not None else os.cpu_count() or 1
-    return f"{_processor()}, {threads} thread{'s' * (threads != 1)}"
+    return f"{_processor()}, {counted(threads, 'thread')}"
 
 
 def _processor() -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from cdgen.cli.parser import Commands, add_command, add_quiet
 from cdgen.prepare.by_file import UNITS
+from cdgen.wording import counted
 
 if TYPE_CHECKING:
     from cdgen.prepare.prepared import PreparedCorpus
@@ -75,8 +76,8 @@ def add(commands: Commands) -> None:
         choices=UNITS,
         default=UNITS[0],
         metavar="UNIT",
-        help="document, or file: all documents of a file are in the same split, such as the chapters of a book, and "
-        "files are added to a split until it has its share of the words of each source (default: document)",
+        help="document, or file: keep all documents of a file, such as the chapters of a book, in the same split; "
+        "shares are then minimum shares of the words of each source (default: document)",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, metavar="FOLDER", help="folder of the corpus")
@@ -125,7 +126,9 @@ def run(args: argparse.Namespace) -> int:
 def _summary(out: str, corpus: "PreparedCorpus") -> str:
     state = "written" if corpus.written else "already complete, nothing to do"
     splits = "; ".join(
-        f"{name}: {split.documents} documents, {split.words} words"
+        f"{name}: {split.documents} documents"
+        + ("" if split.files is None else f" from {counted(split.files, 'file')}")
+        + f", {split.words} words"
         for name, split in (("train", corpus.train), ("test", corpus.test), ("seeds", corpus.seeds))
         if split is not None
     )

@@ -17,8 +17,8 @@ A recipe is a TOML file. Most tables hold options of a command, with `_` for `-`
 
 The table [experiment] says what is compared:
 
-    methods      methods, each of which writes a synthetic corpus; "repeated" is a control without one: real text is
-                 mixed with real text
+    methods      methods, each of which writes a synthetic corpus; "repeated" is a control without one, which mixes real
+                 text with real text
     seeds        seeds; each compared model is trained once per seed
     independent  true: each seed also has a GOOD, a BAD and synthetic corpora of its own
     ratio, contrast_strength, alpha, top_k, top_p, temperature, bad
@@ -46,7 +46,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-PRESETS = ("tiny", "small", "paper")
+PRESETS = ("tiny", "icelandic-small", "small", "paper")
 _SEED = next(field.default for field in FIELDS if field.name == "seed")
 _RATIO = 0.3  # the paper's
 
@@ -109,7 +109,7 @@ class _Plan:
         self._checkpoint = self.tables["good"].pop("checkpoint", "best")
         self._bads = bads(recipe)
         self._variants = list(variants(recipe))
-        self._names_seeds = isinstance(self.tables["experiment"].get("seeds"), list)
+        self._names_seeds = "seeds" in self.tables["experiment"]
         self._independent = self.tables["experiment"].get("independent", False)
 
     def add(self, stage: Stage) -> str:

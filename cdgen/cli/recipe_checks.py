@@ -16,15 +16,15 @@ _SET_BY_STAGES = {  # options that cdgen run sets itself, by table
     "train": (*_MODEL_KEYS, "ratio"),
     "good": (*_MODEL_KEYS, "ratio"),
     "bad": (*_MODEL_KEYS, "ratio"),
-    "generate": ("good", "bad", "seeds", "seed_field", "method", "methods", "out"),
-    "mixed": (*_MODEL_KEYS, "ratio", "seeds"),
+    "generate": ("good", "bad", "seeds", "seed_field", "method", "out"),
+    "mixed": _MODEL_KEYS,
     "experiment": (),
     "evaluate": ("models", "out"),
     "compare": ("results", "out"),
 }
+_MOVED = (("generate", "methods"), ("mixed", "ratio"), ("mixed", "seeds"))  # keys that [experiment] has
 _REMEDIES = {
     "method": "list the methods in [experiment] methods = [...]",
-    "methods": "list them in [experiment] methods = [...]",
     "ratio": "set it in [experiment]",
     "good": "choose GOOD's checkpoint with [good] checkpoint",
     "bad": "describe BAD in [bad]",
@@ -80,9 +80,10 @@ def _check_key(where: str, table: str, key: str, value: Any) -> None:
         raise InputError(f"{where}: is not an option of a stage")
     if option == "trust_remote_code":
         raise InputError(f"{where}: cannot be set in a recipe, so that no recipe runs code that comes with a model")
+    if (table, option) in _MOVED:
+        raise InputError(f"{where}: belongs in [experiment]")
     if option in _SET_BY_STAGES[table]:
-        remedy = "list them in [experiment]" if (table, option) == ("mixed", "seeds") else _REMEDIES.get(option)
-        raise InputError(f"{where}: is set by cdgen run itself; {remedy or 'remove it'}")
+        raise InputError(f"{where}: is set by cdgen run itself; {_REMEDIES.get(option, 'remove it')}")
     if option != key:
         raise InputError(f"{where}: write {option}")
     for each in as_list(value):

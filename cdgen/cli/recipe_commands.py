@@ -1,4 +1,4 @@
-"""The commands of an experiment, as the options in a recipe's tables give them."""
+"""The stages of an experiment: commands with the options from a recipe's tables."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

@@ -88,14 +88,14 @@ def check_values(where: str, values: Sequence[Any], is_one: Callable[[Any], bool
         where: recipe, table and key, for messages.
         values: the list.
         is_one: returns whether a value may be in the list.
-        noun: what the list has.
-        remedy: what to do if it has something else.
+        noun: what one value is called.
+        remedy: what to do if another value is listed.
     Raises:
         InputError: the list is empty, or a value is of another kind or occurs twice.
     """
     wrong = [value for value in values if not is_one(value)]
     if not values or wrong:
-        raise InputError(f"{where}: {repr(wrong[0]) if wrong else 'none'} is not a {noun}; {remedy}")
+        raise InputError(f"{where}: {f'{wrong[0]!r} is not a {noun}' if wrong else 'is empty'}; {remedy}")
     if any(value in values[:at] for at, value in enumerate(values)):
         raise InputError(f"{where}: lists a {noun} twice")
 
@@ -113,7 +113,7 @@ def _check_factor(where: str, factor: str, recipe: Recipe) -> None:
     if factor in recipe.get("generate", {}):
         raise InputError(f"{where}: is also set in [generate]; keep one of the two")
     if not any(uses(method, factor) for method in methods(recipe)):
-        raise InputError(f"{where}: applies to no method of {', '.join(methods(recipe))}; remove it")
+        raise InputError(f"{where}: is used by none of the methods ({', '.join(methods(recipe))}); remove it")
 
 
 def _check_seeds(recipe: Recipe, where: str) -> None:
@@ -124,10 +124,12 @@ def _check_seeds(recipe: Recipe, where: str) -> None:
         if independent:
             raise InputError(f"{where} independent: needs seeds; list them in seeds = [...]")
         return
+    if not isinstance(table["seeds"], list):
+        raise InputError(f"{where} seeds = {table['seeds']!r}: is not a list; list them, such as seeds = [42, 43]")
     check_values(f"{where} seeds", seeds(recipe), lambda seed: type(seed) is int, "seed", "list whole numbers")
     for key in ("mixed", "train", *(("good", "generate") if independent else ())):
         if "seed" in recipe.get(key, {}):
-            remedy = "remove it" if independent else "set GOOD's seed in [good]"
+            remedy = "set GOOD's seed in [good]" if key == "train" and not independent else "remove it"
             raise InputError(f"{where} seeds: does not go together with [{key}] seed; {remedy}")
     for bad, options in bads(recipe).items():
         if independent and "seed" in options:

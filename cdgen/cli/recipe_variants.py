@@ -67,7 +67,8 @@ def methods(recipe: Recipe) -> list[str]:
 
 def seeds(recipe: Recipe) -> list[int]:
     """Return the seeds of the compared models; empty if the recipe lists none."""
-    return as_list(recipe.get("experiment", {}).get("seeds", []))
+    found: list[int] = recipe.get("experiment", {}).get("seeds", [])
+    return found
 
 
 def bads(recipe: Recipe) -> dict[str, Table]:

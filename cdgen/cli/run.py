@@ -17,8 +17,8 @@ DESCRIPTION = """\
 Run the stages of a recipe one after another: corpus, tokenizer, GOOD, BAD, one
 synthetic corpus per method, the models to compare, their evaluation, and the
 comparison, which says how much each method helped. Each stage is a command of
-cdgen. Rerun the same command to resume; finished stages are skipped. Run it
-several times at once to share the stages between GPUs or machines."""
+cdgen. Rerun the same command to resume; finished stages are skipped. Start it
+several times to share the stages between GPUs or machines."""
 
 EPILOG = """\
 examples:
@@ -51,9 +51,7 @@ def add(commands: Commands) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="FOLDER", help="folder of the experiment (default: run-RECIPE)")
     output.add_argument("--dry-run", action="store_true", help="check all stages and print their commands only")
-    output.add_argument(
-        "--list", action="store_true", help="list the stages, which are finished, and the time that is left"
-    )
+    output.add_argument("--list", action="store_true", help="list the stages, their states, and the time that is left")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     parser: Parser = args.parser
     name = Path(args.recipe).stem
     out = Path(f"run-{name}") if args.out is None else OutputFolder(args.out).path
-    if out == Path():  # commands name the folder, so that they stay the same if it is moved
+    if out == Path():  # digests of commands leave out the folder's path, so there must be one
         out = Path.cwd()
     recipe = read_recipe(args.recipe)
     planned = stages(recipe, out)

@@ -36,7 +36,7 @@ class Schedule:
         """Return the unfinished stages that are selected or that a selected one needs, in their order.
 
         Raises:
-            CorpusError: the record or the manifest of a stage is damaged.
+            CorpusError: the manifest of a stage is damaged.
         """
         needed: set[str] = set()
         names = [*self.selected]
@@ -53,7 +53,7 @@ class Schedule:
         A selected stage that always runs is finished once this process has run it.
 
         Raises:
-            CorpusError: the record or the manifest of a stage is damaged.
+            CorpusError: the manifest of a stage is damaged.
         """
         if name in self._finished:
             return True
@@ -67,6 +67,12 @@ class Schedule:
             self._finished.add(name)
             return True
         return False
+
+    def changed(self) -> list[str]:
+        """Return the names of the pending stages that were finished before their command or what they read changed."""
+        records = {stage.name: stage_files.read_record(self.out / stage.name) for stage in self.pending()}
+        always = {stage.name for stage in self._stages.values() if stage.always}
+        return [name for name, record in records.items() if record and record["digest"] and name not in always]
 
     def is_ready(self, stage: "Stage") -> bool:
         """Return whether all stages that a stage reads from are finished."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdgen.cli.generate import Request, check_request
-from cdgen.cli.recipe_variants import bads
+from cdgen.cli.recipe_variants import FACTORS, bads
 from cdgen.cli.train import train_config
 from cdgen.errors import InputError
 from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_shape, split_batch
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from cdgen.cli.recipe_variants import Recipe
     from cdgen.cli.stages import Stage
     from cdgen.evaluation.tasks import Task
+    from cdgen.prepare.sources import Source
+
+
+_TABLES = {"train": ("mixed", "good", "bad", "train")}  # tables of a command that has several
 
 
 def check_stages(
@@ -42,12 +46,15 @@ def check_stages(
             args = parse(stage.argv)
             checked: Any = args.check(args) if args.check else None
         except InputError as error:
-            raise InputError(f"{name}: stage {stage.name}: {error}") from error
+            reason = _wrong_key(recipe, stage.argv[0], str(error)) or f"stage {stage.name}: {error}"
+            raise InputError(f"{name}: {reason}") from error
         if isinstance(checked, TrainConfig):
             configs[stage.name] = checked
             _check_model(f"{name}: stage {stage.name}", checked)
         if isinstance(checked, Request):
             _check_positions(f"{name}: stage {stage.name}", checked, _good(configs))
+        if stage.argv[0] == "prepare":
+            _check_sources(name, checked)
         if stage.argv[0] == "prepare" and not args.seeds:
             raise InputError(f"{name}: [prepare] seeds = {args.seeds:g}: leaves no seeds to continue; use more than 0")
         if stage.argv[0] == "evaluate" and not labels:
@@ -57,6 +64,23 @@ def check_stages(
             raise InputError(f"{name}: [compare] baseline = {args.baseline!r}: use one of {', '.join(labels)}")
     _check_good_and_bads(name, recipe, _good(configs))
     _check_mixtures(name, configs)
+
+
+def _wrong_key(recipe: "Recipe", command: str, message: str) -> str | None:
+    """Return what is wrong with the key of a table that a command line rejects, or None if it is not about a key."""
+    words = message.partition("unrecognized arguments: ")[2].partition(";")[0].split()
+    tables = {table: recipe.get(table, {}) for table in _TABLES.get(command, (command,))}
+    if "bad" in tables:
+        tables |= {f"bad.{bad}" if bad else "bad": table for bad, table in bads(recipe).items()}
+    for table, options in tables.items():
+        for key, value in options.items():
+            flag = f"--{key.replace('_', '-')}"
+            if any(word.partition("=")[0] in (flag, flag.replace("--", "--no-", 1)) for word in words):
+                return f"[{table}] {key}: is not an option of cdgen {command}"
+            if isinstance(value, list) and words and words == [str(each) for each in value[-len(words) :]]:
+                remedy = "; list several in [experiment]" if key in FACTORS else ""
+                return f"[{table}] {key} = {value}: takes one value{remedy}"
+    return None
 
 
 def _good(configs: Mapping[str, TrainConfig]) -> TrainConfig:
@@ -91,6 +115,17 @@ def _check_mixtures(name: str, configs: Mapping[str, TrainConfig]) -> None:
                 f"{name}: [experiment] ratio: with {twin.ratio:g} and with {config.ratio:g}, {rows} of the "
                 f"{config.batch_size} rows of a batch are synthetic; choose other ratios, or raise batch_size"
             )
+
+
+def _check_sources(name: str, sources: Sequence["Source"]) -> None:
+    """Check that the files of the corpus exist."""
+    from cdgen.prepare.sources import files
+
+    try:
+        for source in sources:
+            files(source)
+    except InputError as error:
+        raise InputError(f"{name}: [prepare]: {error}") from error
 
 
 def _check_package(name: str) -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cdgen.cli.stages import Stage
 
 _HEADER = ("stage", "state", "time", "left", "machine")
-_SHORT = ("prepare", "tokenizer", "compare")  # commands whose time is not estimated
 
 
 class _Work(NamedTuple):
@@ -55,7 +54,7 @@ def stage_list(
         parse: parses a command line of `cdgen`.
     Raises:
         InputError: the command of a stage cannot be parsed.
-        CorpusError: the record or the manifest of a stage is damaged.
+        CorpusError: the manifest of a stage is damaged.
     """
     schedule = Schedule(planned, out, ())
     works = {stage.name: _work(parse(stage.argv)) for stage in planned}

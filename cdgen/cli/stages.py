@@ -6,6 +6,7 @@ the stages of one experiment: each takes a stage that no other process runs.
 """
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,9 +24,10 @@ from cdgen.storage.locks import holder
 from cdgen.storage.stages import PlannedStage, Record
 from cdgen.wording import counted, duration, joined
 
-_POLL = 5.0  # seconds between two looks at the stages that other processes run
-_LISTED = 10  # finished stages that are reported one by one, and stages that a message names
-_LONGEST = 1000  # characters of a command that is printed
+_POLL = 5.0  # seconds between two checks of the stages that other processes run
+_LISTED = 10  # number of finished stages that are reported one by one, and of stages that a message names
+_OTHER_FOLDER = re.compile("(choose|evaluate into) another folder")
+_LONGEST = 1000  # number of characters of a command that are printed
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,12 @@ def run_stages(
     out = Path(out)
     schedule = Schedule(planned, out, {stage.name for stage in planned} if selected is None else selected)
     _write_plan(planned, out, recipe)
+    if changed := schedule.changed():
+        report(
+            f"changed since they were finished: {joined(changed[:_LISTED])}"
+            + (f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else "")
+            + "; if the command of one refuses to replace its folder, delete that folder and rerun"
+        )
     runner = _Runner(planned, schedule, execute, report)
     while pending := schedule.pending():
         runner.report_finished()
@@ -169,7 +177,9 @@ class _Runner:
             if lock.take():
                 try:
                     if lock.settling:
-                        self._report(f"{stage.name}: waiting {duration(lock.settling)} for files of another machine")
+                        self._report(
+                            f"{stage.name}: waiting {duration(lock.settling)} to see the files of another machine"
+                        )
                         time.sleep(lock.settling)
                     if self._schedule.is_finished(stage.name):  # another process has just finished it
                         return 0
@@ -198,6 +208,9 @@ class _Runner:
         code, start = -1, time.monotonic()
         try:
             code = self._execute_command(list(stage.argv))
+        except InputError as error:  # a stage cannot have another folder
+            remedy = f"delete {self._schedule.out / stage.name} and rerun"
+            raise InputError(_OTHER_FOLDER.sub(remedy, str(error))) from error
         finally:
             seconds = time.monotonic() - start
             self._record(stage, seconds, digest if code == 0 else None)
@@ -211,7 +224,7 @@ class _Runner:
         return code
 
     def _record(self, stage: Stage, seconds: float, digest: str | None) -> None:
-        """Record an attempt; `digest` is None if it failed. A check of a stage that was finished before is none."""
+        """Record an attempt, unless it only checked a finished stage. `digest` is None if it failed."""
         folder = self._schedule.out / stage.name
         before = stage_files.read_record(folder)
         if not folder.is_dir() or (digest is not None and before and before["digest"] == digest):

@@ -57,7 +57,7 @@ def prepare_corpus(
         sources: the texts, in any order. A string or path is a source as on the command line, see
             :func:`~cdgen.prepare.sources.parse_source`; for example "books/*.txt,by=heading".
         out: the output folder.
-        test: share of the documents in the test split; 0 for no such split. By file, the least share of the words of
+        test: share of the documents in the test split; 0 for no such split. By file, the minimum share of the words of
             each source: whole files are added until the split has it.
         seeds: share of the documents that are held out as seeds for generation, likewise.
         seed: seed of the splits.
@@ -99,7 +99,7 @@ def _settings(test: float, seeds: float, seed: int, split_by: str) -> dict[str, 
     found: dict[str, Any] = {"test": test, "seeds": seeds, "seed": integer("seed", seed, -INT64_MAX, INT64_MAX)}
     if split_by not in UNITS:
         raise InputError(f"split_by = {shown(split_by)}: use {' or '.join(UNITS)}")
-    if split_by != UNITS[0]:  # the default is not named, so that it leaves fingerprints as they are
+    if split_by != UNITS[0]:  # without the default, the fingerprints of existing corpora stay valid
         found["split_by"] = split_by
     return found
 
@@ -183,11 +183,14 @@ def _distribute(
     splits: "list[_Rows | None]",
     progress: Progress,
 ) -> int:
-    """Read all documents again and add each to its split; return how many there were."""
-    at = 0
+    """Read all documents again and add each to its split; return how many there were.
+
+    By file, the manifest receives the split of each file: None if no document of it is used.
+    """
+    at, by_file = 0, manifest["settings"].get("split_by") == "file"
     described = [one for about in manifest["sources"] for one in about["inputs"]]
     for (number, path), about in zip(inputs, described, strict=True):
-        source = sources[number]
+        source, start = sources[number], at
         for record, text in documents(source, path):
             text = text.strip()
             if not text:
@@ -198,6 +201,9 @@ def _distribute(
                     split.add(f"{source.name}/{about['label']}:{record}", source.name, text)
                 progress.advance(index.bytes[at])
             at += 1
+        if by_file:
+            used = decision[start:at][decision[start:at] != LEFT_OUT]
+            about["split"] = SPLITS[used[0]] if len(used) else None
     return at
 
 

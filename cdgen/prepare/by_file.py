@@ -38,7 +38,7 @@ def held_out(source: str, files: list[File], test: float, seeds: float) -> tuple
     tested, seeding = _first(ordered, test * total), _first(reversed(ordered), seeds * total)
     if files and len(tested) + len(seeding) >= len(files):
         raise InputError(
-            f"source {source}: has {counted(len(files), 'file')}, and by file, test = {test:g} takes {len(tested)} and "
+            f"source {source}: has {counted(len(files), 'file')}, of which test = {test:g} takes {len(tested)} and "
             f"seeds = {seeds:g} takes {len(seeding)}, so that none is left to train on; give more or smaller files, "
             "smaller shares or another seed, or use split_by='document'"
         )

@@ -74,7 +74,7 @@ class Index:
         Args:
             sources: the sources, in the order of their numbers.
             test: share of the documents in the test split: the probability that a document's hash falls into it. By
-                file, the least share of each source's words.
+                file, the minimum share of each source's words.
             seeds: share of the documents that are held out as seeds, likewise.
             split_by: one of :data:`~cdgen.prepare.by_file.UNITS`.
         Raises:
@@ -90,7 +90,7 @@ class Index:
         for chosen in by_source:
             _mark_repeated(repeated, chosen, text)
         if split_by == "file":
-            # Words over a budget count, and so do texts that another source has as well: neither moves a file.
+            # Texts over a budget count, and so do texts that other sources also have, so that neither moves a file.
             own_words = np.where(repeated, 0, columns.words)
             splits = self._splits_of_files(sources, own_words, test, seeds)[columns.file]
         else:
@@ -108,7 +108,7 @@ class Index:
         return _Columns(split_hash, order_hash, file, source, words, size)
 
     def _splits_of_files(self, sources: Sequence[Source], words: np.ndarray, test: float, seeds: float) -> np.ndarray:
-        """Return the split of every file, by the words of each document that count: uint8 [files]."""
+        """Return the split of every file, uint8 [files], given the words of every document; repeated ones have none."""
         by_source: list[list[File]] = [[] for _ in sources]
         for number, (start, end) in enumerate(pairwise([*self._starts, len(self)])):
             if count := int(words[start:end].sum(dtype=np.int64)):

@@ -14,12 +14,14 @@ class Split:
         path: its Parquet file, with the columns id, source and text.
         documents, words: number of documents, and of words in them.
         bytes: size of their texts in UTF-8.
+        files: number of files that they come from, if the corpus is split by file; otherwise None.
     """
 
     path: Path
     documents: int
     words: int
     bytes: int
+    files: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,14 @@ class PreparedCorpus:
     def of(cls, folder: Path, manifest: Manifest, written: bool) -> "PreparedCorpus":
         """Return the corpus that a manifest describes."""
         counts = manifest["counts"]
+        inputs = [one for source in manifest["sources"] for one in source["inputs"]]
 
         def split(name: str) -> Split | None:
             file = f"{name}.parquet"
-            return Split(folder / file, **counts[name]) if file in manifest["files"] else None
+            if file not in manifest["files"]:
+                return None
+            files = sum(one["split"] == name for one in inputs) if all("split" in one for one in inputs) else None
+            return Split(folder / file, **counts[name], files=files)
 
         train = split("train")
         assert train is not None, "every prepared corpus has one"

@@ -66,7 +66,7 @@ def tinybabylm(data: str | None) -> list[Source]:
 
 
 def icepahc(data: str | None, words: float | None = None) -> list[Source]:
-    """Return the texts of IcePaHC, a .txt file each in the folder `data`; every 20 lines are a document.
+    """Return the texts of IcePaHC, one .txt file each in the folder `data`; every 20 lines are a document.
 
     Args:
         data: the folder.

@@ -101,7 +101,7 @@ def _shared(found: Sequence[_Setting | None]) -> _Setting | None:
     known = [one for one in found if one is not None]
     if not known or len(known) < len(found):
         return None
-    factors = {name: _unless_different([one.factors[name] for one in known]) for name in FACTORS}
+    factors = {name: _common([one.factors[name] for one in known]) for name in FACTORS}
     if any(value == "" for value in factors.values()):
         return None
     values = {name: [one.rest.get(name) for one in known] for one in known for name in one.rest}
@@ -109,7 +109,7 @@ def _shared(found: Sequence[_Setting | None]) -> _Setting | None:
     return _Setting(factors, rest)
 
 
-def _unless_different(values: Sequence[Value]) -> Value:
+def _common(values: Sequence[Value]) -> Value:
     """Return the value that is the same in all replications, apart from their seeds; "" if there is none."""
     if len({*values}) == 1:
         return values[0]

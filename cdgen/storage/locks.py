@@ -1,4 +1,4 @@
-"""Locks that one process at a time holds, among those of a machine or of several machines that share a disk."""
+"""Locks between processes, on one machine or on several machines that share a disk."""
 
 import contextlib
 import os
@@ -22,8 +22,8 @@ class FileLock:
 
     Attributes:
         path: the file.
-        settling: seconds until all files that the holder before has written are visible on this machine, which
-            :meth:`take` sets. It is 0 unless that process ran on another machine and ended shortly before.
+        settling: seconds until all files that the previous holder wrote are visible on this machine. :meth:`take` sets
+            it, to 0 unless that process ran on another machine and ended less than a minute ago.
     """
 
     def __init__(self, path: Path) -> None:

@@ -128,7 +128,8 @@ def is_whole(folder: Path) -> bool:
     if manifest is None:
         return False
     if manifest["kind"] == RUN:
-        names = [f"step_{one['step']:06d}" for one in manifest["checkpoints"][-1:]]
+        last = manifest["checkpoints"][-1:]
+        names = [f"step_{one['step']:06d}/{file}" for one in last for file in ("", *one["files"])]
     elif manifest["kind"] == RESULTS:
         names = [each["name"] for each in manifest["results"]]
     elif manifest["kind"] == GENERATED:

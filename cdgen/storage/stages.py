@@ -10,6 +10,7 @@ This module alone reads and writes these files.
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -26,7 +27,6 @@ RECORD_NAME = "_stage.json"  # readers of data sets skip names that begin with "
 KIND, _VERSION = "experiment", 2
 _RECORD_KIND, _RECORD_VERSION = "stage", 1
 _REMEDY = "delete it and rerun: every stage then checks its own folder"
-_RECORD_REMEDY = "delete it and rerun: the stage then checks its own folder"
 # Declarations of :mod:`cdgen.storage.checked_json`
 _FIELDS: dict[str, Any] = {
     "recipe": str,
@@ -94,7 +94,9 @@ def read(folder: Path) -> Experiment | None:
     if found.get("kind") == KIND and version == 1:
         return None
     if found.get("kind") == KIND and version != _VERSION:
-        raise CorpusError(f"{path}: has format version {version!r}, but this version of cdgen reads {_VERSION}")
+        raise CorpusError(
+            f"{path}: has format version {version!r}, but this version of cdgen reads {_VERSION}; {_REMEDY}"
+        )
     if found.get("kind") != KIND or checked_json.fault(found, _FIELDS):
         raise CorpusError(f"{path}: is damaged; {_REMEDY}")
     entries = [cast(StageEntry, stage | {"record": read_record(folder / stage["name"])}) for stage in found["stages"]]
@@ -122,21 +124,17 @@ def read_record(folder: Path) -> Record | None:
     Args:
         folder: the folder of the stage.
     Returns:
-        its record; None if it has none.
-    Raises:
-        CorpusError: the file cannot be read, is damaged, or is of a later format version.
+        its record; None if it has none that can be used. The stage's command then checks the folder itself.
     """
-    path = folder / RECORD_NAME
     try:
-        found = checked_json.read(path, _RECORD_REMEDY)
-        if found is None and not path.exists():
-            return None
-    except ValueError:  # a name that no folder can have
+        found = checked_json.read(folder / RECORD_NAME, "")
+    except (CorpusError, ValueError):  # it cannot be read, or the name is one that no folder can have
         return None
-    if not isinstance(found, dict) or found.get("kind") != _RECORD_KIND:
-        raise CorpusError(f"{path}: is damaged; {_RECORD_REMEDY}")
-    if found.get("format_version") != _RECORD_VERSION or checked_json.fault(found, _RECORD_FIELDS):
-        raise CorpusError(f"{path}: is damaged, or a later version of cdgen wrote it; {_RECORD_REMEDY}")
+    header = {"kind": _RECORD_KIND, "format_version": _RECORD_VERSION}
+    if not isinstance(found, dict) or any(found.get(name) != value for name, value in header.items()):
+        return None
+    if checked_json.fault(found, _RECORD_FIELDS) or not 0 <= found["seconds"] < math.inf:
+        return None
     return cast(Record, {name: found[name] for name in _RECORD_FIELDS})
 
 

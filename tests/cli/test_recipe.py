@@ -31,7 +31,8 @@ def test_every_stage_of_a_preset_parses(name: str) -> None:
     for stage in found:
         parsed = build_parser().parse_args(list(stage.argv))
         assert str(parsed.out) == f"out/{stage.name}"
-    assert names(found)[:3] == ["corpus", "tokenizer", "good"] and "model-contrastive-seed42" in names(found)
+    assert names(found)[:2] == ["corpus", "tokenizer"] and "model-contrastive-seed42" in names(found)
+    assert found[2].argv[0] == "train" and names(found)[2].startswith("good")
     assert names(found)[-2:] == [names(found)[-2], "comparison"] and names(found)[-2].startswith("evaluation-seed")
     assert all(set(stage.inputs) <= set(names(found[:at])) for at, stage in enumerate(found))
 
@@ -113,7 +114,9 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
     (tmp_path / "r.toml").write_text(text)
     with pytest.raises(InputError, match=reason):
         read_recipe(tmp_path / "r.toml")
-    with pytest.raises(InputError, match="no such recipe; give a TOML file or one of tiny, small, paper"):
+    with pytest.raises(
+        InputError, match="no such recipe; give a TOML file or one of tiny, icelandic-small, small, paper"
+    ):
         read_recipe("none")
     for name, reason in (("", "'': cannot be read as TOML: Is a directory"), ("a\0", "cannot be read as TOML")):
         with pytest.raises(InputError, match=reason):
@@ -129,9 +132,17 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         ("generate", 'seeds = "x"', "[generate] seeds: is set by cdgen run itself"),
         ("train", 'out = "x"', "[train] out: is set by cdgen run itself; remove it"),
         ("train", "ratio = 0.5", "[train] ratio: is set by cdgen run itself; set it in [experiment]"),
-        ("mixed", "ratio = 0.5", "[mixed] ratio: is set by cdgen run itself; set it in [experiment]"),
-        ("mixed", "seeds = [42]", "[mixed] seeds: is set by cdgen run itself; list them in [experiment]"),
-        ("generate", 'methods = ["head"]', "[generate] methods: is set by cdgen run itself; list them in [experiment]"),
+        ("mixed", "ratio = 0.5", "[mixed] ratio: belongs in [experiment]"),
+        ("mixed", "alpha = 0.5", "[mixed] alpha: is not an option of cdgen train"),
+        ("mixed", "steps = [3, 4]", "[mixed] steps = [3, 4]: takes one value"),
+        (
+            "generate",
+            "alpha = [0.1, 0.2]",
+            "[generate] alpha = [0.1, 0.2]: takes one value; list several in [experiment]",
+        ),
+        ("prepare", 'sources = ["none/*.txt"]', "[prepare]: source none: none/*.txt: no such file"),
+        ("mixed", "seeds = [42]", "[mixed] seeds: belongs in [experiment]"),
+        ("generate", 'methods = ["head"]', "[generate] methods: belongs in [experiment]"),
         ("mixed", 'synthetic = "x"', "[mixed] synthetic: is set by cdgen run itself"),
         ("tokenizer", 'out = "x"', "[tokenizer] out: is set by cdgen run itself"),
         ("prepare", '"out" = "x"', "[prepare] out: is set by cdgen run itself"),
@@ -144,7 +155,7 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         ("prepare", "sources = 3", "[prepare] sources: 3 is not a source"),
         ("prepare", 'sources = ["--overwrite"]', "[prepare] sources: '--overwrite' is not a source"),
         ("experiment", "methods = [1, 2]", "[experiment] methods: 1 is not a method; list some of ancestral"),
-        ("experiment", "methods = []", "[experiment] methods: none is not a method"),
+        ("experiment", "methods = []", "[experiment] methods: is empty; list some of"),
         ("experiment", 'methods = ["head", "head"]', "[experiment] methods: lists a method twice"),
         ("experiment", 'methods = ["best"]', "[experiment] methods: 'best' is not a method"),
         ("train", "weight_decay = 1979-05-27", "[train] weight_decay = datetime.date(1979, 5, 27): use a string"),
@@ -304,7 +315,7 @@ def test_an_unknown_option_is_reported_before_any_stage_runs_or_is_printed(
     recipe.write_text(recipe.read_text() + "foo = 3\n")
     assert main(["run", str(recipe), "--out", str(tmp_path / "out"), *option]) == 2
     printed, error = capsys.readouterr()
-    assert f"{recipe}: stage corpus-ancestral: unrecognized arguments: --foo 3" in error and error.count("\n") == 1
+    assert f"{recipe}: [generate] foo: is not an option of cdgen generate" in error and error.count("\n") == 1
     assert printed == "" and not (tmp_path / "out").exists()
 
 
@@ -364,10 +375,10 @@ def test_an_experiment_resumes_after_it_was_killed_in_any_stage(
     cdgen_command: Any, recipe: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("accelerate")
-    recipe.write_text(recipe.read_text() + EVALUATED.replace("[42, 43]", "42"))
+    recipe.write_text(recipe.read_text() + EVALUATED.replace("[42, 43]", "[42]"))
     environment = {"CDGEN_CACHE": str(tmp_path / "cache")}
     tables, weights = [], []
-    stopped = ("tokenizer", "good", "corpus-contrastive", "model-ancestral", "evaluation")
+    stopped = ("tokenizer", "good", "corpus-contrastive", "model-ancestral-seed42", "evaluation-seed42")
     for name, kills in (("unbroken", ()), ("killed", stopped)):
         argv = ("run", recipe, "--out", tmp_path / name)
         for stage in kills:
@@ -380,5 +391,7 @@ def test_an_experiment_resumes_after_it_was_killed_in_any_stage(
         code, printed = cdgen_command(*argv, **environment)
         assert code == 0, printed
         tables.append(ending(printed))
-        weights.append((tmp_path / name / "model-contrastive" / "step_000006" / "model.safetensors").read_bytes())
+        weights.append(
+            (tmp_path / name / "model-contrastive-seed42" / "step_000006" / "model.safetensors").read_bytes()
+        )
     assert tables[0] == tables[1] and len(tables[0]) > 4 and weights[0] == weights[1]

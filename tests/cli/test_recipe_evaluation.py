@@ -52,8 +52,6 @@ def test_each_compared_model_is_trained_once_per_seed() -> None:
     ("tables", "trained"),
     [
         ({"mixed": {}}, []),
-        ({"experiment": {"seeds": 42}}, []),
-        ({"experiment": {"seeds": 43}}, ["model-real"]),
         ({"experiment": {"seeds": [43]}}, ["model-real-seed43"]),
         ({"experiment": {"seeds": [43]}, "good": {"seed": 43}}, []),
         ({"mixed": {"steps": 9}}, ["model-real"]),
@@ -145,6 +143,7 @@ def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(
             )
         elif name != "comparison":
             (folder / "step_000004").mkdir(exist_ok=True)
+            (folder / "step_000004" / "model.safetensors").touch()
             files = {"model.safetensors": str(versions.get(name))}
             checkpoint = {"step": 4, "loss": 2.5, "perplexity": 12.5, "files": files}
             run = {"config": {}, "inputs": {}, "environments": []}
@@ -163,7 +162,7 @@ def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(
     assert lines.index(f"evaluation: {stages(recipe, tmp_path)[-2].command}") > table, "perplexities come first"
     assert run() == ["corpus", "comparison"] and "evaluation: already complete, skipped" in lines
     versions["model-head"] = 2
-    (tmp_path / "model-head" / "step_000004").rmdir()
+    (tmp_path / "model-head" / "step_000004" / "model.safetensors").unlink()
     assert run() == ["corpus", "model-head", "evaluation", "comparison"]
     (tmp_path / "evaluation" / "scores" / "a" / "b.parquet").unlink()
     assert run() == ["corpus", "evaluation", "comparison"], "a table of scores was deleted"
@@ -174,7 +173,8 @@ def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[experiment]\nseeds = []", "[experiment] seeds: none is not a seed; list whole numbers"),
+        ("[experiment]\nseeds = 2", "[experiment] seeds = 2: is not a list; list them, such as seeds = [42, 43]"),
+        ("[experiment]\nseeds = []", "[experiment] seeds: is empty; list whole numbers"),
         ("[experiment]\nseeds = [42, 43.5]", "[experiment] seeds: 43.5 is not a seed; list whole numbers"),
         ("[experiment]\nseeds = ['42']", "[experiment] seeds: '42' is not a seed; list whole numbers"),
         ("[experiment]\nseeds = [true]", "[experiment] seeds: True is not a seed; list whole numbers"),
@@ -182,14 +182,14 @@ def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(
         ("[experiment]\nseeds = [42, -1]", "stage model-real-seed-1: seed = -1: must be"),
         (
             "[experiment]\nseeds = [42]\n[mixed]\nseed = 43",
-            "[experiment] seeds: does not go together with [mixed] seed; set GOOD's",
+            "[experiment] seeds: does not go together with [mixed] seed; remove it",
         ),
         (
             "[experiment]\nseeds = [42]\n[train2]",
             "[experiment] seeds: does not go together with [train] seed; set GOOD's",
         ),
         ("[compare]", "[compare] compares the results of [evaluate]; add that table"),
-        ("[evaluate]\ntasks = []", "[evaluate] tasks: none is not a task; list names, NAME=PATH or task files"),
+        ("[evaluate]\ntasks = []", "[evaluate] tasks: is empty; list names, NAME=PATH or task files"),
         ("[evaluate]\ntasks = 3", "[evaluate] tasks: 3 is not a task"),
         ("[evaluate]\ntasks = ['held_out', 3]", "[evaluate] tasks: 3 is not a task"),
         ("[evaluate]\ntasks = ['--limit']", "[evaluate] tasks: '--limit' is not a task"),
@@ -199,7 +199,7 @@ def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(
         ("[evaluate]\nout = 'x'", "[evaluate] out: is set by cdgen run itself; remove it"),
         ("[evaluate]\nmodels = ['x']", "[evaluate] models: is set by cdgen run itself; remove it"),
         ("[evaluate]\ntrust_remote_code = true", "[evaluate] trust_remote_code: cannot be set in a recipe"),
-        ("[evaluate]\nfoo = 3", "stage evaluation: unrecognized arguments: --foo 3"),
+        ("[evaluate]\nfoo = 3", "[evaluate] foo: is not an option of cdgen evaluate"),
         ("[evaluate]\nlimit = 0", "limit = 0: must be 1 to"),
         ("[evaluate]\nconvention = 'none'", "stage evaluation: argument --convention: invalid choice: 'none'"),
         ("[evaluate]\ntasks = 'blimb'", "stage evaluation: task 'blimb': 'blimb' is neither a task nor a .toml file"),
@@ -213,7 +213,7 @@ def test_an_evaluation_is_skipped_while_the_models_and_the_corpus_are_unchanged(
             "[compare] baseline = 'good': use one of real, ancestral, contras",
         ),
         ("[evaluate]\n[compare]\nresults = 'x'", "[compare] results: is set by cdgen run itself; remove it"),
-        ("[evaluate]\n[compare]\nfoo = 3", "stage comparison: unrecognized arguments: --foo 3"),
+        ("[evaluate]\n[compare]\nfoo = 3", "[compare] foo: is not an option of cdgen compare"),
         ("[evaluate]\n[compare]\nresamples = 0", "stage comparison: resamples = 0: must be"),
         ("[evaluate]\n[compare]\nconfidence = 95", "stage comparison: confidence = 95"),
         ("[evaluate]\n[prepare2]", "[prepare] test = 0: leaves no text for the task held_out; use more than 0"),

@@ -136,8 +136,8 @@ def test_independent_seeds_are_whole_experiments() -> None:
     assert value(found["model-real-seed43"].argv, "--steps") is None, "GOOD has other options than a compared model"
     assert value(found["corpus-contrastive-seed43"].argv, "--bad") == "o/good-seed43@2"
     assert value(found["corpus-contrastive-seed43"].argv, "--good") == "o/good-seed43@5"
-    alone = planned(experiment | {"seeds": 7})
-    assert value(alone["good"].argv, "--seed") == value(alone["corpus-contrastive"].argv, "--seed") == "7"
+    alone = planned(experiment | {"seeds": [7]})
+    assert value(alone["good-seed7"].argv, "--seed") == value(alone["corpus-contrastive-seed7"].argv, "--seed") == "7"
 
 
 def test_shared_corpora_are_planned_once() -> None:
@@ -162,7 +162,7 @@ def test_the_name_of_a_bad_is_the_end_of_a_label() -> None:
         ("grid = 'all'", "[experiment] grid = 'all': use one_factor or full"),
         ("independent = 1", "[experiment] independent = 1: use true or false"),
         ("independent = true", "[experiment] independent: needs seeds; list them in seeds = [...]"),
-        ("ratio = []", "[experiment] ratio: none is not a number; give a number, or list several"),
+        ("ratio = []", "[experiment] ratio: is empty; give a number, or list several"),
         ("ratio = [0.3, true]", "[experiment] ratio: True is not a number"),
         ("ratio = 'x'", "[experiment] ratio: 'x' is not a number"),
         ("ratio = [0.3, 0.30]", "[experiment] ratio: lists a number twice"),
@@ -172,8 +172,11 @@ def test_the_name_of_a_bad_is_the_end_of_a_label() -> None:
         ("top_k = [5, 6.5]\nmethods = ['top_k']", "stage corpus-top_k-top_k6.5: argument --top-k: invalid int value"),
         ("contrast_strength = [1, 0]", "stage corpus-contrastive-contrast_strength0: --method 'contrastive': with"),
         ("contrast_strength = [1, 1e30]", "[experiment]: contrastive-contrast_strength1e+30 cannot be a label"),
-        ("top_k = 5", "[experiment] top_k: applies to no method of ancestral, contrastive; remove it"),
-        ("temperature = 1\nmethods = ['repeated']", "[experiment] temperature: applies to no method of repeated"),
+        ("top_k = 5", "[experiment] top_k: is used by none of the methods (ancestral, contrastive); remove it"),
+        (
+            "temperature = 1\nmethods = ['repeated']",
+            "[experiment] temperature: is used by none of the methods (repeated)",
+        ),
         ("alpha = 0.2\n[generate2]\nalpha = 0.1", "[experiment] alpha: is also set in [generate]; keep one of the two"),
         ("bad = 'x'", "[experiment] bad: 'x' is not a BAD; list names of tables [bad.NAME]"),
         ("bad = 'y'\n[bad.x]\nlayers = 1", "[experiment] bad: 'y' is not a BAD; list names of tables [bad.NAME]"),
@@ -257,7 +260,7 @@ def test_an_experiment_with_independent_seeds(cdgen_command: Any, recipe: Path, 
     comparison = json.loads((out / "comparison" / "comparison.json").read_text())
     assert comparison["baseline"] == "repeated"
     results = {each["method"]: each["runs"] for each in comparison["results"]}
-    expected = {"real", "repeated", "repeated-ratio0.25", "contrastive", "contrastive-ratio0.25"}
+    expected = {"real", "repeated", "contrastive", "contrastive-ratio0.25"}
     assert {*results} == expected and all(len(runs) == 2 for runs in results.values())
     corpora = [(out / f"corpus-contrastive-seed{seed}" / "_manifest.json").read_text() for seed in (42, 43)]
     shards = [json.dumps(json.loads(corpus)["shards"]) for corpus in corpora]

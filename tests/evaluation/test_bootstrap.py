@@ -36,7 +36,9 @@ def normal_cdf(x: float) -> float:
     return float(stats.norm.cdf(x))
 
 
-def tables(metric: Metric, runs: Array, effect: float, spread: float, rng: np.random.Generator) -> list[Table]:
+def tables(
+    metric: Metric, runs: Array, effect: float, spread: float, rng: np.random.Generator, shared: float = 0
+) -> list[Table]:
     """Return the scores of a baseline (0) and a method (1) in several training runs each.
 
     Args:
@@ -45,10 +47,14 @@ def tables(metric: Metric, runs: Array, effect: float, spread: float, rng: np.ra
         effect: what the method adds to the latent quality of every item.
         spread: standard deviation of the runs' latent quality.
         rng: source of randomness.
+        shared: standard deviation of a latent quality that the runs of a seed have in common. Both methods then have
+            the same seeds, in the same order.
     """
     # Items are hard for all models, hard for one method, or neither; runs differ as well.
     latent = rng.normal(size=(ITEMS, 1)) + 0.5 * rng.normal(size=(ITEMS, 2))[:, runs]
     latent = latent + effect * runs + spread * rng.normal(size=len(runs))
+    if shared:
+        latent = latent + shared * np.tile(rng.normal(size=len(runs) // 2), 2)
     group = np.repeat(np.arange(10), ITEMS // 10)
     if metric.kind == "perplexity":
         tokens = np.full(ITEMS, 8)
@@ -66,18 +72,24 @@ def truth(metric: Metric, effect: float, spread: float) -> float:
     return normal_cdf((0.4 + effect) / scale) - normal_cdf(0.4 / scale)
 
 
-def experiments(metric: Metric, seeds: tuple[int, int], effect: float, spread: float) -> Iterator[Experiment]:
-    """Iterate over simulated experiments with the given numbers of runs of the baseline and the method."""
+def experiments(
+    metric: Metric, seeds: tuple[int, int], effect: float, spread: float, shared: float = 0, blocks: bool = False
+) -> Iterator[Experiment]:
+    """Iterate over simulated experiments with the given numbers of runs of the baseline and the method.
+
+    With `blocks`, the comparison knows which runs have the same seed.
+    """
     rng = np.random.default_rng(5)
     runs = np.repeat([0, 1], seeds)
-    expected = truth(metric, effect, spread)
+    numbers = np.concatenate([np.arange(count) for count in seeds]) if blocks else None
+    expected = truth(metric, effect, np.hypot(spread, shared))
     for _ in range(BLOCKS):
-        simulated = [tables(metric, runs, effect, spread, rng) for _ in range(EXPERIMENTS // BLOCKS)]
+        simulated = [tables(metric, runs, effect, spread, rng, shared) for _ in range(EXPERIMENTS // BLOCKS)]
         flat = [table for each in simulated for table in each]
         draws = resampled(metric, flat, bootstrap.item_counts(ITEMS, RESAMPLES, rng))
         values = resampled(metric, flat, [np.ones((1, ITEMS))])
         values, draws = values.reshape(-1, len(runs)), draws.reshape(-1, len(runs), RESAMPLES)
-        both = bootstrap.method_means(draws, runs) + bootstrap.run_noise(values, draws, runs, rng)
+        both = bootstrap.method_means(draws, runs) + bootstrap.run_noise(values, draws, runs, rng, numbers)
         means = bootstrap.method_means(values[:, :, None], runs)[:, :, 0]
         for value, draw in zip(means[:, 1] - means[:, 0], both[:, 1] - both[:, 0], strict=True):
             yield Experiment(float(value), draw, expected)
@@ -108,6 +120,18 @@ def test_intervals_cover_and_p_values_are_uniform_with_several_runs(name: str, s
     for level in (0.05, 0.1, 0.25):
         assert np.mean(p_values <= level) == pytest.approx(level, abs=5 * np.sqrt(level / EXPERIMENTS))
     assert stats.kstest(p_values, "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("name", ["accuracy", "perplexity"])
+@pytest.mark.parametrize("shared", [0.0, 0.6])
+def test_what_the_runs_of_a_seed_share_cancels(name: str, shared: float) -> None:
+    found = list(experiments(METRICS[name], (4, 4), effect=0, spread=0.3, shared=shared, blocks=True))
+    assert coverage(found) == pytest.approx(0.95, abs=0.025)
+    p_values = np.array([bootstrap.p_value(one.draws) for one in found])
+    for level in (0.05, 0.1, 0.25):
+        assert np.mean(p_values <= level) == pytest.approx(level, abs=5 * np.sqrt(level / EXPERIMENTS))
+    if shared:  # without blocks, what the runs share widens the intervals
+        assert coverage(list(experiments(METRICS[name], (4, 4), effect=0, spread=0.3, shared=shared))) > 0.985
 
 
 @pytest.mark.parametrize(("seeds", "spread"), [((2, 2), 0.3), ((3, 1), 0.3), ((5, 5), 0.0)])

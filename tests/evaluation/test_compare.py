@@ -95,9 +95,9 @@ def test_the_variation_between_runs_widens_intervals(tmp_path: Path) -> None:
     result = several.result("mixed", "blimp")
     assert [(run.seed, round(run.value, 1)) for run in result.runs] == [(0, 0.6), (1, 0.6), (2, 0.6)]
     assert result.estimate == pytest.approx(np.mean([run.value for run in result.runs]))
-    # With four degrees of freedom; the error of items is small.
+    # Both methods have the same seeds, so this is a paired t-test; the error of items is small.
     values = np.array([[run.value for run in several.result(label, "blimp").runs] for label in shares])
-    expected = stats.t.ppf(0.975, 4) * np.sqrt(2 * values.var(1, ddof=1).mean() / 3)
+    expected = stats.t.ppf(0.975, 2) * (values[1] - values[0]).std(ddof=1) / np.sqrt(3)
     assert result.difference is not None
     low, high = result.difference.interval
     assert (high - low) / 2 == pytest.approx(expected, rel=0.15)

@@ -101,16 +101,16 @@ def test_equal_texts_of_two_files_are_kept_once(tmp_path: Path) -> None:
     assert manifest_of(tmp_path / "out")["counts"]["duplicates"] == 11 + len(copied)
     assert set(copied) <= set(split_of(tmp_path / "out"))
     few = [tmp_path / "books" / name for name in ("00.jsonl", "01.jsonl", "copy.jsonl")]
-    with pytest.raises(InputError, match="source a: has 2 files, and by file, "):
+    with pytest.raises(InputError, match="source a: has 2 files, of which "):
         by_file(Source("a", few), tmp_path / "few")
 
 
 @pytest.mark.parametrize(
     "sizes, test, seeds, reason",
     [
-        ([9], 0.05, 0, "has 1 file, and by file, test = 0.05 takes 1 and seeds = 0 takes 0, so that none is left"),
-        ([9, 9], 0.05, 0.05, "has 2 files, and by file, test = 0.05 takes 1 and seeds = 0.05 takes 1, so that none"),
-        ([9, 9, 9, 9], 0.3, 0.4, "has 4 files, and by file, test = 0.3 takes 2 and seeds = 0.4 takes 2, so that none"),
+        ([9], 0.05, 0, "has 1 file, of which test = 0.05 takes 1 and seeds = 0 takes 0, so that none is left"),
+        ([9, 9], 0.05, 0.05, "has 2 files, of which test = 0.05 takes 1 and seeds = 0.05 takes 1, so that none"),
+        ([9, 9, 9, 9], 0.3, 0.4, "has 4 files, of which test = 0.3 takes 2 and seeds = 0.4 takes 2, so that none"),
         ([1, 1, 1, 97], 0.01, 0.985, "has 4 files, .* takes 3, so that none is left to train on; give more or smaller"),
     ],
 )

@@ -11,6 +11,11 @@ bootstrap over items already includes it. Each resample then draws a variance, v
 normal deviation of each method's mean. Intervals become wider with fewer runs, as those of Student's t do. A method
 with one run is assumed to vary as much as the others.
 
+If all methods have the same seeds, the models of a seed may have something in common: their GOOD, or their initial
+weights. What they share cancels in differences, so seeds are treated as blocks of a randomised block design. The
+variance between seed means, with df = seeds - 1, gives a deviation that all methods share. The variance of what remains
+after the means of methods and seeds are removed, with df = (seeds - 1) (methods - 1), gives a deviation of each method.
+
 In simulations with 100 items (tests/evaluation/test_bootstrap.py), 95 % intervals for the difference of two methods
 cover the true difference in 94 % to 95 % of the experiments if only items vary, 95 % to 97 % with five runs per method,
 95 % to 98 % with three, and 95 % to 99 % with two. The higher figures are for runs that hardly differ.
@@ -54,12 +59,13 @@ def method_means(values: Array, methods: Array) -> Array:
     Returns:
         [..., methods, B].
     """
-    of_method = methods == np.arange(methods.max() + 1)[:, None]  # [methods, runs]
-    means: Array = (of_method / of_method.sum(1, keepdims=True)) @ values
+    means: Array = _averaging(methods) @ values
     return means
 
 
-def run_noise(estimates: Array, draws: Array, methods: Array, rng: np.random.Generator) -> Array:
+def run_noise(
+    estimates: Array, draws: Array, methods: Array, rng: np.random.Generator, seeds: Array | None = None
+) -> Array:
     """Draw deviations of the methods' means due to the variation between training runs; see the module's docstring.
 
     Args:
@@ -67,27 +73,59 @@ def run_noise(estimates: Array, draws: Array, methods: Array, rng: np.random.Gen
         draws: resampled values, [tasks, runs, B].
         methods: index of each run's method, [runs].
         rng: source of randomness.
+        seeds: index of each run's seed, [runs], if each of several methods has one run of each seed; None otherwise.
     Returns:
         Deviations of the methods' means, [tasks, methods, B]; 0 if no method has more than one run. Across tasks they
         correlate as the deviations of the runs do.
     """
-    tasks, runs, resamples = draws.shape
-    sizes = np.bincount(methods)
-    df = runs - len(sizes)
+    runs, sizes = len(methods), np.bincount(methods)
+    if seeds is None:
+        df = runs - len(sizes)
+        within = np.eye(runs) - _averaging(methods)[methods]
+        return _deviations(within, df, estimates, draws, len(sizes), rng) / np.sqrt(sizes)[:, None]
+    number = len(np.unique(seeds))
+    of_seeds, of_methods = _averaging(seeds), _averaging(methods)
+    shared = _deviations(of_seeds - 1 / runs, number - 1, estimates, draws, 1, rng)
+    remainder = np.eye(runs) - of_methods[methods] - of_seeds[seeds] + 1 / runs
+    own = _deviations(remainder, (number - 1) * (len(sizes) - 1), estimates, draws, len(sizes), rng)
+    # The means over the methods are in the shared part.
+    found: Array = (shared + own - own.mean(1, keepdims=True)) / np.sqrt(number)
+    return found
+
+
+def _averaging(groups: Array) -> Array:
+    """Return the matrix that averages over the runs of each group, [groups, runs], from each run's group, [runs]."""
+    member = groups == np.arange(groups.max() + 1)[:, None]
+    averaging: Array = member / member.sum(1, keepdims=True)
+    return averaging
+
+
+def _deviations(
+    contrasts: Array, df: int, estimates: Array, draws: Array, columns: int, rng: np.random.Generator
+) -> Array:
+    """Draw normal deviations with the variance of contrasts of the runs, without the part that is noise of the items.
+
+    Args:
+        contrasts: [K, runs]; the sum of their squares, divided by `df`, estimates the variance.
+        df: degrees of freedom of that estimate.
+        estimates, draws, rng: see :func:`run_noise`.
+        columns: number of independent deviations to draw.
+    Returns:
+        [tasks, columns, B]; 0 if `df` is 0.
+    """
+    tasks, _, resamples = draws.shape
     if df == 0:
-        return np.zeros((tasks, len(sizes), resamples))
-    deviations = estimates - method_means(estimates[:, :, None], methods)[:, methods, 0]  # [T, R]
-    from_items = draws - estimates[:, :, None]
-    from_items = from_items - method_means(from_items, methods)[:, methods]
+        return np.zeros((tasks, columns, resamples))
+    deviations = estimates @ contrasts.T  # [T, K]
+    from_items = contrasts @ (draws - estimates[:, :, None])  # [T, K, B]
     between = np.square(deviations).sum(1) / df  # [T]
     within = np.square(from_items).mean(2).sum(1) / df
     share = np.divide(within, between, out=np.ones(tasks), where=between > 0)
     scale = np.sqrt(np.maximum(df / rng.chisquare(df, resamples) - share[:, None], 0))  # [T, B]
-    normal = rng.standard_normal((runs, len(sizes) * resamples))
-    noise = ((deviations / np.sqrt(df)) @ normal).reshape(tasks, len(sizes), resamples)
+    normal = rng.standard_normal((len(contrasts), columns * resamples))
+    noise: Array = ((deviations / np.sqrt(df)) @ normal).reshape(tasks, columns, resamples)
     noise *= scale[:, None] * (between > 0)[:, None, None]
-    scaled: Array = noise / np.sqrt(sizes)[:, None]
-    return scaled
+    return noise
 
 
 def interval(draws: Array, confidence: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from cdgen.errors import InputError
 from cdgen.evaluation.comparison import bootstrap
 from cdgen.evaluation.comparison.bootstrap import Array
 from cdgen.evaluation.comparison.data import Comparison, Effect, MethodSummary, RunValue, TaskResult, TaskSummary
-from cdgen.evaluation.comparison.selection import CHECKPOINTS, Selection, read_all, scores, select
+from cdgen.evaluation.comparison.selection import CHECKPOINTS, Run, Selection, read_all, scores, select
 from cdgen.evaluation.metrics import Metric, estimate, resampled
 from cdgen.evaluation.results import Entry
 from cdgen.values import INT64_MAX, integer, path, real
@@ -155,8 +155,18 @@ def _draw(
     by_run, by_run_draws = np.array(estimates), np.stack(draws)  # [T, R], [T, R, B]
     means = bootstrap.method_means(by_run[:, :, None], methods.of_runs)[:, :, 0]
     items = bootstrap.method_means(by_run_draws, methods.of_runs)
-    noise = bootstrap.run_noise(by_run, by_run_draws, methods.of_runs, np.random.default_rng(seed))
+    blocks = _seed_numbers(selection.runs)
+    noise = bootstrap.run_noise(by_run, by_run_draws, methods.of_runs, np.random.default_rng(seed), blocks)
     return [_Draws(*each) for each in zip(by_run, means, items, noise, strict=True)]
+
+
+def _seed_numbers(runs: Sequence[Run]) -> Array | None:
+    """Return the number of each run's seed, [R], if several methods have the same seeds; otherwise None."""
+    seeds = list(dict.fromkeys(seed for _, seed in runs))
+    labels = {label for label, _ in runs}
+    if None in seeds or len(labels) < 2 or len(runs) < len(labels) * len(seeds):
+        return None
+    return np.array([seeds.index(seed) for _, seed in runs])
 
 
 def _is_positive(draws: _Draws, confidence: float) -> bool:
