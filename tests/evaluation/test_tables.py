@@ -33,24 +33,24 @@ def comparison(label: str = "contrastive", effect: Effect | None = FOUND, task: 
     [
         (
             FOUND,
-            "contrastive: better than real on 1 of 2 tasks; mean relative change +4.9 % (95 % interval +1.2 % to "
-            "+8.4 %, p = 0.010 after Holm's correction).",
+            "contrastive: better than real on 1 of 2 tasks; mean relative change over blimp +4.9 % (95 % interval "
+            "+1.2 % to +8.4 %, p = 0.010 after Holm's correction).",
         ),
         (
             Effect(0.049, (0.012, 0.084), 0.0005, 0.0005, 0.031),
-            "contrastive: better than real on 1 of 2 tasks; mean relative change +4.9 % (95 % interval +1.2 % to "
-            "+8.4 %, p < 0.001 after Holm's correction).",
+            "contrastive: better than real on 1 of 2 tasks; mean relative change over blimp +4.9 % (95 % interval "
+            "+1.2 % to +8.4 %, p < 0.001 after Holm's correction).",
         ),
         (
             Effect(0.01, (-0.03, 0.05), 0.3, 0.6, 0.061),
-            "contrastive: no improvement over real could be shown: better on 1 of 2 tasks; mean relative change +1.0 % "
-            "(95 % interval -3.0 % to +5.0 %, p = 0.600 after Holm's correction); an improvement of less than 6.1 % "
-            "would probably not have been found with 2 runs.",
+            "contrastive: no improvement over real could be shown: better on 1 of 2 tasks; mean relative change over "
+            "blimp +1.0 % (95 % interval -3.0 % to +5.0 %, p = 0.600 after Holm's correction); an improvement of less "
+            "than 6.1 % would probably not have been found with 2 runs.",
         ),
         (
             Effect(-0.04, (-0.05, -0.03), 1, 1, 0.061),
-            "contrastive: worse than real, but better on 1 of 2 tasks; mean relative change -4.0 % (95 % interval "
-            "-5.0 % to -3.0 %).",
+            "contrastive: worse than real, but better on 1 of 2 tasks; mean relative change over blimp -4.0 % (95 % "
+            "interval -5.0 % to -3.0 %).",
         ),
         (Effect(0, (0, 0), 0.5, 0.5, 0), "contrastive: no difference from real, whose scores are the same."),
         (

@@ -121,7 +121,12 @@ def _statement(comparison: Comparison, method: MethodSummary) -> str:
     if effect.interval == (0, 0):
         return f"no difference from {baseline}, whose scores are the same"
     confidence = f"{comparison.confidence * 100:g} %"
-    change = f"mean relative change {_percent(effect.value)} ({confidence} interval {_range(effect.interval)}"
+    covered = [task.name for task in comparison.tasks if task.in_mean]
+    if len(covered) == len(comparison.tasks):
+        over = ""
+    else:
+        over = f" over {covered[0] if len(covered) == 1 else counted(len(covered), 'task')}"
+    change = f"mean relative change{over} {_percent(effect.value)} ({confidence} interval {_range(effect.interval)}"
     corrected = f"p {_p(effect.p_corrected, '= ')} after Holm's correction)"
     if effect.p_corrected <= 1 - comparison.confidence:
         return f"better than {baseline} {count}; {change}, {corrected}"
