@@ -168,7 +168,7 @@ def digest(folder: Path, argv: Sequence[str], inputs: Sequence[str], out: str) -
 
 
 def is_finished(folder: Path, stage: StageEntry, out: str) -> bool:
-    """Return whether a stage has its output, and neither its command nor what it reads from has changed since.
+    """Return whether a stage has all files of its output, and neither its command nor what it reads from has changed since.
 
     Args:
         folder: the folder of the experiment.
@@ -176,7 +176,7 @@ def is_finished(folder: Path, stage: StageEntry, out: str) -> bool:
         out: the folder as the stage's command names it.
     """
     try:
-        has_output = _fingerprint(folder / stage["name"]) is not None
+        has_output = manifests.is_whole(folder / stage["name"])
         finished = stage["record"]["digest"] if stage["record"] else None
         return has_output and finished == digest(folder, stage["argv"], stage["inputs"], out)
     except (CorpusError, ValueError):  # it cannot be read, or is a name that no folder can have

@@ -81,7 +81,8 @@ def test_a_record_with_an_impossible_time_counts_as_missing(tmp_path: Path, seco
 
 def write_run(folder: Path, config: str, checksum: str) -> None:
     """Write the manifest of a training run."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "step_000004").mkdir(parents=True, exist_ok=True)
+    (folder / "step_000004" / "model.safetensors").touch()
     checkpoint = {"step": 4, "loss": 2.5, "perplexity": 12.5, "files": {"model.safetensors": checksum}}
     run = {
         "config": {"corpus": config},
