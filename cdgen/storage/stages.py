@@ -168,7 +168,7 @@ def digest(folder: Path, argv: Sequence[str], inputs: Sequence[str], out: str) -
 
 
 def is_finished(folder: Path, stage: StageEntry, out: str) -> bool:
-    """Return whether a stage has all files of its output, and neither its command nor what it reads from has changed since.
+    """Return whether a stage has all its files, and neither its command nor what it reads from has changed since.
 
     Args:
         folder: the folder of the experiment.
