@@ -51,7 +51,7 @@ def forest(comparison: "Comparison", looks: Mapping[str, Look], name: str, narro
     width, height = NARROW if narrow else WIDE, _ROW * len(rows) + 70
     drawn, (axes,) = figure(width, height)
     # The columns: names, plot, and, if there is room, figures.
-    left, right = (118, 326) if narrow else (_names_width(comparison), 530)
+    left, right = (118, 326) if narrow else (_names_width(comparison), 512)
     drawn.set_layout_engine("none")
     axes.set_position((left / width, 46 / height, (right - left) / width, 1 - 70 / height))
     axes.set(yticks=[], ylim=(-0.5, len(rows) - 0.5))
