@@ -1,6 +1,7 @@
 """How `cdgen run` runs stages: what it records about them, which ones it chooses, and several processes at once."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,11 +105,15 @@ def test_the_time_of_all_attempts_is_recorded(commands: Commands) -> None:
 def test_a_stage_that_has_changed_is_unfinished(commands: Commands) -> None:
     commands.run()
     changed = (PLANNED[0], Stage("model", ("train", "--steps", "6", "--out", "OUT/model"), ("good",)))
+    commands.failing = {"model": InputError("was started with steps = 5; use the same value, or choose another folder")}
+    with pytest.raises(InputError, match=f"or delete {re.escape(str(commands.folder / 'model'))} and rerun$"):
+        commands.run(changed)
+    assert commands.lines[0].startswith("changed since they were finished: model; if the command of one refuses")
     commands.failing = {"model": 1}
     assert commands.run(changed) == 1
-    assert commands.finished() == [True, False] and commands.seconds() == [10, 20]
+    assert commands.finished() == [True, False] and commands.seconds() == [10, 30]
     assert commands.run(changed) == 0
-    assert commands.finished() == [True, True] and commands.seconds() == [10, 30]
+    assert commands.finished() == [True, True] and commands.seconds() == [10, 40]
 
 
 def test_a_stage_waits_for_an_input_that_has_changed(commands: Commands) -> None:
