@@ -60,6 +60,22 @@ def test_splits_hold_whole_files_and_no_more_of_them_than_needed(tmp_path: Path)
     assert len(tested) > 12, "the seed decides which files are held out"
 
 
+def test_the_files_of_each_split_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pattern = books(tmp_path / "books", 12)
+    found = by_file(Source("a", pattern), tmp_path / "out")
+    inputs = manifest_of(tmp_path / "out")["sources"][0]["inputs"]
+    named = {split: {f"a/{one['label']}" for one in inputs if one["split"] == split} for split in found}
+    assert named == found
+    argv = ["prepare", f"a={pattern}", "--split-by", "file", "--test", "0.1", "--seeds", "0.15"]
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 0
+    assert (
+        f"test: {len(texts(tmp_path / 'out', 'test'))} documents from {len(found['test'])} file"
+        in capsys.readouterr().out
+    )
+    plain = prepare_corpus(Source("a", pattern), tmp_path / "plain")
+    assert plain.train.files is None and "split" not in manifest_of(tmp_path / "plain")["sources"][0]["inputs"][0]
+
+
 def test_a_larger_share_moves_no_file_of_the_other_split(tmp_path: Path) -> None:
     source = Source("a", books(tmp_path / "books", 30))
     small = by_file(source, tmp_path / "small", test=0.1)
