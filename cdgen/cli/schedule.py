@@ -14,7 +14,7 @@ from cdgen.storage.locks import FileLock
 if TYPE_CHECKING:
     from cdgen.cli.stages import Stage
 
-_LOCKS = ".cdgen-locks"  # not in the folders of the stages, which their commands lock
+_LOCKS = ".cdgen-locks"  # the commands of the stages lock the folders of the stages
 
 
 class Schedule:

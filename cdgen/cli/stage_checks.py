@@ -55,8 +55,10 @@ def check_stages(
             _check_positions(f"{name}: stage {stage.name}", checked, _good(configs))
         if stage.argv[0] == "prepare":
             _check_sources(name, checked)
-        if stage.argv[0] == "prepare" and not args.seeds:
-            raise InputError(f"{name}: [prepare] seeds = {args.seeds:g}: leaves no seeds to continue; use more than 0")
+            if not args.seeds:
+                raise InputError(
+                    f"{name}: [prepare] seeds = {args.seeds:g}: leaves no seeds to continue; use more than 0"
+                )
         if stage.argv[0] == "evaluate" and not labels:
             _check_tasks(name, checked, parse(planned[0].argv))
             labels = dict.fromkeys(model.partition("=")[0] for model in args.models)

@@ -18,7 +18,7 @@ RATIO, METHOD, STRENGTH, ALPHA, BAD = "mixing ratio", "method", "contrast streng
 FACTORS = (RATIO, METHOD, STRENGTH, ALPHA, BAD)
 _OWN_CONFIG = ("corpus", "tokenizer", "test", "model", "synthetic", "ratio", "seed")  # inputs, factors, the seed
 _REPEATED = "real text, repeated"  # the method of models that mix real text with itself
-_SEED = re.compile(r"-seed\d+(?=@|$)")  # in names of replications
+_SEED = re.compile(r"-seed\d+(?=@|$)")  # the end of a replication's name
 _OWN_PARAMS = ("alpha", "contrast_strength", "top_k", "top_p", "outside_head", "seed")
 
 Value: TypeAlias = "str | float | None"  # None: the factor, or setting, does not apply

@@ -50,7 +50,7 @@ class FileLock:
         with contextlib.suppress(OSError):  # the disk is full: the name of the holder is missing in messages
             os.ftruncate(file, 0)
             os.pwrite(file, f"{host}, process {os.getpid()}\n".encode(), 0)
-        elapsed = os.fstat(file).st_mtime - last_used  # by the clock of the file system
+        elapsed = os.fstat(file).st_mtime - last_used  # both times are those of the file system's clock
         self.settling = max(_SETTLING - elapsed, 0.0) if before and not before.startswith(f"{host}, ") else 0.0
         return True
 

@@ -26,7 +26,7 @@ class Commands:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.now, self.slept = folder, 0.0, 0
-        self.failing: dict[str, BaseException | int] = {}  # by name of the stage
+        self.failing: dict[str, BaseException | int] = {}  # the keys are names of stages
         self.executed: list[str] = []
         self.listed: list[tuple[str, ...]] = []  # names in stages.json while each command ran
         self.lines: list[str] = []
