@@ -4,12 +4,12 @@ import argparse
 from functools import cache
 from pathlib import Path
 
+from cdgen.cli.experiment.recipe import PRESETS, read_recipe, stages
+from cdgen.cli.experiment.runner import matching, run_stages
+from cdgen.cli.experiment.schedule import Schedule
+from cdgen.cli.experiment.stage_checks import check_results, check_stages, check_texts
+from cdgen.cli.experiment.stage_list import stage_list
 from cdgen.cli.parser import Commands, Parser, add_command
-from cdgen.cli.recipe import PRESETS, read_recipe, stages
-from cdgen.cli.schedule import Schedule
-from cdgen.cli.stage_checks import check_results, check_stages, check_texts
-from cdgen.cli.stage_list import stage_list
-from cdgen.cli.stages import matching, run_stages
 from cdgen.errors import escaped
 from cdgen.storage.folder import OutputFolder
 

@@ -1,6 +1,5 @@
 """Ablations: compared methods that differ in one factor, while everything else is equal."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ from cdgen.report.content import Ablation, Level
 from cdgen.report.corpora import params_of
 from cdgen.report.names import Model, Names
 from cdgen.report.parts import Part, find_part
+from cdgen.report.replications import SEED
 from cdgen.report.roles import pair_of
 from cdgen.storage import manifest as manifests
 
@@ -18,7 +18,6 @@ RATIO, METHOD, STRENGTH, ALPHA, BAD = "mixing ratio", "method", "contrast streng
 FACTORS = (RATIO, METHOD, STRENGTH, ALPHA, BAD)
 _OWN_CONFIG = ("corpus", "tokenizer", "test", "model", "synthetic", "ratio", "seed")  # inputs, factors, the seed
 _REPEATED = "real text, repeated"  # the method of models that mix real text with itself
-_SEED = re.compile(r"-seed\d+(?=@|$)")  # the end of a replication's name
 _OWN_PARAMS = ("alpha", "contrast_strength", "top_k", "top_p", "outside_head", "seed")
 
 Value: TypeAlias = "str | float | None"  # None: the factor, or setting, does not apply
@@ -113,7 +112,7 @@ def _common(values: Sequence[Value]) -> Value:
     """Return the value that is the same in all replications, apart from their seeds; "" if there is none."""
     if len({*values}) == 1:
         return values[0]
-    distinct = {_SEED.sub("", value) if isinstance(value, str) else value for value in values}
+    distinct = {SEED.sub("", value) if isinstance(value, str) else value for value in values}
     return distinct.pop() if len(distinct) == 1 else ""
 
 

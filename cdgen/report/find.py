@@ -23,6 +23,7 @@ from cdgen.report.models import read_models
 from cdgen.report.names import Names
 from cdgen.report.outcome import read_outcome, summary
 from cdgen.report.parts import Part, find_part, find_text_part, reason
+from cdgen.report.replications import corpora_of_one_seed
 from cdgen.report.roles import find_uses
 from cdgen.storage import manifest as manifests
 from cdgen.storage.progress import Progress, Silent
@@ -65,7 +66,8 @@ def read(
     comparison = outcome.comparison if outcome else None
     options = [word for name, value in (("device", device), ("dtype", dtype)) if value for word in (f"--{name}", value)]
     models = read_models(parts, names, find_uses(parts, names))
-    corpora = CorporaReader(names, load, options, notes.append, progress).read(parts)
+    shown = corpora_of_one_seed(parts, notes.append) if experiment else parts
+    corpora = CorporaReader(names, load, options, notes.append, progress).read(shown)
     return Report(
         title=_title(experiment, parts),
         summary=_summary(outcome, models, corpora),
@@ -75,7 +77,7 @@ def read(
         models=models,
         corpora=corpora,
         ablations=find_ablations(comparison, names) if comparison else (),
-        documents=_documents(parts, names, load, notes.append, progress),
+        documents=_documents(shown, names, load, notes.append, progress),
         made=how_it_was_made(parts, names, experiment.commands if experiment else (), comparison),
         notes=tuple(dict.fromkeys(notes)),
     )

@@ -11,7 +11,7 @@ pytest.importorskip("jinja2", reason="needs jinja2 (the extra `report`)")
 pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `report`)")
 pytest.importorskip("accelerate", reason="needs accelerate (the extra `train`)")
 
-from cdgen.cli.recipe import RECIPES
+from cdgen.cli.experiment.recipe import RECIPES
 from tests.helpers.browser import axe, open_page, overflowing
 
 if TYPE_CHECKING:

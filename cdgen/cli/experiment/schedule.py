@@ -5,14 +5,11 @@ The answers come from the disk, because other processes may run stages of the sa
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cdgen.cli.experiment.stage import Stage
 from cdgen.storage import manifest as manifests
 from cdgen.storage import stages as stage_files
 from cdgen.storage.locks import FileLock
-
-if TYPE_CHECKING:
-    from cdgen.cli.stages import Stage
 
 _LOCKS = ".cdgen-locks"  # the commands of the stages lock the folders of the stages
 
@@ -26,13 +23,13 @@ class Schedule:
         selected: names of the stages to run. Others are run if they are unfinished and a selected one needs them.
     """
 
-    def __init__(self, planned: Sequence["Stage"], out: Path, selected: Collection[str]) -> None:
+    def __init__(self, planned: Sequence[Stage], out: Path, selected: Collection[str]) -> None:
         self.out = out
         self.selected = [stage.name for stage in planned if stage.name in selected]
         self._stages = {stage.name: stage for stage in planned}
         self._finished: set[str] = set()  # a finished stage is not checked again
 
-    def pending(self) -> list["Stage"]:
+    def pending(self) -> list[Stage]:
         """Return the unfinished stages that are selected or that a selected one needs, in their order.
 
         Raises:
@@ -74,15 +71,15 @@ class Schedule:
         always = {stage.name for stage in self._stages.values() if stage.always}
         return [name for name, record in records.items() if record and record["digest"] and name not in always]
 
-    def is_ready(self, stage: "Stage") -> bool:
+    def is_ready(self, stage: Stage) -> bool:
         """Return whether all stages that a stage reads from are finished."""
         return all(self.is_finished(name) for name in stage.inputs)
 
-    def digest(self, stage: "Stage") -> str:
+    def digest(self, stage: Stage) -> str:
         """Return the digest of a stage that is ready; see :func:`cdgen.storage.stages.digest`."""
         return stage_files.digest(self.out, stage.argv, stage.inputs, str(self.out))
 
-    def finish(self, stage: "Stage") -> None:
+    def finish(self, stage: Stage) -> None:
         """Note that this process has run a stage."""
         self._finished.add(stage.name)
 

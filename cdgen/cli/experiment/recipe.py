@@ -33,10 +33,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from cdgen.cli import recipe_commands as commands
-from cdgen.cli.recipe_checks import TABLES, check_tables
-from cdgen.cli.recipe_variants import DERIVED_BADS, REAL, REPEATED, Recipe, Table, Variant, bads, seeds, variants
-from cdgen.cli.stages import Stage
+from cdgen.cli.experiment import commands
+from cdgen.cli.experiment.recipe_checks import TABLES, check_tables
+from cdgen.cli.experiment.stage import Stage
+from cdgen.cli.experiment.variants import DERIVED_BADS, REAL, REPEATED, Recipe, Table, Variant, bads, seeds, variants
 from cdgen.errors import InputError, first_line
 from cdgen.training.config import FIELDS, MAY_CHANGE
 
@@ -45,7 +45,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 PRESETS = ("tiny", "icelandic-small", "small", "paper")
 _SEED = next(field.default for field in FIELDS if field.name == "seed")
 _RATIO = 0.3  # the paper's

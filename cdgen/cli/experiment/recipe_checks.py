@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from cdgen.cli.recipe_experiment_checks import check_bads, check_experiment, check_values
-from cdgen.cli.recipe_variants import REPEATED, Recipe, as_list, methods, uses
+from cdgen.cli.experiment.variant_checks import check_bads, check_experiment, check_values
+from cdgen.cli.experiment.variants import REPEATED, Recipe, as_list, methods, uses
 from cdgen.errors import InputError
 
 TABLES = ("prepare", "tokenizer", "train", "good", "bad", "generate", "mixed", "experiment", "evaluate", "compare")

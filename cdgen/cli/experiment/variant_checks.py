@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cdgen.cli.recipe_variants import (
+from cdgen.cli.experiment.variants import (
     DERIVED_BADS,
     FACTORS,
     GRIDS,

@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdgen.cli.experiment.stage import Stage
+from cdgen.cli.experiment.variants import FACTORS, Recipe, bads
 from cdgen.cli.generate import Request, check_request
-from cdgen.cli.recipe_variants import FACTORS, bads
 from cdgen.cli.train import train_config
 from cdgen.errors import InputError
 from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_shape, split_batch
@@ -15,8 +16,6 @@ from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_sh
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from cdgen.cli.recipe_variants import Recipe
-    from cdgen.cli.stages import Stage
     from cdgen.evaluation.tasks import Task
     from cdgen.prepare.sources import Source
 
@@ -25,7 +24,7 @@ _TABLES = {"train": ("mixed", "good", "bad", "train")}  # tables of a command th
 
 
 def check_stages(
-    planned: Sequence["Stage"], recipe: "Recipe", name: str, parse: Callable[[Sequence[str]], argparse.Namespace]
+    planned: Sequence[Stage], recipe: Recipe, name: str, parse: Callable[[Sequence[str]], argparse.Namespace]
 ) -> None:
     """Check the options of every stage, the tasks, and whether later stages will find the checkpoints that they need.
 
@@ -68,7 +67,7 @@ def check_stages(
     _check_mixtures(name, configs)
 
 
-def _wrong_key(recipe: "Recipe", command: str, message: str) -> str | None:
+def _wrong_key(recipe: Recipe, command: str, message: str) -> str | None:
     """Return what is wrong with the key of a table that a command line rejects, or None if it is not about a key."""
     words = message.partition("unrecognized arguments: ")[2].partition(";")[0].split()
     tables = {table: recipe.get(table, {}) for table in _TABLES.get(command, (command,))}
@@ -90,7 +89,7 @@ def _good(configs: Mapping[str, TrainConfig]) -> TrainConfig:
     return next(config for stage, config in configs.items() if stage.partition("-")[0] == "good")
 
 
-def _check_good_and_bads(name: str, recipe: "Recipe", good: TrainConfig) -> None:
+def _check_good_and_bads(name: str, recipe: Recipe, good: TrainConfig) -> None:
     """Check that GOOD saves the checkpoints, and has the layers, that the recipe asks for."""
     checkpoint = recipe.get("good", {}).get("checkpoint")
     _check_checkpoint(f"{name}: [good] checkpoint", checkpoint, good)
@@ -148,7 +147,7 @@ def _check_tasks(name: str, tasks: Sequence["Task"], prepare: argparse.Namespace
             )
 
 
-def check_results(planned: Sequence["Stage"], parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
+def check_results(planned: Sequence[Stage], parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
     """Check that the results hold no scores that the recipe does not ask for: they would be compared, too.
 
     Args:
@@ -220,7 +219,7 @@ def _model_value(config: TrainConfig, key: str, where: str) -> int | None:
     return stated if type(stated) is int else None
 
 
-def check_texts(planned: Sequence["Stage"], name: str, parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
+def check_texts(planned: Sequence[Stage], name: str, parse: Callable[[Sequence[str]], argparse.Namespace]) -> None:
     """Check what depends on the corpus and the tokenizer, once they exist and before a model is trained.
 
     Args:

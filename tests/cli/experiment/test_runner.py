@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cdgen.cli.stages import Stage, matching, run_stages
+from cdgen.cli.experiment.runner import matching, run_stages
+from cdgen.cli.experiment.stage import Stage
 from cdgen.errors import InputError
 from cdgen.storage import manifest as manifests
 from cdgen.storage import stages as stage_files
@@ -30,8 +31,8 @@ class Commands:
         self.executed: list[str] = []
         self.listed: list[tuple[str, ...]] = []  # names in stages.json while each command ran
         self.lines: list[str] = []
-        monkeypatch.setattr("cdgen.cli.stages.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("cdgen.cli.stages.time.sleep", self.sleep)
+        monkeypatch.setattr("cdgen.cli.experiment.runner.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("cdgen.cli.experiment.runner.time.sleep", self.sleep)
 
     def run(self, planned: Sequence[Stage] = PLANNED, only: Sequence[str] = ()) -> int:
         self.executed.clear()
@@ -181,7 +182,9 @@ def test_a_stage_that_another_process_runs_is_left_to_it(commands: Commands, mon
     """The other process holds the lock of model-a, finishes it while this one waits, and then runs nothing else."""
     other = FileLock(commands.folder / ".cdgen-locks" / "model-a")
     assert other.take()
-    monkeypatch.setattr("cdgen.cli.stages.holder", lambda path: "gpu2, process 7" if path == other.path else None)
+    monkeypatch.setattr(
+        "cdgen.cli.experiment.runner.holder", lambda path: "gpu2, process 7" if path == other.path else None
+    )
 
     def sleep(seconds: float) -> None:
         commands.slept += seconds > 0
@@ -193,7 +196,7 @@ def test_a_stage_that_another_process_runs_is_left_to_it(commands: Commands, mon
             stage_files.write_record(commands.folder / "model-a", record)
             other.release()
 
-    monkeypatch.setattr("cdgen.cli.stages.time.sleep", sleep)
+    monkeypatch.setattr("cdgen.cli.experiment.runner.time.sleep", sleep)
     assert commands.run(GRID) == 0
     assert commands.executed == ["corpus", "good", "model-b", "model-c", "evaluation", "comparison"]
     assert commands.slept == 3 and commands.record("model-a")["seconds"] == 1.0
@@ -204,7 +207,7 @@ def test_a_stage_that_another_process_runs_is_left_to_it(commands: Commands, mon
 def test_a_stage_whose_process_has_died_is_taken_over(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     other = FileLock(commands.folder / ".cdgen-locks" / "good")
     assert other.take()
-    monkeypatch.setattr("cdgen.cli.stages.time.sleep", lambda seconds: other.release())
+    monkeypatch.setattr("cdgen.cli.experiment.runner.time.sleep", lambda seconds: other.release())
     assert commands.run(GRID) == 0
     assert commands.executed == [stage.name for stage in GRID]
 

@@ -4,18 +4,16 @@ import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from cdgen.cli.experiment.schedule import Schedule
+from cdgen.cli.experiment.stage import Stage
 from cdgen.cli.sampling import sampling_params
-from cdgen.cli.schedule import Schedule
 from cdgen.cli.train import train_config
 from cdgen.storage import runs
 from cdgen.storage import stages as stage_files
 from cdgen.storage.locks import holder
 from cdgen.wording import counted, duration
-
-if TYPE_CHECKING:
-    from cdgen.cli.stages import Stage
 
 _HEADER = ("stage", "state", "time", "left", "machine")
 
@@ -40,7 +38,7 @@ class _Row(NamedTuple):
 
 
 def stage_list(
-    planned: Sequence["Stage"],
+    planned: Sequence[Stage],
     selected: Collection[str],
     out: Path,
     parse: Callable[[Sequence[str]], argparse.Namespace],
@@ -86,7 +84,7 @@ def _work(args: argparse.Namespace) -> _Work | None:
     return None
 
 
-def _row(schedule: Schedule, stage: "Stage", work: _Work | None, typical: dict[tuple[Any, ...], float]) -> _Row:
+def _row(schedule: Schedule, stage: Stage, work: _Work | None, typical: dict[tuple[Any, ...], float]) -> _Row:
     folder, is_finished = schedule.out / stage.name, schedule.is_finished(stage.name)
     record = stage_files.read_record(folder)
     state, share = _state(schedule, stage, record, is_finished)
@@ -104,9 +102,7 @@ def _row(schedule: Schedule, stage: "Stage", work: _Work | None, typical: dict[t
     )
 
 
-def _state(
-    schedule: Schedule, stage: "Stage", record: stage_files.Record | None, is_finished: bool
-) -> tuple[str, float]:
+def _state(schedule: Schedule, stage: Stage, record: stage_files.Record | None, is_finished: bool) -> tuple[str, float]:
     """Return the state of a stage, and the share of it that is finished if that is known."""
     if is_finished:
         return "finished", 1.0

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from cdgen.cli import main, stage_checks
+from cdgen.cli import main
 from cdgen.cli.app import build_parser
-from cdgen.cli.recipe import stages
-from cdgen.cli.recipe_variants import Recipe
-from cdgen.cli.stages import Stage, run_stages
+from cdgen.cli.experiment import stage_checks
+from cdgen.cli.experiment.recipe import stages
+from cdgen.cli.experiment.runner import run_stages
+from cdgen.cli.experiment.stage import Stage
+from cdgen.cli.experiment.variants import Recipe
 from cdgen.errors import InputError
 from cdgen.storage import manifest as manifests
 from tests.helpers.results import Scored, correct, write_results

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cdgen.cli.recipe_variants import REAL, Recipe, Table, as_list
-from cdgen.cli.stages import Stage
+from cdgen.cli.experiment.stage import Stage
+from cdgen.cli.experiment.variants import REAL, Recipe, Table, as_list
 
 TASKS = ("held_out", "entity_tracking", "perplexity")  # default of [evaluate] tasks
 TEXT_TASKS = ("held_out", "perplexity")  # tasks that read the test text of the recipe's corpus if they have no path

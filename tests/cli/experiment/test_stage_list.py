@@ -7,9 +7,9 @@ import pytest
 
 from cdgen.cli import main
 from cdgen.cli.app import build_parser
-from cdgen.cli.schedule import Schedule
-from cdgen.cli.stage_list import stage_list
-from cdgen.cli.stages import Stage
+from cdgen.cli.experiment.schedule import Schedule
+from cdgen.cli.experiment.stage import Stage
+from cdgen.cli.experiment.stage_list import stage_list
 from cdgen.storage import manifest as manifests
 from cdgen.storage import stages as stage_files
 from cdgen.storage.locks import FileLock

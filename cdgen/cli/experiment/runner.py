@@ -7,16 +7,15 @@ the stages of one experiment: each takes a stage that no other process runs.
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from cdgen.cli.machine import machine
-from cdgen.cli.schedule import Schedule
+from cdgen.cli.experiment.machine import machine
+from cdgen.cli.experiment.schedule import Schedule
+from cdgen.cli.experiment.stage import Stage
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import runs
 from cdgen.storage import stages as stage_files
@@ -28,29 +27,6 @@ _POLL = 5.0  # seconds between two checks of the stages that other processes run
 _LISTED = 10  # number of finished stages that are reported one by one, and of stages that a message names
 _OTHER_FOLDER = re.compile("(choose|evaluate into) another folder")
 _LONGEST = 1000  # number of characters of a command that are printed
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command of an experiment.
-
-    Args:
-        name: name of the stage and of its folder.
-        argv: arguments of `cdgen`, starting with the command's name.
-        inputs: names of the stages that it reads from.
-        always: run the command each time, because it reads files from outside the output folder and checks them itself,
-            or because it is quick and prints what the user wants to see.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    inputs: tuple[str, ...] = ()
-    always: bool = False
-
-    @property
-    def command(self) -> str:
-        """The command line as one would type it."""
-        return f"cdgen {shlex.join(self.argv)}"
 
 
 def run_stages(
@@ -67,7 +43,7 @@ def run_stages(
     one runs the stage.
 
     Args:
-        planned: the stages, as :func:`cdgen.cli.recipe.stages` returns them.
+        planned: the stages, as :func:`cdgen.cli.experiment.recipe.stages` returns them.
         out: the folder that they were planned for.
         recipe: name of the recipe.
         execute: runs a command line of `cdgen` and returns its exit code.

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from cdgen.cli.machine import machine
+from cdgen.cli.experiment.machine import machine
 
 
 def test_a_gpu_is_named_if_the_command_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cdgen.cli import main
-from cdgen.cli.recipe import read_recipe, stages
-from cdgen.cli.recipe_variants import FACTORS, REPEATED, SAMPLING_FACTORS, Recipe, uses, variants
-from cdgen.cli.stages import Stage
+from cdgen.cli.experiment.recipe import read_recipe, stages
+from cdgen.cli.experiment.stage import Stage
+from cdgen.cli.experiment.variants import FACTORS, REPEATED, SAMPLING_FACTORS, Recipe, uses, variants
 from cdgen.engine.sampling_params import METHODS, SamplingParams
 from cdgen.errors import InputError
 
@@ -223,7 +223,7 @@ def test_tables_that_no_method_needs_may_be_missing(tmp_path: Path) -> None:
 
 
 def test_the_grid_of_the_documentation(recipe: Path, tmp_path: Path, capsys: Any) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
     grid, after = re.findall(r"^((?:    .*\n)+)\n((?:.+\n)+)", page[page.index("    [bad.early]") :], re.M)[0]
     base = recipe.read_text().replace("[bad]\nstep = 3\n", "").replace("[train]", "[train]\nbatch_size = 10", 1)
     base = base.replace("batch_size = 8\n", "").replace('model = "', 'model = "tiny" #')

@@ -12,9 +12,10 @@ import pytest
 
 from cdgen.cli import main
 from cdgen.cli.app import build_parser
-from cdgen.cli.recipe import PRESETS, read_recipe, stages
-from cdgen.cli.recipe_commands import SWITCHES
-from cdgen.cli.stages import Stage, perplexities, run_stages
+from cdgen.cli.experiment.commands import SWITCHES
+from cdgen.cli.experiment.recipe import PRESETS, read_recipe, stages
+from cdgen.cli.experiment.runner import perplexities, run_stages
+from cdgen.cli.experiment.stage import Stage
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
 
