@@ -8,8 +8,8 @@ DESCRIPTION = """\
 Compare methods with a baseline, based on results of cdgen evaluate. A method is
 all models of one label; those of different training seeds are its training
 runs. Print the values of each task, the mean relative change over the tasks,
-and one sentence per method: what could be shown, and how large an effect could
-have been missed."""
+and a few sentences per method: what could be shown, and how large an effect
+could have been missed."""
 
 EPILOG = """\
 Each task is compared by its first metric. The mean relative change covers the

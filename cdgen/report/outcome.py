@@ -1,13 +1,13 @@
 """What evaluations found: a comparison that was written, one that is computed now, or the results alone."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from cdgen.errors import CorpusError, InputError
 from cdgen.evaluation import results
 from cdgen.evaluation.comparison import folder
 from cdgen.evaluation.comparison.compare import compare
-from cdgen.evaluation.comparison.data import Comparison
+from cdgen.evaluation.comparison.data import Comparison, TaskSummary
 from cdgen.report.content import Outcome, Table
 from cdgen.report.parts import Part, of_kind
 from cdgen.storage import manifest as manifests
@@ -40,22 +40,40 @@ def read_outcome(parts: Sequence[Part], note: Callable[[str], None]) -> Outcome 
 
 
 def summary(comparison: Comparison) -> str:
-    """Return a comparison in one sentence."""
+    """Return a comparison in one sentence: the mean relative change, and clear differences on tasks not in the mean."""
     others = comparison.methods[1:]
     changes = {one.method: one.mean_relative_change for one in others if one.mean_relative_change is not None}
     methods = counted(len(others), "method was", "methods were")
-    start = f"{methods} compared with {comparison.baseline} on {counted(len(comparison.tasks), 'task')}"
-    if not changes:
-        return f"{start}; no task qualifies for the mean relative change."
-    better = [name for name, one in changes.items() if one.p_corrected <= 1 - comparison.confidence]
-    worse = [name for name, one in changes.items() if name not in better and one.interval[1] < 0]
-    said = [_that_are(better, "better") if better else "no improvement could be shown"]
-    said += [_that_are(worse, "worse")] if worse else []
-    return f"{start}; {'; '.join(said)}."
+    said = [f"{methods} compared with {comparison.baseline} on {counted(len(comparison.tasks), 'task')}"]
+    if changes:
+        better = [name for name, one in changes.items() if one.p_corrected <= 1 - comparison.confidence]
+        worse = [name for name, one in changes.items() if name not in better and one.interval[1] < 0]
+        said.append(_that_are(better, "better") if better else "no improvement on average could be shown")
+        said += [_that_are(worse, "worse")] if worse else []
+    else:
+        said.append("no task qualifies for the mean relative change")
+    for task in comparison.tasks:
+        if not task.in_mean:
+            said += _on_task(comparison, task)
+    return f"{'; '.join(said)}."
 
 
 def _that_are(methods: Sequence[str], what: str) -> str:
     return f"{joined(methods)} {'is' if len(methods) == 1 else 'are'} {what}"
+
+
+def _on_task(comparison: Comparison, task: TaskSummary) -> Iterator[str]:
+    """Yield which methods are clearly better on a task, and which are clearly worse."""
+    found: dict[str, list[str]] = {"better": [], "worse": []}
+    for method in comparison.methods[1:]:
+        effect = comparison.result(method.method, task.name).difference
+        if effect is None:
+            continue
+        if effect.p_corrected <= 1 - comparison.confidence:
+            found["better"].append(method.method)
+        elif effect.interval[1] < 0 if task.higher_is_better else effect.interval[0] > 0:
+            found["worse"].append(method.method)
+    yield from (f"{_that_are(methods, what)} on {task.name}" for what, methods in found.items() if methods)
 
 
 def _written(compared: Sequence[Part], note: Callable[[str], None]) -> Comparison | None:

@@ -10,6 +10,7 @@ from cdgen.evaluation.comparison.data import Comparison, Effect, MethodSummary, 
 from cdgen.evaluation.comparison.tables import as_latex, as_markdown, as_text, sentences
 
 FOUND = Effect(0.049, (0.012, 0.084), 0.005, 0.01, 0.031)
+LOWER = Effect(-0.02, (-0.03, -0.01), 0.01, 0.02, 0.015)
 
 
 def comparison(label: str = "contrastive", effect: Effect | None = FOUND, task: str = "blimp") -> Comparison:
@@ -21,11 +22,14 @@ def comparison(label: str = "contrastive", effect: Effect | None = FOUND, task: 
     runs = (RunValue("a", 42, 500, 0.7), RunValue("b", 43, 1000, 0.72))
     results = tuple(
         TaskResult(method, one.name, runs, 0.7123456, (0.7, 0.72), change, change)
-        for one in tasks
-        for method, change in (("real", None), (label, effect))
+        for one, of_method in zip(tasks, (effect, LOWER), strict=True)
+        for method, change in (("real", None), (label, of_method))
     )
     methods = (MethodSummary("real", 2, 0, None), MethodSummary(label, 2, 1, effect))
     return Comparison("real", "best", 1000, 0.95, 0, methods, tasks, results, ("ewok is left out",))
+
+
+LEFT_OUT = "Not in the mean: text -2.0 % (-3.0 % to -1.0 %, p = 0.020; lower is better)."
 
 
 @pytest.mark.parametrize(
@@ -33,24 +37,24 @@ def comparison(label: str = "contrastive", effect: Effect | None = FOUND, task: 
     [
         (
             FOUND,
-            "contrastive: better than real on 1 of 2 tasks; mean relative change over blimp +4.9 % (95 % interval "
-            "+1.2 % to +8.4 %, p = 0.010 after Holm's correction).",
+            "contrastive: better than real. Mean relative change over blimp +4.9 % (95 % interval +1.2 % to +8.4 %, "
+            "p = 0.010 after Holm's correction).",
         ),
         (
             Effect(0.049, (0.012, 0.084), 0.0005, 0.0005, 0.031),
-            "contrastive: better than real on 1 of 2 tasks; mean relative change over blimp +4.9 % (95 % interval "
-            "+1.2 % to +8.4 %, p < 0.001 after Holm's correction).",
+            "contrastive: better than real. Mean relative change over blimp +4.9 % (95 % interval +1.2 % to +8.4 %, "
+            "p < 0.001 after Holm's correction).",
         ),
         (
             Effect(0.01, (-0.03, 0.05), 0.3, 0.6, 0.061),
-            "contrastive: no improvement over real could be shown: better on 1 of 2 tasks; mean relative change over "
-            "blimp +1.0 % (95 % interval -3.0 % to +5.0 %, p = 0.600 after Holm's correction); an improvement of less "
-            "than 6.1 % would probably not have been found with 2 runs.",
+            "contrastive: no improvement over real could be shown. Mean relative change over blimp +1.0 % (95 % "
+            "interval -3.0 % to +5.0 %, p = 0.600 after Holm's correction); with 2 runs, an improvement of less than "
+            "6.1 % would probably have been missed.",
         ),
         (
             Effect(-0.04, (-0.05, -0.03), 1, 1, 0.061),
-            "contrastive: worse than real, but better on 1 of 2 tasks; mean relative change over blimp -4.0 % (95 % "
-            "interval -5.0 % to -3.0 %).",
+            "contrastive: worse than real. Mean relative change over blimp -4.0 % (95 % interval -5.0 % to -3.0 %, "
+            "p = 1.000 after Holm's correction).",
         ),
         (Effect(0, (0, 0), 0.5, 0.5, 0), "contrastive: no difference from real, whose scores are the same."),
         (
@@ -60,7 +64,15 @@ def comparison(label: str = "contrastive", effect: Effect | None = FOUND, task: 
     ],
 )
 def test_sentences(effect: Effect | None, sentence: str) -> None:
-    assert sentences(comparison(effect=effect)) == [sentence]
+    assert sentences(comparison(effect=effect)) == [f"{sentence} {LEFT_OUT}"]
+
+
+def test_a_sentence_leaves_out_tasks_without_a_change() -> None:
+    found = comparison()
+    equal = Effect(0.0, (0.0, 0.0), 0.5, 0.5, 0.0)
+    for change in (None, equal):
+        results = tuple(replace(one, relative_change=change) if one.task == "text" else one for one in found.results)
+        assert "Not in the mean" not in sentences(replace(found, results=results))[0]
 
 
 def test_text() -> None:
@@ -76,7 +88,7 @@ def test_text() -> None:
         "  contrastive     2  0.7123    0.7 to 0.72  +4.9 %  +1.2 % to +8.4 %     0.010",
         "text: perplexity, lower is better; 1 item, convention babylm",
         "  real            2  0.7123    0.7 to 0.72",
-        "  contrastive     2  0.7123    0.7 to 0.72  +4.9 %  +1.2 % to +8.4 %     0.010",
+        "  contrastive     2  0.7123    0.7 to 0.72  -2.0 %  -3.0 % to -1.0 %     0.020",
         "",
         *sentences(comparison()),
         "note: ewok is left out",

@@ -1,7 +1,7 @@
 """Tables and sentences from a comparison, as plain text, Markdown and LaTeX."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -98,9 +98,9 @@ def as_latex(comparison: Comparison) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Return one sentence per method other than the baseline: what could be shown, and what could not."""
+    """Return what could be shown of each method other than the baseline, and what could not, in a few sentences."""
     others = comparison.methods[1:]
-    return [f"{method.method}: {_statement(comparison, method)}." for method in others]
+    return [f"{method.method}: {' '.join(_statements(comparison, method))}" for method in others]
 
 
 def method_text(comparison: Comparison) -> str:
@@ -113,29 +113,50 @@ def method_text(comparison: Comparison) -> str:
     )
 
 
-def _statement(comparison: Comparison, method: MethodSummary) -> str:
+def _statements(comparison: Comparison, method: MethodSummary) -> Iterator[str]:
+    """Yield sentences about a method: the outcome, the mean relative change, and the tasks that it does not cover."""
     effect, baseline = method.mean_relative_change, comparison.baseline
-    count = f"on {method.better} of {counted(len(comparison.tasks), 'task')}"
     if effect is None:
-        return f"better than {baseline} {count}; no task qualifies for the mean relative change"
-    if effect.interval == (0, 0):
-        return f"no difference from {baseline}, whose scores are the same"
-    confidence = f"{comparison.confidence * 100:g} %"
-    covered = [task.name for task in comparison.tasks if task.in_mean]
-    if len(covered) == len(comparison.tasks):
-        over = ""
+        count = f"{method.better} of {counted(len(comparison.tasks), 'task')}"
+        yield f"better than {baseline} on {count}; no task qualifies for the mean relative change."
+    elif effect.interval == (0, 0):
+        yield f"no difference from {baseline}, whose scores are the same."
+    elif effect.p_corrected <= 1 - comparison.confidence:
+        yield f"better than {baseline}."
+        yield f"{_mean_change(comparison, effect)}."
+    elif effect.interval[1] < 0:
+        yield f"worse than {baseline}."
+        yield f"{_mean_change(comparison, effect)}."
     else:
-        over = f" over {covered[0] if len(covered) == 1 else counted(len(covered), 'task')}"
-    change = f"mean relative change{over} {_percent(effect.value)} ({confidence} interval {_range(effect.interval)}"
-    corrected = f"p {_p(effect.p_corrected, '= ')} after Holm's correction)"
-    if effect.p_corrected <= 1 - comparison.confidence:
-        return f"better than {baseline} {count}; {change}, {corrected}"
-    if effect.interval[1] < 0:
-        but = f", but better {count}" if method.better else ""
-        return f"worse than {baseline}{but}; {change})"
+        yield f"no improvement over {baseline} could be shown."
+        yield (
+            f"{_mean_change(comparison, effect)}; with {counted(method.runs, 'run')}, an improvement of less than "
+            f"{_percent(effect.detectable, '')} would probably have been missed."
+        )
+    others = [
+        _change(task, comparison.result(method.method, task.name)) for task in comparison.tasks if not task.in_mean
+    ]
+    if any(others):
+        yield f"Not in the mean: {'; '.join(filter(None, others))}."
+
+
+def _mean_change(comparison: Comparison, effect: Effect) -> str:
+    covered = [task.name for task in comparison.tasks if task.in_mean]
+    over = covered[0] if len(covered) == 1 else counted(len(covered), "task")
     return (
-        f"no improvement over {baseline} could be shown: better {count}; {change}, {corrected}; an improvement of less "
-        f"than {_percent(effect.detectable, '')} would probably not have been found with {counted(method.runs, 'run')}"
+        f"Mean relative change over {over} {_percent(effect.value)} ({comparison.confidence * 100:g} % interval "
+        f"{_range(effect.interval)}, p {_p(effect.p_corrected, '= ')} after Holm's correction)"
+    )
+
+
+def _change(task: TaskSummary, result: TaskResult) -> str:
+    """Return the relative change on a task, such as "perplexity -2.1 %"; "" if there is none."""
+    change, difference = result.relative_change, result.difference
+    if change is None or difference is None or change.interval == (0, 0):
+        return ""
+    lower = "" if task.higher_is_better else "; lower is better"
+    return (
+        f"{task.name} {_percent(change.value)} ({_range(change.interval)}, p {_p(difference.p_corrected, '= ')}{lower})"
     )
 
 
