@@ -90,6 +90,7 @@ OTHER_PAGES = {
     "docs/gpu.md": "it needs a GPU; tests/benchmarks has a dry run",
     "docs/lm-eval.md": "it needs lm-eval; tests/integrations runs the command",
     "docs/testing.md": "it runs the test suite",
+    "docs/results/icelandic-small.md": "it takes half an hour; tests/test_results.py makes its tables",
 }
 # Commands that the pages show but this test does not run, by their beginning.
 NOT_RUN = {
@@ -104,7 +105,7 @@ NOT_RUN = {
     "cdgen prepare --preset tinybabylm": "its files are not here",
     "accelerate launch": "its arguments are left to the reader; tests/training runs it",
     "torchrun": "its arguments are left to the reader",
-    "CUDA_VISIBLE_DEVICES": "it needs several GPUs; tests/cli/test_stages.py runs two processes",
+    "CUDA_VISIBLE_DEVICES": "it needs several GPUs; tests/cli/experiment/test_runner.py runs two processes",
     "rsync": "it needs a second machine",
     "cdgen run recipe.toml --out experiment": "it needs the machines above; tests/cli runs such commands",
 }
