@@ -28,7 +28,6 @@ PRESETS: dict[str, dict[str, int]] = {
         "tiny": (4, 128, 4, 512),
     }.items()
 }
-_POSITIONS = 2048  # context of the paper's models
 DTYPES = ("float32", "bfloat16")
 _INTEGERS = {  # lowest and highest value of each field
     "batch_size": (1, 2**20),
@@ -72,7 +71,7 @@ class TrainConfig:
         model: a name in :data:`PRESETS`, or a transformers `config.json` or the folder that holds one.
         batch_size: blocks per step, over all processes.
         micro_batch_size: blocks that one process computes at once; gradients are accumulated over micro-batches.
-        block_size: tokens per block.
+        block_size: tokens per block. A model in :data:`PRESETS` has as many positions.
         steps: number of optimizer steps.
         warmup_steps: steps over which the learning rate rises linearly from 0. It then follows a cosine down to 0 at
             `steps`. Default: 150, or a tenth of `steps` if that is less.
@@ -199,5 +198,9 @@ FIELDS = tuple(fields(TrainConfig))
 
 
 def preset_shape(config: TrainConfig) -> dict[str, int]:
-    """Return the arguments of LlamaConfig, except for the vocabulary, for a model in :data:`PRESETS`."""
-    return PRESETS[config.model] | {"max_position_embeddings": max(_POSITIONS, config.block_size)}
+    """Return the arguments of LlamaConfig, except for the vocabulary, for a model in :data:`PRESETS`.
+
+    The model states as many positions as it is trained on, so that nothing reads or writes longer texts with it. (Those
+    of the paper state 2,048, and are trained on 1,024.)
+    """
+    return PRESETS[config.model] | {"max_position_embeddings": config.block_size}

@@ -129,7 +129,7 @@ def test_presets_have_the_papers_sizes() -> None:
     inner = {name: sum(x.numel() for x in lm.model.layers.parameters()) for name, lm in made.items()}
     good = made["paper"]
     assert (good.config.num_hidden_layers, good.config.hidden_size, good.config.intermediate_size) == (12, 768, 3072)
-    assert good.config.max_position_embeddings == 2048 and not good.config.tie_word_embeddings
+    assert good.config.max_position_embeddings == 1024 and not good.config.tie_word_embeddings
     assert good.lm_head.weight.shape == (32_000, 768)
     smaller = [name for name in PRESETS if name.startswith("paper")]
     assert sorted(smaller, key=inner.get, reverse=True) == smaller
