@@ -40,6 +40,7 @@ _TRAINING = {  # sizes of trained models
     "@20 ": "@2 ",
     "@500 ": "@2 ",
     "max-tokens 400": "max-tokens 20",
+    "prompts.txt --out early\n": "prompts.txt --out early --max-tokens 20\n",
     "max_tokens=400": "max_tokens=20",
     "--workers 8": "--workers 2 --shard-size 8",
     "tasks=8, workers=8": "tasks=1, workers=1",
@@ -52,7 +53,7 @@ _TUTORIAL = {  # the sizes of docs/tutorial.md
     "@50 ": "@2 ",
     "max-tokens 100": "max-tokens 20",
     'model = "tiny"\nblock_size = 128\nbatch_size = 16\nmicro_batch_size = 16': (
-        'model = "tiny"\nblock_size = 32\nbatch_size = 4\nmicro_batch_size = 4'
+        'model = "tiny"\nblock_size = 128\nbatch_size = 4\nmicro_batch_size = 4'
     ),
     "vocab_size = 2000": "vocab_size = 300",
     "steps = 150\nwarmup_steps = 20\nsave_every = 50": "steps = 4\nwarmup_steps = 1\nsave_every = 2",

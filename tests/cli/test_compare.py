@@ -19,7 +19,7 @@ def test_it_prints_and_writes_the_comparison(results: Path, tmp_path: Path, caps
     argv = ["compare", str(results), "--baseline", "plain", "--out", str(tmp_path / "out"), "--resamples", "200"]
     assert main(argv) == 0
     printed = capsys.readouterr().out
-    assert "contrastive: better than plain on 1 of 1 task; mean relative change +" in printed
+    assert "contrastive: better than plain. Mean relative change over " in printed
     assert "note: there is one training run per method" in printed
     found = json.loads((tmp_path / "out/comparison.json").read_text())
     assert (found["baseline"], found["resamples"]) == ("plain", 200)

@@ -130,6 +130,9 @@ def test_presets_have_the_papers_sizes() -> None:
     good = made["paper"]
     assert (good.config.num_hidden_layers, good.config.hidden_size, good.config.intermediate_size) == (12, 768, 3072)
     assert good.config.max_position_embeddings == 1024 and not good.config.tie_word_embeddings
+    with torch.device("meta"):
+        short = build(TrainConfig("corpus", "tokenizer", "out", model="tiny", block_size=128), Tokenizer())
+    assert short.config.max_position_embeddings == 128, "positions that it is not trained on are not used"
     assert good.lm_head.weight.shape == (32_000, 768)
     smaller = [name for name in PRESETS if name.startswith("paper")]
     assert sorted(smaller, key=inner.get, reverse=True) == smaller

@@ -201,9 +201,10 @@ def _check_model(where: str, config: TrainConfig) -> None:
 def _check_positions(where: str, request: Request, config: TrainConfig) -> None:
     """Raise InputError if a continuation would be longer than GOOD allows."""
     limit = _model_value(config, "max_position_embeddings", where)
-    new = request.params.max_tokens
-    if limit is not None and new and (request.reading["prefix_tokens"] or 1) + new > limit:
-        raise InputError(f"{where}: max_tokens = {new} exceeds the {limit} positions of GOOD")
+    prefix, new = request.reading["prefix_tokens"], request.params.max_tokens
+    if limit is not None and new and (prefix or 1) + new > limit:
+        longer = f"prefix_tokens = {prefix} and max_tokens = {new} exceed" if prefix else f"max_tokens = {new} exceeds"
+        raise InputError(f"{where}: {longer} the {limit} positions of GOOD")
 
 
 def _model_value(config: TrainConfig, key: str, where: str) -> int | None:
