@@ -55,7 +55,7 @@ _TUTORIAL = {  # the sizes of docs/tutorial.md
     'model = "tiny"\nblock_size = 128\nbatch_size = 16\nmicro_batch_size = 16': (
         'model = "tiny"\nblock_size = 128\nbatch_size = 4\nmicro_batch_size = 4'
     ),
-    "vocab_size = 2000": "vocab_size = 300",
+    "vocab_size = 2000": "vocab_size = 1000",
     "steps = 150\nwarmup_steps = 20\nsave_every = 50": "steps = 4\nwarmup_steps = 1\nsave_every = 2",
     "step = 50": "step = 2",
     "n = 2\nmax_tokens = 100": "n = 1\nmax_tokens = 20",

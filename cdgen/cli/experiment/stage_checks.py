@@ -203,7 +203,7 @@ def _check_positions(where: str, request: Request, config: TrainConfig) -> None:
     limit = _model_value(config, "max_position_embeddings", where)
     prefix, new = request.reading["prefix_tokens"], request.params.max_tokens
     if limit is not None and new and (prefix or 1) + new > limit:
-        longer = f"prefix_tokens = {prefix} and max_tokens = {new} exceed" if prefix else f"max_tokens = {new} exceeds"
+        longer = f"{prefix} tokens of a seed and max_tokens = {new} exceed" if prefix else f"max_tokens = {new} exceeds"
         raise InputError(f"{where}: {longer} the {limit} positions of GOOD")
 
 

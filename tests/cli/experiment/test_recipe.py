@@ -187,7 +187,7 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, reason: str) -> None
         (
             "generate",
             "max_tokens = 5000",
-            "stage corpus-ancestral: prefix_tokens = 5 and max_tokens = 5000 exceed the 256 positions of GOOD",
+            "stage corpus-ancestral: 5 tokens of a seed and max_tokens = 5000 exceed the 256 positions of GOOD",
         ),
         (
             "good",
