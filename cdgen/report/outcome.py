@@ -14,6 +14,7 @@ from cdgen.storage import manifest as manifests
 from cdgen.wording import counted, joined
 
 _DEFAULTS = {"checkpoint": "best", "resamples": 1000, "confidence": 0.95, "seed": 0}  # options of `cdgen compare`
+_CLEAR = ("better", "worse")  # verdicts
 
 
 def read_outcome(parts: Sequence[Part], note: Callable[[str], None]) -> Outcome | None:
@@ -46,8 +47,7 @@ def summary(comparison: Comparison) -> str:
     methods = counted(len(others), "method was", "methods were")
     said = [f"{methods} compared with {comparison.baseline} on {counted(len(comparison.tasks), 'task')}"]
     if changes:
-        better = [name for name, one in changes.items() if one.p_corrected <= 1 - comparison.confidence]
-        worse = [name for name, one in changes.items() if name not in better and one.interval[1] < 0]
+        better, worse = ([name for name, one in changes.items() if comparison.verdict(one) == what] for what in _CLEAR)
         said.append(_that_are(better, "better") if better else "no improvement on average could be shown")
         said += [_that_are(worse, "worse")] if worse else []
     else:
@@ -64,16 +64,13 @@ def _that_are(methods: Sequence[str], what: str) -> str:
 
 def _on_task(comparison: Comparison, task: TaskSummary) -> Iterator[str]:
     """Yield which methods are clearly better on a task, and which are clearly worse."""
-    found: dict[str, list[str]] = {"better": [], "worse": []}
-    for method in comparison.methods[1:]:
-        effect = comparison.result(method.method, task.name).difference
-        if effect is None:
-            continue
-        if effect.p_corrected <= 1 - comparison.confidence:
-            found["better"].append(method.method)
-        elif effect.interval[1] < 0 if task.higher_is_better else effect.interval[0] > 0:
-            found["worse"].append(method.method)
-    yield from (f"{_that_are(methods, what)} on {task.name}" for what, methods in found.items() if methods)
+    effects = {one.method: comparison.result(one.method, task.name).difference for one in comparison.methods[1:]}
+    for what in _CLEAR:
+        found = [
+            name for name, one in effects.items() if one and comparison.verdict(one, task.higher_is_better) == what
+        ]
+        if found:
+            yield f"{_that_are(found, what)} on {task.name}"
 
 
 def _written(compared: Sequence[Part], note: Callable[[str], None]) -> Comparison | None:

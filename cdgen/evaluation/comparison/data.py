@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from cdgen.errors import InputError
 from cdgen.values import shown
@@ -170,6 +170,13 @@ class Comparison:
         if any((method.method, task.name) not in places for method in comparison.methods for task in comparison.tasks):
             raise ValueError("a method has no result on a task")
         return comparison
+
+    def verdict(self, effect: Effect, higher_is_better: bool = True) -> Literal["better", "worse", ""]:
+        """Return whether an effect is a clear improvement, or clearly the opposite; "" if it is neither."""
+        if effect.p_corrected <= 1 - self.confidence:
+            return "better"
+        low, high = effect.interval
+        return "worse" if (high < 0 if higher_is_better else low > 0) else ""
 
     def result(self, method: str, task: str) -> TaskResult:
         """Return the result of a method on a task.

@@ -121,11 +121,8 @@ def _statements(comparison: Comparison, method: MethodSummary) -> Iterator[str]:
         yield f"better than {baseline} on {count}; no task qualifies for the mean relative change."
     elif effect.interval == (0, 0):
         yield f"no difference from {baseline}, whose scores are the same."
-    elif effect.p_corrected <= 1 - comparison.confidence:
-        yield f"better than {baseline}."
-        yield f"{_mean_change(comparison, effect)}."
-    elif effect.interval[1] < 0:
-        yield f"worse than {baseline}."
+    elif verdict := comparison.verdict(effect):
+        yield f"{verdict} than {baseline}."
         yield f"{_mean_change(comparison, effect)}."
     else:
         yield f"no improvement over {baseline} could be shown."
