@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from transformers import PreTrainedModel
 
 from cdgen.environment import versions
 from cdgen.errors import InputError, first_line
@@ -112,6 +113,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, folder: OutputFolder |
         check_tensorboard()
     tokenizer = corpora.load_tokenizer(config.tokenizer)
     lm = build(config, tokenizer.module)
+    if accelerator.is_main_process:
+        _warn_of_untrained_positions(config, lm)
     inputs = find_inputs(config, tokenizer)
     run = _open_run(config, accelerator, inputs)
     state = prepare(config, accelerator, lm, run)
@@ -131,6 +134,16 @@ def _train(config: TrainConfig, accelerator: Accelerator, folder: OutputFolder |
     finished = runs.read(config.out)
     assert finished is not None, "the first process has written it"
     return finished
+
+
+def _warn_of_untrained_positions(config: TrainConfig, lm: PreTrainedModel) -> None:
+    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    if positions and positions > config.block_size:
+        log.warning(
+            "model = %r: has %d positions, but blocks have %d tokens, so later positions are never trained; set "
+            "max_position_embeddings = %d in its config.json",
+            *(config.model, positions, config.block_size, config.block_size),
+        )
 
 
 def _open_run(config: TrainConfig, accelerator: Accelerator, inputs: Inputs) -> runs.Run:

@@ -51,7 +51,7 @@ def write_config(folder: Path, **changes: Any) -> None:
     """Write the config of a Llama with 2 layers."""
     config = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False,
+        "num_attention_heads": 2, "max_position_embeddings": BLOCK, "tie_word_embeddings": False,
     }  # fmt: skip
     LlamaConfig(**config | changes).save_pretrained(folder)
 

@@ -25,7 +25,7 @@ from cdgen.storage.folder import file_sha256
 from cdgen.storage.progress import Lines
 from cdgen.training import tokens, trainer
 from cdgen.training.model import build
-from tests.helpers.small_runs import command, data, settings
+from tests.helpers.small_runs import BLOCK, command, data, settings, write_config
 from tests.helpers.tiny_models import make_tokenizer
 
 # ------------------------------------------------------------------------------------------------ divergence
@@ -95,6 +95,13 @@ def test_a_warm_up_longer_than_the_run_is_reported(settings, tmp_path, caplog) -
     assert said == "warmup_steps = 3: is more than steps = 2, so the learning rate never reaches 0.001"
 
 
+def test_positions_that_are_never_trained_are_reported(settings, tmp_path, caplog) -> None:
+    write_config(tmp_path / "shape", max_position_embeddings=BLOCK + 1)
+    train(TrainConfig(**settings(tmp_path / "run", model=tmp_path / "shape", steps=2, warmup_steps=0)))
+    (said,) = caplog.messages
+    assert "has 33 positions, but blocks have 32 tokens" in said and "set max_position_embeddings = 32" in said
+
+
 # ------------------------------------------------------------------------------------------------ early checks
 
 
@@ -115,8 +122,8 @@ def test_everything_else_is_checked_before_texts_are_tokenised(settings, tmp_pat
     given["out"] = str(tmp_path / "new")
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         train(TrainConfig(**given | {"test": "nowhere"}))
-    with pytest.raises(InputError, match="block_size = 65: the model"):
-        train(TrainConfig(**given | {"block_size": 65}))
+    with pytest.raises(InputError, match=f"block_size = {BLOCK + 1}: the model"):
+        train(TrainConfig(**given | {"block_size": BLOCK + 1}))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'tensorboard: is not installed; .*pip install "\.\[train\]"'):
         train(TrainConfig(**given | {"tensorboard": True}))
