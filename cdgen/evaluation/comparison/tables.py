@@ -182,12 +182,17 @@ def _task_row(result: TaskResult) -> list[str]:
     return [
         result.method,
         str(len(result.runs)),
-        f"{result.estimate:.4g}",
-        " to ".join(f"{limit:.4g}" for limit in result.interval),
+        _value(result.estimate),
+        " to ".join(map(_value, result.interval)),
         _percent(change.value) if change else "",
         _range(change.interval) if change else "",
         _p(result.difference.p_corrected) if result.difference else "",
     ]
+
+
+def _value(value: float) -> str:
+    """Return a value with four significant digits, zeros included."""
+    return f"{value:#.4g}".rstrip(".")
 
 
 def _percent(share: float, sign: str = "+") -> str:
