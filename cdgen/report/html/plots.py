@@ -183,9 +183,12 @@ def losses(runs: Sequence[TrainingRun], look: Look, limits: tuple[float, float] 
             [one.step for one in run.test], [one.loss for one in run.test], color=look.color, linewidth=1.75,
             marker=look.marker, markersize=6,
         )  # fmt: skip
+    marked: dict[tuple[int, str], list[TrainingRun]] = {}
     for run in runs:
-        for step, words in _uses(run).items():
-            _mark(axes, run, step, words)
+        for use in _uses(run).items():
+            marked.setdefault(use, []).append(run)
+    for (step, words), used in marked.items():
+        _mark(axes, used, step, words)
     axes.set_ylim(*limits)
     axes.set_xlim(left=0)
     bins = 5 if max(run.steps for run in runs) < 10_000 else 3
@@ -215,14 +218,20 @@ def _uses(run: TrainingRun) -> dict[int, str]:
     return {step: ", ".join(kinds) for step, kinds in found.items()}
 
 
-def _mark(axes: "Axes", run: TrainingRun, step: int, words: str) -> None:
-    losses_at = [one.loss for one in (*run.test, *run.train) if one.step == step]
+def _mark(axes: "Axes", runs: Sequence[TrainingRun], step: int, words: str) -> None:
+    """Draw a circle around the checkpoint of each run, and the words once, above all of them."""
+    losses_at: list[float] = []
+    for run in runs:
+        losses_at += [one.loss for one in (*run.test, *run.train) if one.step == step][:1]
     if not losses_at:
         return
-    axes.plot(step, losses_at[0], "o", markersize=14, fillstyle="none", color=color("fg"), markeredgewidth=1.5)
+    axes.plot(
+        [step] * len(losses_at), losses_at, "o", markersize=14, fillstyle="none", color=color("fg"),
+        markeredgewidth=1.5,
+    )  # fmt: skip
     axes.annotate(
-        words, (step, losses_at[0]), (0, 13), textcoords="offset points", fontsize=FONT, weight="bold",
-        ha="right" if step > 0.8 * run.steps else "center", color=color("fg"),
+        words, (step, max(losses_at)), (0, 13), textcoords="offset points", fontsize=FONT, weight="bold",
+        ha="right" if step > 0.8 * max(run.steps for run in runs) else "center", color=color("fg"),
     )  # fmt: skip
 
 

@@ -115,6 +115,8 @@ def test_losses_mark_good_and_bad() -> None:
     plot = plots.losses([good], LOOKS["real"], limits, "loss")
     assert plot is not None and {"GOOD", "BAD", "step"} <= set(texts(plot))
     assert not {"GOOD", "BAD"} & set(texts(str(plots.losses([other], LOOKS["real"], limits, "loss"))))
+    both = texts(str(plots.losses([good, replace(good, name="seed 2")], LOOKS["real"], limits, "loss")))
+    assert (both.count("GOOD"), both.count("BAD")) == (1, 1), "words of several seeds would cover each other"
 
 
 @pytest.mark.parametrize(("number", "names"), [(0, ["0", "0.5", "1.0"]), (1, ["earlier checkpoint", "smaller model"])])
