@@ -1,9 +1,10 @@
 """Token pools: corpora that are tokenised once into memory-mapped files, and their blocks.
 
 A document is BOS, its tokens, EOS. A pass over a pool shuffles its documents, concatenates them and cuts the result
-into blocks (Ulm, Du and Snaebjarnarson, arXiv 2510.08245). A pass over L tokens in blocks of B tokens has floor(L / B)
-blocks, contains no token twice, and drops the last L mod B tokens. The next pass is shuffled differently, so it drops
-other tokens. Blocks are computed when they are read.
+into blocks (Ulm, Du and Snaebjarnarson, arXiv 2510.08245), which are read in random order: otherwise a small batch
+would hold little more than one long document. A pass over L tokens in blocks of B tokens has floor(L / B) blocks,
+contains no token twice, and drops the last L mod B tokens. The next pass is shuffled differently, so it drops other
+tokens. Blocks are computed when they are read.
 """
 
 import contextlib
@@ -155,10 +156,11 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 class _Pass(NamedTuple):
-    """The shuffled documents of a pass, and their concatenation."""
+    """The shuffled documents of a pass, their concatenation, and the order in which its blocks are read."""
 
     order: npt.NDArray[np.int64]  # [documents], indices of the documents in shuffled order
     ends: npt.NDArray[np.int64]  # [documents], position after each one's last token in the concatenation
+    blocks: npt.NDArray[np.int64]  # [blocks], numbers of the blocks, in the order in which they are read
 
 
 class Pool:
@@ -192,8 +194,8 @@ class Pool:
     def block(self, number: int) -> npt.NDArray[np.int64]:
         """Return block `number`, counted over all passes: int64 [block_size]."""
         which_pass, which = divmod(number, self.blocks)
-        order, ends = self._pass(which_pass)
-        start = which * self.block_size  # position in the concatenation of the pass
+        order, ends, blocks = self._pass(which_pass)
+        start = int(blocks[which]) * self.block_size  # position in the concatenation of the pass
         piece = int(np.searchsorted(ends, start, side="right"))
         block = np.empty(self.block_size, dtype=np.int64)
         filled = 0
@@ -207,8 +209,9 @@ class Pool:
         return block
 
     def _shuffle(self, which_pass: int) -> _Pass:
-        order = permutation(len(self.lengths), self.seed, self.stream, which_pass)
-        return _Pass(order, np.cumsum(self.lengths[order]))
+        key = self.seed, self.stream, which_pass
+        order = permutation(len(self.lengths), *key)
+        return _Pass(order, np.cumsum(self.lengths[order]), permutation(self.blocks, *key, 1))
 
 
 def permutation(count: int, *key: int) -> npt.NDArray[np.int64]:

@@ -38,13 +38,21 @@ def test_a_pass_has_every_token_once_except_for_less_than_a_block(
         return
     pool = Pool(files, size, seed, "books")
     assert pool.blocks == total // size
-    joined = np.concatenate([pool.block(at * pool.blocks + number) for number in range(pool.blocks)])
-    assert len(set(joined.tolist())) == len(joined) > total - size, "no token twice, and less than one block dropped"
-    everything = {token for file in files for token in file.tokens.tolist()}
-    assert set(joined.tolist()) <= everything
-    breaks = set(np.concatenate([file.tokens[file.starts[1:] - 1] for file in files]).tolist())
-    gaps = [a for a, b in pairwise(joined) if b != a + 1]
-    assert set(gaps) <= breaks, "the text is only interrupted at the ends of documents"
+    blocks = [pool.block(at * pool.blocks + number).tolist() for number in range(pool.blocks)]
+    joined = list(chain(*blocks))
+    assert len(set(joined)) == len(joined) > total - size, "no token twice, and less than one block dropped"
+    assert set(joined) <= {token for file in files for token in file.tokens.tolist()}
+    starts = set(np.concatenate([file.tokens[file.starts[:-1]] for file in files]).tolist())
+    ends = {block[-1] for block in blocks}
+    for block in blocks:
+        assert {b for a, b in pairwise(block) if b != a + 1} <= starts, "documents are whole within a block"
+        assert block[0] in starts or block[0] - 1 in ends, "or go on in another one"
+
+
+def test_consecutive_blocks_are_parts_of_different_documents() -> None:
+    pool = Pool([Numbers([100] * 40)], 10, 3, "")
+    documents = [int(pool.block(number)[0]) // 100 for number in range(pool.blocks)]
+    assert sum(a == b for a, b in pairwise(documents)) < 30, "9 of 399 would be chance, in order it would be 360"
 
 
 def test_the_shuffle_depends_on_the_pass_and_the_seed() -> None:
