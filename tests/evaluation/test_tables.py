@@ -95,6 +95,13 @@ def test_text() -> None:
     ]
 
 
+@pytest.mark.parametrize(("value", "shown"), [(0.5, "0.5000"), (1234.4, "1234"), (0.0, "0.000")])
+def test_values_have_four_digits(value: float, shown: str) -> None:
+    found = comparison()
+    results = tuple(replace(one, estimate=value) for one in found.results)
+    assert f"| real | 2 | {shown} | 0.7000 to 0.7200 |" in as_markdown(replace(found, results=results))
+
+
 @pytest.mark.parametrize("label", ["x" * 100, "高" * 10, "a\x1b[2J\n"])
 def test_text_stays_aligned_whatever_the_label(label: str) -> None:
     text = as_text(comparison(label))
