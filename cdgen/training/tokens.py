@@ -1,10 +1,10 @@
 """Token pools: corpora that are tokenised once into memory-mapped files, and their blocks.
 
 A document is BOS, its tokens, EOS. A pass over a pool shuffles its documents, concatenates them and cuts the result
-into blocks (Ulm, Du and Snaebjarnarson, arXiv 2510.08245), which are read in random order: otherwise a small batch
-would hold little more than one long document. A pass over L tokens in blocks of B tokens has floor(L / B) blocks,
-contains no token twice, and drops the last L mod B tokens. The next pass is shuffled differently, so it drops other
-tokens. Blocks are computed when they are read.
+into blocks (Ulm, Du and Snaebjarnarson, arXiv 2510.08245). It reads the blocks in random order, since a small batch of
+consecutive ones would hold little more than one long document. A pass over L tokens in blocks of B tokens has
+floor(L / B) blocks, contains no token twice, and drops the last L mod B tokens. The next pass is shuffled differently,
+so it drops other tokens. Blocks are computed when they are read.
 """
 
 import contextlib
