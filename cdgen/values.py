@@ -61,7 +61,7 @@ def switch(name: str, value: Any) -> bool:
 
 
 def path(name: str, value: Any, kind: str) -> Path:
-    """Return the name of a file or folder as a path.
+    """Return the name of a file or folder as a path, with `~` as in :func:`expanded`.
 
     Args:
         name: the argument, with which messages begin.
@@ -74,7 +74,15 @@ def path(name: str, value: Any, kind: str) -> Path:
         raise InputError(f"{name} = {shown(value)}: must be the name of a {kind}")
     if not os.fspath(value):
         raise InputError(f"{name} = '': is empty; name a {kind}, or . for the current folder")
-    return Path(value)
+    return expanded(value)
+
+
+def expanded(name: str | os.PathLike[str]) -> Path:
+    """Return a path in which the home folder has replaced a leading `~`. An unknown user's `~name` stays as it is."""
+    try:
+        return Path(os.path.expanduser(name))
+    except ValueError:  # a null character, or one that no name of a user has
+        return Path(name)
 
 
 def shown(value: Any) -> str:

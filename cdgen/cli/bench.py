@@ -1,12 +1,10 @@
 """The command `cdgen bench`. Imports torch only when it runs."""
 
 import argparse
-import json
-from pathlib import Path
 
+from cdgen.cli.output_file import check_output_file, json_object, write_json_file
 from cdgen.cli.parser import Commands, add_command, add_device, add_threads, load_ops
 from cdgen.errors import InputError, escaped
-from cdgen.storage.folder import OutputFolder
 
 DESCRIPTION = """\
 Time the sampling op on this machine, and compare it with other ways to sample,
@@ -22,6 +20,7 @@ of a copy, which counts reads and writes. docs/benchmarks.md has more benchmarks
 example:
   cdgen bench --vocab-size 32000 --batch-size 16 --json bench.json"""
 
+_JSON = json_object("cdgen bench", "environment", "cases")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -74,12 +73,7 @@ def check(args: argparse.Namespace) -> None:
             if not least <= size <= 10_000_000:
                 raise InputError(f"{option} {size}: must be {least} to 10,000,000")
     if args.json is not None:
-        path = Path(args.json)
-        if path.is_dir() or path.is_symlink() or not path.absolute().parent.is_dir():
-            raise InputError(f"--json {args.json}: is not the name of a file in an existing folder")
-        if path.exists() and path.read_bytes()[:1] not in (b"", b"{"):
-            raise InputError(f"--json {args.json}: is a file that is not JSON, and would be replaced")
-        OutputFolder(path.absolute().parent).check_writable()
+        check_output_file("--json", args.json, _JSON)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
         cases.append(case)
         print("\n" + "\n".join(map(escaped, case.lines())), flush=True)
     if args.json is not None:
-        path = Path(args.json)
-        OutputFolder(path.parent).write(path.name, (json.dumps(as_json(bench, cases), indent=1) + "\n").encode())
+        write_json_file(args.json, as_json(bench, cases))
         print(f"\n{escaped(args.json)}: all figures")
     return int(any(FUSED in case.absent for case in cases))

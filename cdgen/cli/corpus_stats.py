@@ -1,11 +1,10 @@
 """The command `cdgen corpus-stats`. Imports torch only if models are given."""
 
 import argparse
-import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdgen.cli.output_file import check_output_file, json_object, write_json_file
 from cdgen.cli.parser import Commands, add_command, add_device, add_model_options, add_quiet, add_threads, load_ops
 from cdgen.errors import InputError
 
@@ -21,6 +20,8 @@ EPILOG = """\
 examples:
   cdgen corpus-stats corpus early dropout top_p --against corpus
   cdgen corpus-stats corpus early --good run@best --bad run@500 --sample 100 --json stats.json"""
+
+_JSON = json_object("cdgen corpus-stats", "against", "good", "bad", "sample", "alpha", "seed", "corpora")
 
 
 def add(commands: Commands) -> None:
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         "seed": integer("--seed", args.seed, 0, INT64_MAX),
     }
     if args.json is not None:
-        _check_writable(args.json, [*args.corpora, *filter(None, [args.against])])
+        check_output_file("--json", args.json, _JSON)
     corpora = [find_text(name) for name in args.corpora]
     against = None if args.against is None else find_text(args.against)
     models = _models(args)  # last, since that takes longest
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         progress.close()
     if args.json is not None:
         about = {"against": args.against, "good": args.good, "bad": args.bad} | options
-        _write(args.json, about | {"corpora": [each.as_json() for each in found]})
+        write_json_file(args.json, _finite(about | {"corpora": [each.as_json() for each in found]}))
     for line in lines(found, args.against):
         print(line)
     return 0
@@ -108,26 +109,6 @@ def _models(args: argparse.Namespace) -> "ContrastiveLM | None":
     bad = parse_bad(args.bad) if args.bad else {}
     options = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
     return check_models(ContrastiveLM(args.good, **bad, **options))
-
-
-def _check_writable(name: str, inputs: list[str]) -> None:
-    """Raise an error if a file of this name cannot be written, or is one of the inputs."""
-    from cdgen.storage.folder import OutputFolder
-    from cdgen.storage.manifest import check_not_replaced
-
-    if not name or Path(name).is_dir():
-        raise InputError(f"--json {name or repr(name)}: is not the name of a file")
-    check_not_replaced(Path(name).parent, inputs, [Path(name).name])
-    with OutputFolder(Path(name).parent) as folder:
-        folder.check_writable()
-
-
-def _write(name: str, content: dict[str, Any]) -> None:
-    """Write a JSON file, completely or not at all."""
-    from cdgen.storage.folder import OutputFolder
-
-    with OutputFolder(Path(name).parent) as folder:
-        folder.write(Path(name).name, (json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _finite(value: Any) -> Any:

@@ -2,9 +2,8 @@
 
 import argparse
 from importlib.util import find_spec
-from pathlib import Path
 
-from cdgen.cli.html_file import check_html_file, write_html_file
+from cdgen.cli.output_file import HTML, check_output_file, write_output_file
 from cdgen.cli.parser import Commands, add_command, add_device, add_dtype, add_quiet, add_threads, load_ops
 from cdgen.errors import InputError, escaped
 
@@ -71,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
     if out is None:
         experiment = find(args.paths, lambda _: None).experiment
         out = str(experiment.folder / _NAME) if experiment else _NAME
-    check_html_file(out)
+    check_output_file("--out", out, HTML)
     progress = choose(args.quiet)
     try:
         report = read(args.paths, device=args.device, dtype=args.dtype, progress=progress)
     finally:
         progress.close()
-    write_html_file(out, render(report))
-    print(f"{escaped(out)}: {Path(out).stat().st_size / 1e6:.1f} MB")
+    written = write_output_file(out, render(report).encode())
+    print(f"{escaped(out)}: {written.stat().st_size / 1e6:.1f} MB")
     return 0

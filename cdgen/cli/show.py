@@ -5,7 +5,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from cdgen.cli.html_file import check_html_file, write_html_file
+from cdgen.cli.output_file import HTML, check_output_file, write_output_file
 from cdgen.cli.parser import Commands, add_command, add_device, add_model_options, add_threads, load_ops
 from cdgen.cli.sampling import add_sampling, sampling_params
 from cdgen.engine.sampling_params import SamplingParams
@@ -62,13 +62,14 @@ def run(args: argparse.Namespace) -> int:
     params = _params(args)
     out = args.out if args.out is not None or args.terminal else "show.html"
     if out is not None:
-        check_html_file(out)
+        check_output_file("--out", out, HTML)
     text = _text(args.text)
     explanation = _explanation(args, text, params)
     if out is not None:
         from cdgen.viewer.page import page
 
-        write_html_file(out, page(explanation, textwrap.shorten(text, 60, placeholder=" …") or "A continuation"))
+        title = textwrap.shorten(text, 60, placeholder=" …") or "A continuation"
+        write_output_file(out, page(explanation, title).encode())
     if args.terminal:
         from rich.console import Console
 

@@ -11,6 +11,7 @@ from cdgen.corpus.records import format_of, records
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import file_sha256
+from cdgen.values import expanded
 
 log = logging.getLogger("cdgen")
 
@@ -48,7 +49,7 @@ def find(name: str | Path, split: str = "train") -> Corpus:
         InputError: there is no such corpus, it is not finished, or its manifest is damaged.
         CorpusError: a file of a prepared or generated corpus was altered.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not os.fspath(name) or not path.exists():
         raise InputError(f"{name or repr(name)}: no such file or folder")
     for kind in (manifests.GENERATED, manifests.PREPARED):

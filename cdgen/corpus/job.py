@@ -3,7 +3,6 @@
 import contextlib
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdgen.corpus.manifest import check_folder, shard_count
@@ -15,6 +14,7 @@ from cdgen.engine.sampling_params import SamplingParams
 from cdgen.storage.folder import OutputFolder
 from cdgen.storage.manifest import Manifest
 from cdgen.storage.progress import Progress
+from cdgen.values import expanded
 
 
 class Texts(NamedTuple):
@@ -91,7 +91,7 @@ class CorpusJob:
 
     def write_share(self, shards: list[int], task: int, tasks: int) -> tuple[Manifest, int]:
         """Load everything and write the shards of one of several tasks to its part of the corpus."""
-        corpus = Path(self.out)
+        corpus = expanded(self.out)
         with OutputFolder(path_of(corpus, task)) as folder:
             written = self.write(folder, self.read(), part=Part(corpus, share(shards, task, tasks)))
         with contextlib.suppress(OSError):  # it is not empty, unless the corpus had all these shards already

@@ -16,7 +16,7 @@ from cdgen.corpus.records import HUB, numbered_records
 from cdgen.corpus.text_files import check_path
 from cdgen.engine.prefix import check_length, first_ids
 from cdgen.errors import InputError
-from cdgen.values import INT64_MAX, integer, shown
+from cdgen.values import INT64_MAX, expanded, integer, shown
 
 log = logging.getLogger("cdgen")
 
@@ -160,7 +160,7 @@ def _files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     for path in given:
         if not isinstance(path, str | os.PathLike) or not os.fspath(path):  # Path("") would be the current folder
             raise InputError(f"seeds = {shown(path)}: is not the name of a file")
-    files = [Path(path) for path in given]
+    files = [expanded(path) for path in given]
     seen: dict[object, Path] = {}
     for path in files:
         key: object = str(path)

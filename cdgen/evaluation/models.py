@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cdgen.errors import InputError
 from cdgen.evaluation import results
 from cdgen.storage import runs
-from cdgen.values import INT64_MAX
+from cdgen.values import INT64_MAX, expanded
 
 LABEL = re.compile(r"\w[\w.-]{0,99}")
 _UNSAFE = re.compile(r"[^\w.-]+|^[.-]+")
@@ -88,7 +88,7 @@ def _parse_model(stated: str) -> list[Model]:
 
 def _default_label(name: str) -> str:
     """Return the name of a model's folder as a label."""
-    folder = Path(os.path.abspath(Path(name).expanduser())).name.removesuffix(".gguf")
+    folder = Path(os.path.abspath(expanded(name))).name.removesuffix(".gguf")
     label = _UNSAFE.sub("-", folder).lstrip("-")
     if not LABEL.fullmatch(label):
         raise InputError(f"{name}: the name of this folder cannot be the model's label; write LABEL={name}")

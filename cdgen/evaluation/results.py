@@ -22,6 +22,7 @@ from cdgen.evaluation.metrics import Metric
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder, file_sha256
 from cdgen.storage.manifest import Manifest
+from cdgen.values import expanded
 
 NAME = manifests.FILE_NAMES[manifests.RESULTS]
 HEADER = ("model", "task", "items", "result")  # columns of the table of results
@@ -119,7 +120,7 @@ def read(folder: str | os.PathLike[str]) -> list[Entry]:
         InputError: the folder holds no results.
         CorpusError: results.json is damaged.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     manifest = read_manifest(path)
     if manifest is None:
         raise InputError(f"{folder}: holds no results of an evaluation (it has no {NAME})")

@@ -28,7 +28,7 @@ from cdgen.errors import InputError, first_line
 from cdgen.evaluation.forms import FORMS, form
 from cdgen.evaluation.forms.base import REQUIRED, Template
 from cdgen.evaluation.templates import check_template, render
-from cdgen.values import FLOAT32_MAX, INT64_MAX, integer, shown
+from cdgen.values import FLOAT32_MAX, INT64_MAX, expanded, integer, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -155,7 +155,7 @@ def _from_file(path: Path, options: dict[str, Any]) -> Task:
         raise InputError(f"{path}: states no form; use one of {', '.join(FORMS)}")
     stated = content.pop("path", None)
     if stated is not None and "path" not in options:
-        own = Path(stated).expanduser()
+        own = expanded(stated)
         options = options | {"path": stated if stated.startswith(HUB) else str(path.parent / own)}
     try:
         return Task(**{"name": path.stem, **content, **options})
@@ -217,7 +217,7 @@ def _files(path: str) -> list[str]:
     """Return the files of a path: the path itself, or the files of a folder that `datasets` did not write."""
     if path.startswith(HUB):
         return [path]
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     check_path(folder, "item")
     if not folder.is_dir() or (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return [str(folder)]

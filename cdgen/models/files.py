@@ -2,7 +2,6 @@
 
 import glob
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from cdgen.errors import InputError
 from cdgen.models.load_errors import reason
 from cdgen.storage.runs import resolve
+from cdgen.values import expanded
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -39,7 +39,7 @@ def locate(source: str | Path, trust_remote_code: bool = False) -> Located:
     name = str(source)
     if not name or _NOT_IN_NAMES.search(name):
         raise InputError(f"{name!r}: no such folder or file")
-    path = Path(os.path.expanduser(resolve(source)))
+    path = expanded(resolve(source))
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"{source}: is a file; use a folder with config.json and safetensors, or a .gguf file")

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from cdgen.errors import InputError
 from cdgen.models.files import read_json
 from cdgen.models.load_errors import loading, reason
+from cdgen.values import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     Raises:
         InputError: there is no such folder, or it holds no tokenizer, or one that cannot be loaded.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if not str(folder) or not path.is_dir():
         raise InputError(f"{str(folder) or repr('')}: no such folder; give one with a tokenizer")
     tokenizer = find_tokenizer(path)

@@ -175,7 +175,7 @@ def files(source: Source) -> list[str]:
         InputError: a path or pattern matches nothing, or something that cannot be read as a file.
     """
     found = []
-    for path in source.patterns:
+    for path in map(os.path.expanduser, source.patterns):
         if path.startswith(HUB) or os.path.exists(path):
             found.append(path)
         elif matches := glob.glob(path, recursive=True):

@@ -1,7 +1,6 @@
 """Models on this machine. Nothing is downloaded: a report may name models for which that would take hours."""
 
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from cdgen.models.files import locate, weight_files
 from cdgen.models.gguf import read_gguf
 from cdgen.models.weights import stored_tensors
 from cdgen.storage.runs import resolve
+from cdgen.values import expanded
 
 
 class ModelFiles(NamedTuple):
@@ -27,7 +27,7 @@ def check_local(source: str) -> None:
     Raises:
         InputError: it is not on this machine.
     """
-    if os.path.exists(os.path.expanduser(resolve(source))):
+    if expanded(resolve(source)).exists():
         return
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

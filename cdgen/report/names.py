@@ -15,6 +15,7 @@ from cdgen.errors import InputError
 from cdgen.report.experiment import Experiment
 from cdgen.report.parts import Part, of_kind
 from cdgen.storage import manifest as manifests
+from cdgen.values import expanded
 
 _STATE = "state.safetensors"  # the optimizer's state, which is no part of a model
 
@@ -61,7 +62,7 @@ class Names:
         If an experiment was moved or copied, this is the file in its present folder. A name that no longer exists is
         looked for by its last parts, in the folder of the experiment and beside the parts of the report.
         """
-        stated = Path(os.path.expanduser(name))
+        stated = expanded(name)
         folders = [part.path.parent for part in self._parts]
         if self._experiment is not None:
             folders.insert(0, self._experiment.folder)

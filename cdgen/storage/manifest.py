@@ -15,6 +15,7 @@ from cdgen.errors import CorpusError, InputError
 from cdgen.storage import checked_json
 from cdgen.storage import manifest_fields as fields
 from cdgen.storage.folder import OutputFolder
+from cdgen.values import expanded
 
 GENERATED, PREPARED, TOKENIZER, RUN = "generated", "prepared", "tokenizer", "run"
 RESULTS, COMPARISON = "results", "comparison"
@@ -242,7 +243,7 @@ def check_not_replaced(folder: Path, inputs: Iterable[str | os.PathLike[str]], r
     """
     outputs = {os.path.realpath(folder / name) for name in replaced}
     for path in inputs:
-        if os.path.realpath(path) in outputs:
+        if os.path.realpath(expanded(path)) in outputs:
             raise InputError(f"{path}: is read, but would also be replaced by the output; write to another folder")
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypedDict, cast
 from cdgen.errors import CorpusError, InputError
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder
+from cdgen.values import expanded
 
 NAME = manifests.FILE_NAMES[manifests.RUN]
 LOG = "log.jsonl"
@@ -52,7 +53,7 @@ def read(folder: str | os.PathLike[str]) -> Run | None:
     Raises:
         CorpusError: run.json cannot be read or is damaged.
     """
-    path = Path(os.path.expanduser(folder))  # leaves the home of an unknown user as it is
+    path = expanded(folder)
     found = manifests.read(path, manifests.RUN, _REMEDY)
     if found is None:
         return None
@@ -135,7 +136,7 @@ def resolve(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
     Raises:
         InputError: there is no such run or step, or a run is named without @; the message lists the choices.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     name, at, which = str(source).rpartition("@")
     if not at or path.exists():
         run = None if (path / "config.json").exists() else read(path)
@@ -156,7 +157,7 @@ def resolve(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
         steps |= {"latest": checkpoints[-1]["step"], "best": best(checkpoints)["step"]}
     if which not in steps:
         raise InputError(f"{source}: no such checkpoint; {name} has {_choices(run)}")
-    return str(Path(os.path.expanduser(name)) / checkpoint_name(steps[which]))
+    return str(expanded(name) / checkpoint_name(steps[which]))
 
 
 def _not_a_run(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> InputError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdgen.errors import InputError
-from cdgen.values import FLOAT32_MAX, FLOAT32_MIN, INT64_MAX, integer, real, switch
+from cdgen.values import FLOAT32_MAX, FLOAT32_MIN, INT64_MAX, expanded, integer, real, switch
 
 # Sizes from Ulm, Du and Snaebjarnarson (arXiv 2510.08245): GOOD is "paper", the BADs are 5 to 100 times smaller. "tiny"
 # is for trying things out.
@@ -119,6 +119,7 @@ class TrainConfig:
         for name in _PATHS:
             if name != "test" or self.test is not None:
                 self._set(name, _path(name, getattr(self, name)))
+        self._set("out", str(expanded(self.out)))
         default_ratio = 0.3 if synthetic else 0.0
         ratio = real("ratio", default_ratio if self.ratio is None else self.ratio, 0.0, 1.0)
         self._set("ratio", ratio)
@@ -159,7 +160,7 @@ def config_folder(model: str) -> Path:
     Raises:
         InputError: there is none.
     """
-    path = Path(model).expanduser()
+    path = expanded(model)
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise InputError(f"model = {model!r}: use {', '.join(PRESETS)}, or a folder with a config.json")

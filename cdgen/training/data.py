@@ -1,7 +1,6 @@
 """The data of a training run: its corpora and their fingerprints, its token pools, and their mixture."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdgen.corpus.find import Corpus, find
@@ -11,6 +10,7 @@ from cdgen.training import corpora
 from cdgen.training.config import PRESETS, TrainConfig
 from cdgen.training.mixture import Mixture
 from cdgen.training.tokens import Pool
+from cdgen.values import expanded
 
 _REAL, _SYNTHETIC = 0, 1  # random streams; the mixture uses 2, and dropout 3
 _TEST_SEED = 0  # the test text is cut into the same blocks in every run
@@ -50,7 +50,7 @@ def find_inputs(config: TrainConfig, tokenizer: corpora.Tokenizer) -> Inputs:
         "corpus": [find(config.corpus)] if config.ratio != 1 else [],
         "synthetic": [find(name) for name in config.synthetic] if config.ratio else [],
     }
-    beside = Path(config.corpus).expanduser() / "test.parquet"
+    beside = expanded(config.corpus) / "test.parquet"
     test = config.test or (str(beside) if beside.exists() else None)
     found |= {"test": [find(test, "test")] if test else []}
     fingerprints = {field: [corpus.fingerprint for corpus in group] for field, group in found.items()}
@@ -84,5 +84,5 @@ def open_data(config: TrainConfig, inputs: Inputs, progress: Progress) -> Traini
 
 def _model_fingerprint(name: str) -> str:
     """Return the name of a preset, or the sha256 of a config file."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     return name if name in PRESETS else file_sha256(path / "config.json" if path.is_dir() else path)

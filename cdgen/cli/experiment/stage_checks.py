@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdgen.cli.experiment.stage import Stage
@@ -12,6 +11,7 @@ from cdgen.cli.generate import Request, check_request
 from cdgen.cli.train import train_config
 from cdgen.errors import InputError
 from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_shape, split_batch
+from cdgen.values import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -194,7 +194,7 @@ def _check_model(where: str, config: TrainConfig) -> None:
     positions = _model_value(config, "max_position_embeddings", where)
     if positions is not None and positions < config.block_size:
         raise InputError(f"{where}: block_size = {config.block_size}: the model has {positions} positions")
-    if config.test is not None and not Path(config.test).expanduser().exists():
+    if config.test is not None and not expanded(config.test).exists():
         raise InputError(f"{where}: test = {config.test}: no such file or folder")
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -11,6 +10,7 @@ from cdgen.errors import InputError
 from cdgen.evaluation import results
 from cdgen.evaluation.metrics import GROUP, Table
 from cdgen.evaluation.results import Entry
+from cdgen.values import expanded
 
 CHECKPOINTS = ("best", "latest")
 Run: TypeAlias = tuple[str, int | None]  # label and seed
@@ -38,7 +38,7 @@ def read_all(folders: Iterable[str | os.PathLike[str]]) -> list[Entry]:
         InputError: a folder holds no results, or there is no folder.
         CorpusError: a results.json is damaged.
     """
-    distinct = {os.path.realpath(Path(folder).expanduser()): folder for folder in folders}
+    distinct = {os.path.realpath(expanded(folder)): folder for folder in folders}
     found = [entry for folder in distinct.values() for entry in results.read(folder)]
     if not found:
         raise InputError(f"{', '.join(map(str, distinct.values())) or 'results'}: no results to compare")

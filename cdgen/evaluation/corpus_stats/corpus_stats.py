@@ -19,7 +19,7 @@ from cdgen.evaluation.corpus_stats.repetition import Repetition
 from cdgen.evaluation.corpus_stats.words import Block, Integers, blocks, parts
 from cdgen.storage import manifest as manifests
 from cdgen.storage.progress import BYTES, Progress, Silent
-from cdgen.values import INT32_MAX, INT64_MAX, integer
+from cdgen.values import INT32_MAX, INT64_MAX, expanded, integer
 
 if TYPE_CHECKING:
     from cdgen.engine.llm import ContrastiveLM
@@ -237,7 +237,7 @@ def _measure(
         bytes=sizes.bytes,
         mean_length=curve.words / documents,
         length_quantiles={q: int(lengths[np.searchsorted(ranks, q * documents)]) for q in QUANTILES},
-        end_of_text=_end_of_text(Path(corpus.name).expanduser()),
+        end_of_text=_end_of_text(expanded(corpus.name)),
         whole=whole,
         equal_size=whole,
         repetition=repetition.documents,

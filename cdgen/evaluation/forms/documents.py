@@ -1,10 +1,10 @@
 """The documents of a corpus that a task names."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from cdgen.corpus.find import find
 from cdgen.corpus.records import format_of, records
+from cdgen.values import expanded
 
 
 def documents(path: str) -> Iterator[tuple[str, str]]:
@@ -17,7 +17,7 @@ def documents(path: str) -> Iterator[tuple[str, str]]:
         InputError: there is no such corpus, or a text cannot be read.
         CorpusError: a file of the corpus was altered.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     files = sorted(each for each in folder.iterdir() if format_of(each)) if folder.is_dir() else []
     if files and all(format_of(file) == "txt" for file in files):
         found = ((file.name, text) for file in files for _, text in records(file))

@@ -11,7 +11,7 @@ from cdgen.engine.llm import ContrastiveLM
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
 from cdgen.evaluation.scoring.conventions import Convention, ConventionName, Query, Tokens, windows
-from cdgen.evaluation.scoring.scorer import Scorer, TokenScores
+from cdgen.evaluation.scoring.scorer import Scorer, TokenScores, joined_scores
 from cdgen.models.language_model import LanguageModel
 from cdgen.models.vocabulary import shared_vocab_size
 from cdgen.values import shown
@@ -88,14 +88,15 @@ class Evaluator:
         return int(stated) if stated < 2**31 else _UNSTATED
 
     def continuations(self, queries: Sequence[Query]) -> list[Score]:
-        """Return the score of each continuation. A text that is too long for the model loses the start of its context.
+        """Return the score of each continuation.
+
+        A text with more tokens than the model has positions loses the start of its context. A continuation that does
+        not fit even so is scored in windows, as texts are.
 
         Raises:
-            InputError: a text cannot be encoded, a continuation has no scored token or is longer than the model's
-                positions, or the model gives NaN.
+            InputError: a text cannot be encoded, a continuation has no scored token, or the model gives NaN.
         """
-        sequences = [self._fitting(*both) for both in zip(queries, self._convention.queries(queries), strict=True)]
-        scores = self._score(sequences, len(queries))
+        scores = self._score(self._convention.queries(queries))
         for query, score in zip(queries, scores, strict=True):
             self._check(score, query.context + query.continuation)
         return [Score(float(each.logprobs.sum()), len(each.logprobs), bool(each.greedy.all())) for each in scores]
@@ -110,16 +111,12 @@ class Evaluator:
             InputError: a text cannot be encoded, the tokenizer gives no character offsets, or the model gives NaN.
         """
         encoded = self._convention.texts(texts)
-        parts = [list(windows(text.tokens, self.positions)) for text in encoded]
-        scores = iter(self._score([part for each in parts for part in each], len(texts)))
+        scores = self._score([text.tokens for text in encoded])
         found = []
-        for text, (_, offsets), each in zip(texts, encoded, parts, strict=True):
-            logprobs = [next(scores) for _ in each]
-            for score in logprobs:
-                self._check(score, text)
-            flat = np.concatenate([np.empty(0), *(score.logprobs for score in logprobs)])
+        for text, (_, offsets), score in zip(texts, encoded, scores, strict=True):
+            self._check(score, text)
             starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-            found.append(TextScores(flat, starts, ends))
+            found.append(TextScores(score.logprobs, starts, ends))
         return found
 
     def generate(self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str] = ()) -> list[str]:
@@ -145,20 +142,13 @@ class Evaluator:
     def _lm(self) -> ContrastiveLM:
         return ContrastiveLM(self.model.module, tokenizer=self.tokenizer)
 
-    def _fitting(self, query: Query, tokens: Tokens) -> Tokens:
-        """Drop tokens at the start that exceed the model's positions."""
-        ids, first = tokens
-        excess = max(0, len(ids) - self.positions - 1)  # the last token is not read
-        if excess >= first:
-            raise InputError(
-                f"{self.model.name}: the continuation {shown(query.continuation)} has {len(ids) - first} tokens, more "
-                f"than the model's {self.positions} positions"
-            )
-        return Tokens(ids[excess:], first - excess)
-
-    def _score(self, sequences: Sequence[Tokens], total: int) -> list[TokenScores]:
-        """Score the sequences that `total` queries or texts consist of."""
-        return self._scorer.score(sequences, lambda done: self.report(done * total // len(sequences), total))
+    def _score(self, sequences: Sequence[Tokens]) -> list[TokenScores]:
+        """Score sequences of any length."""
+        divided = [list(windows(each, self.positions)) for each in sequences]
+        parts = [part for each in divided for part in each]
+        total = len(sequences)
+        scores = iter(self._scorer.score(parts, lambda done: self.report(done * total // len(parts), total)))
+        return [joined_scores([next(scores) for _ in each]) for each in divided]
 
     def _check(self, score: TokenScores, text: str) -> None:
         if np.isnan(score.logprobs).any():

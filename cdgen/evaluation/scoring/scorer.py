@@ -34,6 +34,12 @@ class TokenScores(NamedTuple):
     greedy: NDArray[np.bool_]  # [T], whether the token is the most probable one
 
 
+def joined_scores(parts: Sequence[TokenScores]) -> TokenScores:
+    """Return the scores of a sequence that was scored in parts."""
+    logprobs = np.concatenate([np.empty(0), *(part.logprobs for part in parts)])
+    return TokenScores(logprobs, np.concatenate([np.empty(0, bool), *(part.greedy for part in parts)]))
+
+
 class Scorer:
     """Computes log-probabilities of tokens.
 
