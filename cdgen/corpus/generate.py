@@ -78,7 +78,8 @@ def generate_corpus(
     Args:
         lm: the models; `lm.max_num_seqs` sequences are decoded at the same time.
         seeds: a path or a list of `Path` objects, which are read as `cdgen generate --seeds` reads them; or a list of
-            strings (whose ids are their indices), of pairs (id, text), or of :class:`~cdgen.Seed`. Ids key the noise.
+            strings (named by their indices), of pairs (id, text), or of :class:`~cdgen.Seed`. Ids key the noise;
+            strings have none, and get the texts of :meth:`cdgen.ContrastiveLM.generate`.
         out: the corpus folder.
         params: how continuations are sampled; default: `SamplingParams()`.
         field: field of each record that holds the text, for seeds from files.
@@ -139,7 +140,7 @@ def _seed(index: int, given: Any) -> SeedText | Seed:
     if isinstance(given, str):
         if given.startswith(HUB) or os.path.isfile(given):
             raise InputError(f"seeds: {shown(given)} is a file; to read it, give seeds=Path({shown(given)})")
-        return SeedText(str(index), given)
+        return SeedText(str(index), given, named=False)
     if isinstance(given, Seed):
         return given
     if isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(each, str) for each in given):

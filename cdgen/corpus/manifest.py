@@ -1,7 +1,7 @@
 """The manifest of a generated corpus: its settings, models and seeds, and which shards are finished.
 
-The folder's layout suits readers of data sets, such as `datasets.load_dataset`, pandas and pyarrow, which find the
-files in `data` and skip names that begin with "_" or ".":
+The folder's layout suits `datasets.load_dataset`, which skips names that begin with "_" or ".". pandas and pyarrow read
+the folder `data`, since they would take the card, README.md, for a shard:
 
     _manifest.json
     data/train-00000.parquet     a shard
@@ -170,12 +170,13 @@ def check_folder(folder: OutputFolder, instead: str = _INSTEAD) -> Manifest | No
 def compared(manifest: Manifest) -> dict[str, Any]:
     """Return what must be the same for a corpus to be resumed."""
     models = {role: model and model["fingerprint"] for role, model in manifest["models"].items()}
-    return {**manifest["settings"], **models, "seeds": manifest["seeds"]["fingerprint"]}
+    seeds = [manifest["seeds"].get(name) for name in ("fingerprint", "named")]
+    return {**manifest["settings"], **models, "seeds": seeds}
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return the first difference between the seeds of two corpora, for a message."""
-    for name in ("paths", "field", "chunk_words", "prefix_tokens", "parse_special", "count"):
+    for name in ("paths", "field", "chunk_words", "prefix_tokens", "parse_special", "count", "named"):
         if before.get(name) != now.get(name):
             return f"{name} = {before.get(name)}, but now {name} = {now.get(name)}"
     return "the content of their files has changed"

@@ -9,9 +9,9 @@ with a manifest and a journal, so a task that is killed resumes like a corpus:
         _manifest.json
         data/train-00007.parquet
 
-Which task writes a shard does not matter: the noise of a document is keyed by its seed's id, and journals are moved
-from folder to folder with the shards they belong to. The number of tasks may therefore differ from one start to the
-next.
+Which task writes a shard does not matter: every task reads all seeds, since the number of equal ones before a seed may
+key its noise, and journals are moved from folder to folder with the shards they belong to. The number of tasks may
+therefore differ from one start to the next.
 """
 
 import contextlib

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from cdgen.corpus.stated_files import check_stated_files
 from cdgen.corpus.text_files import check_path, lines, whole_text
 from cdgen.errors import InputError, first_line, printable
 from cdgen.storage import manifest as manifests
@@ -204,6 +205,7 @@ def _from_datasets(path: Path, field: str | None, remedy: str) -> Iterator[Field
     if (corpus := manifests.read(path, manifests.GENERATED)) is not None:
         manifests.check_complete(path, corpus)
     datasets = _import_datasets(path)
+    check_stated_files(path)
     with _reported(f"{path}: not a folder of datasets; use {FORMATS}"):
         is_saved = any((path / name).exists() for name in _SAVED)
         found = datasets.load_from_disk(str(path)) if is_saved else _only_split(datasets, path)

@@ -25,17 +25,31 @@ _PREFIX_TOKENS = 20  # length of a chunk's prefix in the paper, arXiv 2510.08245
 
 @dataclass(frozen=True)
 class Seed:
-    """A prompt of a corpus: its name in the corpus, and its token ids."""
+    """A prompt of a corpus.
+
+    Attributes:
+        id: its name, which is unique in the corpus.
+        token_ids: the prompt.
+        named: whether the name is an id of its own, which keys its noise, instead of its place among the seeds, such as
+            FILE:NUMBER. Where a prompt stands must not change its continuations.
+    """
 
     id: str
     token_ids: list[int]
+    named: bool = True
+
+    @property
+    def own_id(self) -> str | None:
+        """The name if it is an id of its own, otherwise None."""
+        return self.id if self.named else None
 
 
 class SeedText(NamedTuple):
-    """The text of a seed, and its name, which is unique in the corpus."""
+    """The text of a seed; `id` and `named` are those of :class:`Seed`."""
 
     id: str
     text: str
+    named: bool = True
 
 
 def read_seeds(
@@ -89,12 +103,13 @@ def read_texts(
     files = _files(paths)
     found = list(_read(files, field, whole=size is not None))
     texts, empty, short = [], 0, 0
-    for name, text in zip(_names(found), (one.text for one in found), strict=True):
-        if not text.strip():
+    for name, one in zip(_names(found), found, strict=True):
+        text = SeedText(name, one.text, name == one.own_id)
+        if not text.text.strip():
             empty += 1
         elif size is None:
-            texts.append(SeedText(name, text))
-        elif chunks := _chunks(name, text, size):
+            texts.append(text)
+        elif chunks := _chunks(text, size):
             texts += chunks
         else:
             short += 1
@@ -149,7 +164,7 @@ def encode_text(
 
     ids = first_ids(encode, text.text, min(bounds)) if bounds else encode(text.text)
     check_length(ids, name, longest)
-    return Seed(text.id, ids)
+    return Seed(text.id, ids, text.named)
 
 
 def _files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -236,12 +251,14 @@ def fingerprint(seeds: Iterable[Seed]) -> str:
     return str(found)
 
 
-def _chunks(name: str, text: str, size: int) -> list[SeedText]:
+def _chunks(document: SeedText, size: int) -> list[SeedText]:
     """Cut a text into chunks of `size` words; the last chunk also has the words that are left over."""
     starts, count = [], 0
+    name, text, named = document
     for word in re.finditer(r"\S+", text):
         if count % size == 0:
             starts.append(word.start())
         count += 1
     starts = [*starts[: count // size], len(text)]
-    return [SeedText(f"{name}#{at}", text[start:end].rstrip()) for at, (start, end) in enumerate(pairwise(starts))]
+    ends = enumerate(pairwise(starts))
+    return [SeedText(f"{name}#{at}", text[start:end].rstrip(), named) for at, (start, end) in ends]

@@ -8,6 +8,7 @@ in a journal, so an interrupted run resumes where it stopped.
 import contextlib
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,14 +80,18 @@ def write_corpus(
     resume, split_documents = switch("resume", resume), switch("split_documents", split_documents)
     seeds = _checked_seeds(lm, seeds, params)
     own = {"shard_size": shard_size, "format": format, "split_documents": split_documents}
+    own_ids = [seed.own_id for seed in seeds]
     about: dict[str, Any] = {"fingerprint": fingerprint(seeds), "count": len(seeds)} | (seeds_info or {})
+    about["named"] = sum(seed.named for seed in seeds)  # whether names key the noise is not part of the fingerprint
     total = len(seeds) * params.n
     count = manifests.shard_count(total, shard_size)
-    manifest, done, others = _begin(folder, describe(lm, params, own, about), resume, part, count)
+    described = describe(lm, params, own, about)
+    _warn_of_equal_models(described)
+    manifest, done, others = _begin(folder, described, resume, part, count)
     if missing := count - len(others):
         environment, progress = _add_environment(manifest, lm), progress or Silent()
         files = ShardFiles(lm, seeds, params, shard_size, format, split_documents)
-        prompts = Prompts([seed.token_ids for seed in seeds], (seed.id for seed in seeds))
+        prompts = Prompts([seed.token_ids for seed in seeds], own_ids)
         with contextlib.closing(Journal(folder, manifests.fingerprint(manifest))) as journal:
             finished = journal.read(others) if resume else {}
             ready = sum(shard["rows"] for shard in done.values())
@@ -149,9 +154,18 @@ def _checked_seeds(lm: ContrastiveLM, seeds: Iterable[Seed], params: SamplingPar
             raise InputError(f"seed {seed.id!r}: its id has half of a surrogate pair") from error
         if seed.id in found:
             raise InputError(f"seed {seed.id}: another seed has the same id")
-        found[seed.id] = Seed(seed.id, lm.prompt_ids(seed.token_ids, f"seed {seed.id}"))
+        found[seed.id] = replace(seed, token_ids=lm.prompt_ids(seed.token_ids, f"seed {seed.id}"))
     lm.pair.check([seed.token_ids for seed in found.values()], params, [f"seed {name}" for name in found])
     return list(found.values())
+
+
+def _warn_of_equal_models(manifest: Manifest) -> None:
+    good, bad = manifest["models"]["good"], manifest["models"]["bad"]
+    if bad is not None and good["fingerprint"] == bad["fingerprint"]:
+        log.warning(
+            "%s and %s are the same model, so all candidates have the same score; choose another BAD",
+            *(good["name"], bad["name"]),
+        )
 
 
 def _add_environment(manifest: Manifest, lm: ContrastiveLM) -> int:

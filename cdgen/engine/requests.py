@@ -6,7 +6,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import NamedTuple, TypeVar
 
 from cdgen.engine.sampling_params import SamplingParams
@@ -14,7 +14,7 @@ from cdgen.errors import InputError
 
 _Item = TypeVar("_Item")
 
-NOISE_KEY = "seed id"  # name of the rule by which the noise of a corpus is keyed; corpora record it
+NOISE_KEY = "own id or occurrence"  # name of the rule by which the noise of a corpus is keyed; corpora record it
 
 
 def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence: int = 0) -> int:
@@ -26,7 +26,8 @@ def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence:
     Args:
         token_ids: the prompt.
         continuation: index of the sequence among the continuations of the prompt.
-        occurrence: number of equal prompts before this one in the job; in a corpus, :func:`id_number` of the seed's id.
+        occurrence: number of equal prompts before this one in the job; for a seed of a corpus that has an id of its
+            own, :func:`id_number` of the id.
     Returns:
         a number below 2**63: `sequence` of :func:`cdgen_kernels.make_sampling_tensors`.
     Raises:
@@ -41,10 +42,10 @@ def sequence_number(token_ids: Sequence[int], continuation: int = 0, occurrence:
 
 
 def id_number(seed_id: str) -> int:
-    """Return a hash of a seed's id, below 2**63. With it, equal prompts of a corpus have noise of their own.
+    """Return a hash of a seed's own id, below 2**63. With it, equal prompts of a corpus have noise of their own.
 
-    Unlike the number of equal prompts before this one, it does not depend on the other seeds of the job, so any shares
-    of a corpus can be decoded separately.
+    Unlike the number of equal prompts before this one, it does not depend on the other seeds, so any of them can be
+    decoded alone.
     """
     return int.from_bytes(hashlib.blake2b(seed_id.encode(), digest_size=8).digest(), "little") >> 1
 
@@ -54,20 +55,21 @@ class Prompts:
 
     Args:
         token_ids: the prompts as lists of ids.
-        seed_ids: the prompts' names, if they are the seeds of a corpus.
+        own_ids: the prompts' own ids, if they have any; None for a prompt without one.
     Attributes:
         token_ids: the prompts as lists of ids.
-        occurrences: for each prompt, how many equal ones precede it; with `seed_ids`, :func:`id_number` of its name.
+        occurrences: :func:`id_number` of each prompt's own id; for a prompt without one, how many equal prompts without
+            ids precede it.
     """
 
-    def __init__(self, token_ids: Sequence[list[int]], seed_ids: Iterable[str] | None = None) -> None:
+    def __init__(self, token_ids: Sequence[list[int]], own_ids: Iterable[str | None] | None = None) -> None:
         self.token_ids = token_ids
         self.occurrences = array("q")
-        if seed_ids is not None:
-            self.occurrences.extend(map(id_number, seed_ids))
-            return
         seen: dict[int, int] = {}
-        for ids in token_ids:
+        for ids, own_id in zip(token_ids, repeat(None, len(token_ids)) if own_ids is None else own_ids, strict=True):
+            if own_id is not None:
+                self.occurrences.append(id_number(own_id))
+                continue
             content = sequence_number(ids)  # a hash takes less memory than the prompt
             self.occurrences.append(seen.setdefault(content, 0))
             seen[content] += 1

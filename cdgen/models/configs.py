@@ -23,6 +23,7 @@ _SIZES = {  # greatest values; all of them are whole numbers of at least 1
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), MOST_LAYERS),
 }
 _POSITIVE = ("rope_theta", "factor")
+_DROPOUTS = ("dropout", "_pdrop", "_dropout_prob")  # ends of names
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -97,6 +98,10 @@ def _problem(name: str, value: Any, custom: bool) -> str | None:
         return None if 1 <= number <= _SIZES[name] else f"must be a whole number from 1 to {_SIZES[name]}"
     if name in _POSITIVE and not (isinstance(value, (int, float)) and value > 0):
         return "must be a number above 0"
+    if name.endswith(_DROPOUTS) and value is not None and not _is_probability(value):
+        return "must be a number from 0 to 1"
+    if name == "is_causal" and value is False:
+        return "cdgen reads models from left to right"
     if name in _ACTIVATIONS and not custom and value is not None and str(value) not in ACT2FN:
         return "no such activation function"
     if name == "rope_type" and not custom and str(value) not in (*_OTHER_ROPES, *ROPE_INIT_FUNCTIONS):
@@ -114,6 +119,10 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def _is_probability(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _is_token_id(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +98,11 @@ def check_all_used(
             f"{source}: its weights hold {_tensor(surplus[0], shapes.get(surplus[0]))}, which a model with this config "
             f"does not use{_more(surplus)}; correct the config or remove the tensor"
         )
+    if twice := _same_parameter(own, f"{module.base_model_prefix}.", stored):
+        first, second = (_tensor(name, shapes[name]) for name in twice)
+        raise InputError(
+            f"{source}: its weights hold {first} and {second}, which are one parameter; remove one of them"
+        )
     if found.get("error_msgs"):
         raise InputError(f"{source}: cannot load the model: {found['error_msgs'][0]}")
     if stored and getattr(module, "hf_quantizer", None) is None:
@@ -110,6 +115,26 @@ def check_all_used(
             is_float = name.endswith(".weight") if parameter is None else parameter.is_floating_point()
             if is_float and "F" not in tensor.dtype:
                 raise InputError(f"{source}: {_tensor(name, tensor.shape)} is stored as {tensor.dtype}, not as floats")
+
+
+def _same_parameter(own: Mapping[str, Any], prefix: str, stored: Iterable[str]) -> tuple[str, str] | None:
+    """Return two stored names that transformers takes for one of the model's parameters, or None.
+
+    It adds or removes the prefix of the base model where that is needed, and loads either of the two without a word.
+
+    Args:
+        own: the model's parameters by name.
+        prefix: the prefix of the base model, such as "model.".
+        stored: the names in the files.
+    """
+    taken: dict[str, str] = {}
+    for name in sorted(stored):
+        parameter = next((each for each in (name, prefix + name, name.removeprefix(prefix)) if each in own), None)
+        if parameter in taken:
+            return taken[parameter], name
+        if parameter is not None:
+            taken[parameter] = name
+    return None
 
 
 def _of_another_shape(name: str, shape: Iterable[int], needed: Iterable[int]) -> str:

@@ -84,7 +84,7 @@ def difference(before: Manifest, now: Manifest) -> str:
     for name, value in later.items():
         if earlier.get(name) != value:
             return f"{name} = {earlier.get(name)}, but now {name} = {value}"
-    old = {str(source.get("name")): source for source in before["sources"]}
+    old = {source["name"]: source for source in before["sources"]}
     new = {source["name"]: json.loads(json.dumps(source)) for source in now["sources"]}
     for verb, others in (("no longer has", old.keys() - new.keys()), ("did not have", new.keys() - old.keys())):
         if others:
@@ -107,6 +107,4 @@ def _source_difference(before: dict[str, Any], now: dict[str, Any]) -> str | Non
 
 def _digests(source: dict[str, Any]) -> dict[str, Any]:
     """Return the sha256 of a source's files by name."""
-    inputs = source.get("inputs")
-    found = [one for one in inputs if isinstance(one, dict)] if isinstance(inputs, list) else []
-    return {str(one.get("label")): one.get("sha256") for one in found}
+    return {one["label"]: one["sha256"] for one in source["inputs"]}

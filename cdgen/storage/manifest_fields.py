@@ -39,6 +39,7 @@ GENERATED: dict[str, Any] = {
     "seeds": {
         "fingerprint": str,
         "count?": int,
+        "named?": int,
         "paths?": [str],
         "field?": str,
         "prefix_tokens?": (int, None),
@@ -52,9 +53,18 @@ GENERATED: dict[str, Any] = {
     "replaces?": [re.compile(f"{SHARD_NAME.pattern}|{DOCUMENTS_NAME.pattern}")],
 }
 PREPARED: dict[str, Any] = {
-    "settings": dict,
-    "sources": [dict],
+    "settings": {"test": float, "seeds": float, "seed": float, "split_by?": str},
+    "sources": [
+        {
+            "name": str,
+            "inputs": [{"label": str, "sha256": str}],
+            "train": _TOTALS,
+            "test": _TOTALS,
+            "seeds": _TOTALS,
+        }
+    ],
     "fingerprint": str,
+    "versions?": {re.compile(r".+"): str},
     "counts": {
         "train": _TOTALS,
         "test": _TOTALS,

@@ -116,6 +116,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         synthetic = self.synthetic if isinstance(self.synthetic, (list, tuple)) else (self.synthetic,)
         self._set("synthetic", tuple(_path("synthetic", path) for path in synthetic))
+        if len(self.synthetic) > len({os.path.realpath(expanded(path)) for path in self.synthetic}):
+            raise InputError(f"synthetic = {', '.join(self.synthetic)}: a corpus is given twice")
         for name in _PATHS:
             if name != "test" or self.test is not None:
                 self._set(name, _path(name, getattr(self, name)))

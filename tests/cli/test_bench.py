@@ -41,8 +41,7 @@ def test_a_wrong_op_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (("--vocab-size", "10"), "--vocab-size 10: must be 50 to"),
         (("--batch-size", "0"), "--batch-size 0: must be 1 to"),
         (("--json", "."), "--json .: is not the name of a file"),
-        (("--json", "missing/bench.json"), "--json missing/bench.json: is not the name of a file in an existing"),
-        (("--json", "notes.txt"), "--json notes.txt: is a file that is not JSON"),
+        (("--json", "notes.txt"), "--json notes.txt: is not the JSON of cdgen bench, and would be replaced"),
         (("--device", "tpu"), "cannot be used here"),
     ],
 )

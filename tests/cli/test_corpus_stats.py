@@ -72,8 +72,8 @@ def test_infinite_figures_are_null(corpora: Path, monkeypatch: pytest.MonkeyPatc
         (["real.jsonl", "--good", "absent"], 2, "absent: "),
         (["real.jsonl", "--json", "."], 2, "--json .: is not the name of a file"),
         (["real.jsonl", "--json", ""], 2, "--json '': is not the name of a file"),
-        (["real.jsonl", "--json", "./real.jsonl"], 2, "real.jsonl: is read, but would also be replaced"),
-        (["real.jsonl", "--json", "real.jsonl/x"], 1, "real.jsonl: cannot create this folder"),
+        (["real.jsonl", "--json", "./real.jsonl"], 2, "--json ./real.jsonl: is not the JSON of cdgen corpus-stats"),
+        (["real.jsonl", "--json", "real.jsonl/x"], 2, "real.jsonl is not a folder"),
         ([], 2, "the following arguments are required: CORPUS"),
     ],
 )

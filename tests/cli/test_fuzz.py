@@ -128,6 +128,12 @@ TRAIN_NUMBERS = (
     "--weight-decay", "--save-every", "--keep-states", "--eval-blocks", "--seed", "--threads",
 )  # fmt: skip
 PLAN_NUMBERS = ("--memory-gb", "--gpus", "--tokens", "--prompt-tokens", "--max-tokens", "--n", "--batch-size")
+OTHER_NUMBERS = {
+    "evaluate": ("--limit", "--batch-tokens", "--seed", "--threads"),
+    "compare": ("--confidence", "--seed"),
+    "corpus-stats": ("--sample", "--alpha", "--seed", "--threads"),
+    "tokenizer": ("--vocab-size",),
+}
 PREPARE_NUMBERS = ("--test", "--seeds", "--seed")
 
 
@@ -205,6 +211,46 @@ def test_numbers_of_train(
     assert_answer(*train(cdgen_command, training, tmp_path / "out", **{name: value}))
 
 
+@pytest.fixture(scope="module")
+def results(
+    tmp_path_factory: pytest.TempPathFactory, cdgen_command: Command, model: Path, training: dict[str, Path]
+) -> Path:
+    """Return the results of an evaluation of a model under two names."""
+    out = tmp_path_factory.mktemp("results") / "out"
+    models = (f"one={model}", f"two={model}")
+    argv = (*models, "--tasks", f"perplexity={training['--corpus']}", "--limit", 5, "--quiet", "--out", out)
+    code, output = cdgen_command("evaluate", *argv)
+    assert code == 0, output
+    return out
+
+
+@pytest.mark.parametrize("command", OTHER_NUMBERS)
+@given(data=st.data(), value=NUMBERS)
+@fuzz(12)
+def test_numbers_of_other_commands(
+    cdgen_command: Command,
+    model: Path,
+    training: dict[str, Path],
+    results: Path,
+    tmp_path: Path,
+    command: str,
+    data: st.DataObject,
+    value: str,
+) -> None:
+    text, out = training["--corpus"], tmp_path / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    argv = {
+        "evaluate": (model, "--tasks", f"perplexity={text}", "--limit=3", "--quiet", "--out", out),
+        "compare": (results, "--baseline", "one", "--resamples=20"),
+        "corpus-stats": (text, "--good", model, "--sample=3", "--quiet"),
+        "tokenizer": (text, "--quiet", "--out", out),
+    }
+    option = data.draw(st.sampled_from(OTHER_NUMBERS[command]))
+    code, output = cdgen_command(command, *argv[command], f"{option}={value}")
+    if code:  # otherwise compare and corpus-stats print tables
+        assert_answer(code, output)
+
+
 # ------------------------------------------------------------------------------------------------ damaged files
 
 
@@ -265,6 +311,43 @@ def test_a_manifest_of_a_generated_corpus(
     after = files_below(damaged)
     assert (damaged / "notes.txt").read_text() == (tmp_path / "x").read_text() == "mine"
     assert code == 0 or {name: after.get(name) for name in shards} == shards
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, cdgen_command: Command, training: dict[str, Path]) -> Path:
+    """Return a folder with a prepared corpus and a tokenizer."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for command in ("prepare", "tokenizer"):
+        code, output = prepare(cdgen_command, command, training["--corpus"], folder)
+        assert code == 0, output
+    return folder
+
+
+def prepare(run: Command, command: str, text: Path, folder: Path, *more: str) -> tuple[int, str]:
+    """Run `cdgen prepare` or `cdgen tokenizer`."""
+    argv = (f"{text},lines=1",) if command == "prepare" else (folder / "prepare", "--vocab-size", 300)
+    return run(command, *argv, "--out", folder / command, "--quiet", *more)
+
+
+@pytest.mark.parametrize("command", ["prepare", "tokenizer"])
+@given(data=st.data())
+@fuzz(20)
+def test_a_manifest_of_a_prepared_corpus_or_a_tokenizer(
+    cdgen_command: Command, training: dict[str, Path], prepared: Path, tmp_path: Path, command: str, data: st.DataObject
+) -> None:
+    folder = tmp_path / "folder"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(prepared, folder)
+    (folder / command / "notes.txt").write_text("mine")
+    manifest = folder / command / "manifest.json"
+    manifest.write_bytes(data.draw(damaged_json(manifest.read_bytes())))
+    again = data.draw(st.sampled_from([(), ("--overwrite",), ("verify",)]))
+    if again == ("verify",):
+        code, output = cdgen_command("corpus", "verify", folder / "prepare")
+        assert code in (0, 1, 2) and "Traceback" not in output and "--debug" not in output, output
+    else:
+        assert_answer(*prepare(cdgen_command, command, training["--corpus"], folder, *again))
+    assert (folder / command / "notes.txt").read_text() == "mine"
 
 
 @pytest.fixture(scope="module")

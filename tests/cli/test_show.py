@@ -141,7 +141,7 @@ def test_a_text_of_one_token_is_refused(show: Callable[..., Outcome], tmp_path: 
     (("--bad", "dropout:2"), "dropout"),
     (("--out", "here"), "--out here: is not the name of a file"),
     (("--out", ""), "--out '': is not the name of a file"),
-    (("--out", "notes.html"), "--out notes.html: is a file that is not HTML"),
+    (("--out", "notes.html"), "--out notes.html: is not an HTML page"),
     (("--out", "notes.html/page.html"), "is not a folder"),
 ])  # fmt: skip
 def test_requests_are_refused_before_a_model_is_read(

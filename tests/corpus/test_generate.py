@@ -10,6 +10,7 @@ import pytest
 from cdgen import ContrastiveLM, GeneratedCorpus, InputError, SamplingParams, Seed, generate_corpus
 from cdgen.cli import main
 from tests.helpers.corpora import bytes_of
+from tests.helpers.tiny_models import SENTENCES
 
 PARAMS = SamplingParams(n=2, max_tokens=4, seed=5, ignore_eos=True)
 TEXTS = ["The fox", "Once upon a time", "A cat lived"]
@@ -55,16 +56,25 @@ def test_what_is_returned(lm: ContrastiveLM, tmp_path: Path) -> None:
 
 
 def test_seeds_of_every_kind_give_the_same_corpus(lm: ContrastiveLM, tmp_path: Path) -> None:
-    """The same ids and tokens, so the same noise."""
+    """The same ids and tokens, so the same noise. Strings have no ids of their own, and get the texts of `generate`."""
+    pairs = [(str(index), text) for index, text in enumerate(TEXTS)]
+    tokens = [lm.prompt_ids(text, "") for text in TEXTS]
     kinds: dict[str, Any] = {
         "texts": TEXTS,
         "generator": (text for text in TEXTS),
-        "pairs": [(str(index), text) for index, text in enumerate(TEXTS)],
-        "seeds": [Seed(str(index), lm.prompt_ids(text, "")) for index, text in enumerate(TEXTS)],
-        "mixed": [Seed("0", lm.prompt_ids(TEXTS[0], "")), ("1", TEXTS[1]), TEXTS[2]],
+        "unnamed": [Seed(str(index), ids, named=False) for index, ids in enumerate(tokens)],
+        "pairs": pairs,
+        "seeds": [Seed(str(index), ids) for index, ids in enumerate(tokens)],
+        "mixed": [Seed("0", tokens[0]), *pairs[1:]],
     }
     found = {name: rows(generate_corpus(lm, seeds, tmp_path / name, PARAMS)) for name, seeds in kinds.items()}
-    assert all(table == found["texts"] for table in found.values())
+    assert found["generator"] == found["unnamed"] == found["texts"]
+    assert found["seeds"] == found["mixed"] == found["pairs"]
+    drawn = [output.token_ids for request in lm.generate(TEXTS, PARAMS) for output in request.outputs]
+    assert [row["token_ids"][row["prompt_length"] :] for row in found["texts"]] == drawn
+    assert [row["token_ids"] for row in found["pairs"]] != [row["token_ids"] for row in found["texts"]]
+    with pytest.raises(InputError, match="other seeds: named = 3, but now named = 0"):
+        generate_corpus(lm, TEXTS, tmp_path / "pairs", PARAMS)
     cut = generate_corpus(lm, kinds["mixed"], tmp_path / "cut", PARAMS, prefix_tokens=2)
     assert {row["prompt_length"] for row in rows(cut)} == {2}
 
@@ -83,6 +93,24 @@ def test_files_give_the_corpus_of_the_command(
         corpus = generate_corpus(lm, given, name, PARAMS, chunk_words=40, split_documents=True)
         assert corpus.seeds == 4 and {row["prompt_length"] for row in rows(corpus)} == {20}
         assert bytes_of(Path(name)) == bytes_of(Path("command"))
+
+
+def test_the_place_of_a_seed_changes_no_text(lm: ContrastiveLM, tmp_path: Path) -> None:
+    """Other lines, another order, another file, and a file cut in two: names change, texts do not."""
+    lines = [*TEXTS, TEXTS[0], *SENTENCES]
+
+    def drawn(*files: list[str]) -> list[tuple[str, ...]]:
+        paths = [tmp_path / f"{number}-{len(files)}-{len(part)}.txt" for number, part in enumerate(files)]
+        for path, part in zip(paths, files, strict=True):
+            path.write_text("\n".join(part), encoding="utf-8")
+        found = rows(generate_corpus(lm, paths, tmp_path / paths[0].stem, PARAMS, resume=False))
+        texts = [row["text"] for row in found]
+        return sorted(tuple(texts[at : at + PARAMS.n]) for at in range(0, len(texts), PARAMS.n))
+
+    expected = drawn(lines)
+    assert len(set(expected)) == len(lines)
+    assert drawn(lines[::-1]) == drawn(lines[:3], lines[3:]) == expected
+    assert set(drawn(lines[2:])) < set(expected)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,39 @@ def test_a_folder_of_files_is_what_datasets_loads(tmp_path: Path) -> None:
         list(records(folder))
 
 
+@pytest.mark.parametrize(
+    "stated",
+    ["../secret.jsonl", "/etc/passwd", "data/../../secret.jsonl", "http://localhost/x.jsonl", "file:/etc/hosts", "~/x"],
+)
+def test_a_folder_of_datasets_names_no_file_outside_of_it(tmp_path: Path, stated: str) -> None:
+    """Neither in any form of its card nor in the state of a saved data set."""
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "secret.jsonl").write_text('{"text": "secret"}\n')
+    folder = tmp_path / "d"
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(folder)
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"][0]["filename"] = stated
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(
+        InputError, match=r"d/state.json: names the data file .*, which may be outside this folder; give"
+    ):
+        list(records(folder))
+    (folder / "state.json").unlink()
+    configs = (
+        f"data_files: '{stated}'",
+        f"data_files: [{{split: train, path: [a.jsonl, '{stated}']}}]",
+        f"data_dir: '{stated}'",
+    )
+    for config in configs:
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {config}\n---\ntext\n")
+        with pytest.raises(InputError, match=r"d/README.md: names the data file "):
+            list(records(folder))
+    (folder / "README.md").unlink()
+    (folder / ".huggingface.yaml").write_text(f"configs:\n- config_name: default\n  {configs[0]}\n")
+    with pytest.raises(InputError, match=r"d/.huggingface.yaml: names the data file "):
+        list(records(folder))
+
+
 def test_folders_of_json_and_text(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     rows = [json.dumps({"text": text, "id": number}) for number, text in enumerate(TEXTS, 5)]

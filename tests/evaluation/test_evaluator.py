@@ -90,8 +90,20 @@ def test_a_long_context_is_cut_on_the_left() -> None:
     for convention in CONVENTIONS:
         (found,) = Evaluator(model, tokenizer, convention).continuations([query])
         assert found.logprob == pytest.approx(logprobs(model, ids[-257:], 257 - scored).sum(), abs=1e-4)
-        with pytest.raises(InputError, match=r"gpt2: the continuation .* tokens, more than the model's 256 positions"):
-            Evaluator(model, tokenizer, convention).continuations([Query("The", " " + query.context)])
+
+
+def test_a_continuation_that_is_too_long_is_scored_in_windows() -> None:
+    """Every token once; each window but the last begins with the last token of the one before."""
+    model, tokenizer = LanguageModel(family("gpt2"), "gpt2"), make_tokenizer()
+    text = " ".join(SENTENCES * 6)
+    ids, start = tokenizer("The" + text)["input_ids"], len(tokenizer("The")["input_ids"])
+    assert 512 + start < len(ids) < 768 + start
+    (found,) = Evaluator(model, tokenizer, "lm-eval").continuations([Query("The", text)])
+    whole = [ids[at : at + 257] for at in (start - 1, start + 255)]
+    parts = [logprobs(model, window, 1) for window in whole]
+    parts.append(logprobs(model, ids[-257:], 257 - (len(ids) - start - 512)))
+    assert found.tokens == sum(map(len, parts)) == len(ids) - start
+    assert found.logprob == pytest.approx(sum(part.sum() for part in parts), abs=1e-3)
 
 
 def test_a_model_without_a_stated_number_of_positions() -> None:

@@ -198,7 +198,7 @@ def test_a_limit_is_one_for_each_kind(tmp_path: Path) -> None:
 
 def test_texts_without_questions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = corpus(tmp_path / "a.jsonl", ["Too short.", "a heading without an end " * 3])
-    with pytest.raises(InputError, match=r"a.jsonl: gives no questions: 2 documents have no finished sentences of 30"):
+    with pytest.raises(InputError, match=r"a.jsonl: gives no questions: 2 documents without finished sentences of 30"):
         form("held_out").items(Task("t", "held_out", path))
     path = corpus(tmp_path / "b.jsonl", ["Nobody in this long sentence has a name at all, which is the point."])
     with caplog.at_level(logging.WARNING):

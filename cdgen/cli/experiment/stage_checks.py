@@ -94,11 +94,16 @@ def _check_good_and_bads(name: str, recipe: Recipe, good: TrainConfig) -> None:
     checkpoint = recipe.get("good", {}).get("checkpoint")
     _check_checkpoint(f"{name}: [good] checkpoint", checkpoint, good)
     available = _model_value(good, "num_hidden_layers", f"{name}: stage good")
+    seen: list[tuple[str, Any]] = []
     for bad, table in bads(recipe).items():
+        if twin := next((name for name, other in seen if other == table), None):
+            raise InputError(f"{name}: [bad.{bad}] and [bad.{twin}] are the same BAD; remove one")
+        seen.append((bad, table))
         where = f"{name}: [bad.{bad}]" if bad else f"{name}: [bad]"
         _check_checkpoint(f"{where} step", table.get("step"), good)
-        if "step" in table and table["step"] == checkpoint:
-            raise InputError(f"{where} step = {table['step']}: is GOOD itself; choose an earlier checkpoint")
+        last = good.steps if checkpoint is None or isinstance(checkpoint, str) else checkpoint
+        if "step" in table and table["step"] == last:
+            raise InputError(f"{where} step = {table['step']}: is not earlier than GOOD; choose an earlier checkpoint")
         if "layers" in table and available is not None and table["layers"] >= available:
             raise InputError(f"{where} layers = {table['layers']}: must be less than the {available} layers of GOOD")
 
@@ -248,8 +253,19 @@ def check_texts(planned: Sequence[Stage], name: str, parse: Callable[[Sequence[s
         if task.path == parsed["corpus"].out:
             _check_items(name, task)
     generation = next((args for args in parsed.values() if args.command == "generate"), None)
-    if generation:  # all corpora continue the same seeds
+    if generation:  # all corpora continue the same seeds, with the same options
+        _check_token_ids(name, generation, entries)
         _check_seeds(name, generation, tokenizer, _good(configs))
+
+
+def _check_token_ids(name: str, args: argparse.Namespace, entries: int) -> None:
+    """Raise InputError if an option of cdgen generate names a token that the tokenizer does not have."""
+    params = check_request(args).params
+    for key, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", dict(params.logit_bias))):
+        if wrong := [token for token in ids if token >= entries]:
+            raise InputError(
+                f"{name}: [generate] {key}: {wrong[0]} is out of range; the tokenizer has {entries} tokens"
+            )
 
 
 def _check_seeds(name: str, args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase", good: TrainConfig) -> None:

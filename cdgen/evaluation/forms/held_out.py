@@ -12,6 +12,7 @@ from cdgen.evaluation.forms.held_out_items import LONGEST, SHORTEST, questions
 from cdgen.evaluation.metrics import Metric
 from cdgen.evaluation.scoring.conventions import Query
 from cdgen.values import INT32_MAX, integer
+from cdgen.wording import counted
 
 if TYPE_CHECKING:
     from cdgen.evaluation.scoring.evaluator import Evaluator
@@ -45,8 +46,8 @@ class HeldOut(Form):
         missing = [kind for kind, made in found.items() if not made]
         if len(missing) == len(found):
             raise InputError(
-                f"{task.path}: gives no questions: {len(texts)} documents have no finished sentences of {SHORTEST} to "
-                f"{LONGEST} characters that have a context; give longer documents"
+                f"{task.path}: gives no questions: {counted(len(texts), 'document')} without finished sentences of "
+                f"{SHORTEST} to {LONGEST} characters that have a context; give longer documents"
             )
         if missing:
             log.warning("task %s: %s gives no questions of the kind %s", task.name, task.path, " and ".join(missing))

@@ -183,6 +183,7 @@ def test_the_name_of_a_bad_is_the_end_of_a_label() -> None:
         ("[bad.x]\nlayers = 1\n[bad2]\nstep = 3", "[bad] step: does not go together with tables [bad.NAME]; put it i"),
         ("[bad.x]", "[bad.x]: the table is empty"),
         ("[bad.'x.y']\nlayers = 1", "[bad.x.y]: name it with at most 40 letters, digits and _-; a letter or digit"),
+        ("[bad.x]\nstep = 3\n[bad.y]\nstep = 3", "[bad.y] and [bad.x] are the same BAD; remove one"),
         ("[bad.x]\nlayers = 5", "[bad.x] layers = 5: must be less than the 1 layers of GOOD"),
         ("[bad.x]\nstep = 5", "[bad.x] step = 5: GOOD saves no such checkpoint"),
         ("[bad.x]\nstep = 3\ndropout = 0.1", "[bad.x]: step and dropout do not go together"),
