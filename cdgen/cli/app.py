@@ -54,6 +54,8 @@ OPTIONS = {
     "split_documents=True": "--split-documents",
     "prefix_tokens": "--prefix-tokens",
     "stop_token_ids": "--stop-token-ids",
+    "logit_bias: ": "--logit-bias: ",
+    "bad_words: ": "--bad-words: ",
     "shard_size": "--shard-size",
     "batch_tokens": "--batch-tokens",
     "baseline=LABEL": "--baseline LABEL",
