@@ -222,7 +222,7 @@ def test_races_with_bad(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_races_of_awkward_rows(dtype: torch.dtype, programs: str) -> None:
     """Unaligned rows whose last group is not whole, with bans, ties, infinities and logits beyond all noise."""
-    good, _ = make_pair(3, 9003, dtype, width=9005, seed=3)
+    good, _ = make_pair(2, 9003, dtype, width=9005, seed=3)
     rows = {
         "plain": lambda z: z,
         "flat": lambda z: z / 40,
@@ -236,11 +236,11 @@ def test_races_of_awkward_rows(dtype: torch.dtype, programs: str) -> None:
         z = change(good.float()).to(dtype)
         best = z.float().topk(3, 1).indices
         z[-1, 8999] = z[-1].max()
-        banned = torch.cat([best, ends.repeat(3, 1)], 1)
+        banned = torch.cat([best, ends.repeat(2, 1)], 1)
         cut = cuts[(number + DTYPES.index(dtype)) % 3]  # over the dtypes, every row meets every cut
-        weight = 1.0 if name == "plain" else [0.8, 1.5, 1.0]
+        weight = 1.0 if name == "plain" else [0.8, 1.5]
         sampling = make_sampling_tensors(
-            3, alpha=0, contrast_strength=0, good_weight=weight, temperature=1.2, seed=100 + number, **cut
+            2, alpha=0, contrast_strength=0, good_weight=weight, temperature=1.2, seed=100 + number, **cut
         )
         got, wanted, _ = sample_both(z, None, sampling, banned)
         assert got.token.equal(wanted.token), (name, cut)
