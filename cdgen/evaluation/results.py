@@ -206,7 +206,7 @@ def is_done(folder: Path, manifest: Manifest, model: ModelEntry, task: TaskEntry
                 "evaluate into another folder"
             )
     path = folder / name
-    return path.exists() and file_sha256(path) == found["sha256"]
+    return path.is_file() and file_sha256(path) == found["sha256"]
 
 
 def add(

@@ -1,6 +1,7 @@
 """Manifests: a declaration of their fields, and names that are not UTF-8."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,10 @@ def test_a_file_that_is_not_json(tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(content)
         with pytest.raises(CorpusError, match=r"a: cannot be read: .*; rerun$"):
             checked_json.read(tmp_path / "a", "rerun")
-    with pytest.raises(CorpusError, match=r"cannot be read: Is a directory; rerun$"):
-        checked_json.read(tmp_path, "rerun")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(CorpusError, match=r"cannot be read: is not a regular file; rerun$"):
+            checked_json.read(path, "rerun")
 
 
 def test_paths_that_are_not_utf8_survive() -> None:
