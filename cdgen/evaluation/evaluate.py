@@ -89,10 +89,8 @@ def evaluate(
     """Evaluate each model on each task.
 
     Args:
-        models: one or several: paths, strings such as "run@best" or "LABEL=MODEL", or what
-            :func:`cdgen.evaluation.models.parse_models` gives.
-        tasks: one or several: strings such as "perplexity=corpus", paths of task files, or what
-            :func:`~cdgen.evaluation.tasks.parse_task` returns.
+        models: paths, strings such as "run@best" or "LABEL=MODEL", or what :func:`parse_models` gives; one or several.
+        tasks: strings such as "perplexity=corpus", or what :func:`~cdgen.evaluation.tasks.parse_task` returns.
         out: folder of the results. Results that it holds already are kept; those of the same model, items and
             convention are not computed again.
         convention: how texts become scored tokens; see :mod:`cdgen.evaluation.scoring.conventions`.
@@ -109,8 +107,7 @@ def evaluate(
     """
     models, tasks = parse_models(_listed("models", models, Model)), _parsed(_listed("tasks", tasks, Task))
     check_request(tasks, convention, batch_tokens, dtype, device)
-    names = [results.scores_name(model.entry(""), task.name) for model in models for task in tasks]
-    _check_lengths(names)
+    names = _names(models, tasks)
     prepared = [_prepare(task, convention) for task in tasks]
     for model in models:  # a missing one is reported before the others are scored
         locate(model.source, trust_remote_code)
@@ -182,11 +179,13 @@ def check_request(
         raise InputError(f"tasks: two have the name {twice}; write a task file with another name for one of them")
 
 
-def _check_lengths(names: Sequence[str]) -> None:
-    """Raise InputError if the name of a table's file would be too long for the file system, before scores are lost."""
+def _names(models: Sequence[Model], tasks: Sequence[Task]) -> list[str]:
+    """Return the names of the tables of scores, if they are not too long for the file system."""
+    names = [results.scores_name(model.entry(""), task.name) for model in models for task in tasks]
     for name in names:
         if len(os.fsencode(name)) > _LONGEST_NAME:
             raise InputError(f"{name}: is too long for the name of a file; use a shorter label or name of the task")
+    return names
 
 
 def _prepare(task: Task, convention: str) -> _Prepared:
