@@ -10,9 +10,15 @@ _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 class InputError(ValueError):
     """What was asked for cannot be done: a bad value, a missing file, models that do not fit. Exit code 2."""
 
+    def __str__(self) -> str:
+        return escaped(super().__str__())  # messages quote files, templates and names of unknown origin
+
 
 class CorpusError(RuntimeError):
     """The output folder cannot be written, or its content cannot be trusted. Exit code 1."""
+
+    def __str__(self) -> str:
+        return escaped(super().__str__())
 
 
 def first_line(error: BaseException) -> str:

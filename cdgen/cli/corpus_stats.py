@@ -5,7 +5,16 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from cdgen.cli.output_file import check_output_file, json_object, write_json_file
-from cdgen.cli.parser import Commands, add_command, add_device, add_model_options, add_quiet, add_threads, load_ops
+from cdgen.cli.parser import (
+    Commands,
+    add_command,
+    add_device,
+    add_model_options,
+    add_quiet,
+    add_threads,
+    import_ops,
+    load_ops,
+)
 from cdgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
         "alpha": check_alpha(args.alpha),
         "seed": integer("--seed", args.seed, 0, INT64_MAX),
     }
+    bad = _check_models(args)
     if args.json is not None:
         check_output_file("--json", args.json, _JSON)
     corpora = [find_text(name) for name in args.corpora]
     against = None if args.against is None else find_text(args.against)
-    models = _models(args)  # last, since that takes longest
+    models = _load_models(args, bad)  # last, since that takes longest
     progress = choose(args.quiet)
     try:
         found = corpus_stats(corpora, against=against, models=models, progress=progress, **options)
@@ -95,18 +105,36 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _models(args: argparse.Namespace) -> "ContrastiveLM | None":
+def _check_models(args: argparse.Namespace) -> dict[str, Any]:
+    """Check the options of the models, without loading them; return the arguments of ContrastiveLM that state BAD."""
+    if args.good is None:
+        if alone := next((name for name in ("bad", "device", "dtype") if getattr(args, name) is not None), None):
+            raise InputError(f"--{alone}: needs --good too")
+        return {}
+    import_ops()
+    from cdgen.models.bad import parse_bad
+    from cdgen.models.dtypes import float_dtype
+    from cdgen.models.files import locate
+    from cdgen.models.loading import usable_device
+
+    bad = parse_bad(args.bad) if args.bad else {}
+    usable_device(args.device)
+    if args.dtype is not None:
+        float_dtype("dtype", args.dtype)
+    for source in (args.good, bad.get("bad")):
+        if source is not None:
+            locate(source, args.trust_remote_code)
+    return bad
+
+
+def _load_models(args: argparse.Namespace, bad: dict[str, Any]) -> "ContrastiveLM | None":
     """Return GOOD and BAD, or None if they are not given."""
     if args.good is None:
-        if args.bad is not None:
-            raise InputError("--bad: needs --good too")
         return None
     load_ops(args.threads, args.device)
     from cdgen.engine.llm import ContrastiveLM
     from cdgen.evaluation.corpus_stats.contrast import check_models
-    from cdgen.models.bad import parse_bad
 
-    bad = parse_bad(args.bad) if args.bad else {}
     options = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
     return check_models(ContrastiveLM(args.good, **bad, **options))
 

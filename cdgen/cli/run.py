@@ -11,6 +11,7 @@ from cdgen.cli.experiment.stage_checks import check_results, check_stages, check
 from cdgen.cli.experiment.stage_list import stage_list
 from cdgen.cli.parser import Commands, Parser, add_command
 from cdgen.errors import escaped
+from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder
 
 DESCRIPTION = """\
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         for line in stage_list(planned, names, out, parser.parse_args):
             print(escaped(line))
         return 0
+    manifests.check_no_other_kind(out, manifests.EXPERIMENT)
     check_stages(planned, recipe, args.recipe, parser.parse_args)
     if args.dry_run:
         for stage in Schedule(planned, out, names).pending() if args.only else planned:

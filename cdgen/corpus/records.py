@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,8 @@ FORMATS = ".txt, .jsonl (both also .gz or .zst), .parquet, or a folder that data
 _FIELD_FORMATS = ".jsonl (also .gz or .zst), .parquet, or a folder that datasets can load"
 HUB = "hub:"
 _HUB_NAMES = "hub:owner/name, hub:owner/name:split or hub:owner/name:config:split"
+# An owner is required: datasets takes names such as "json" for formats, and reads the files in the current folder.
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk
 _TABLES = ("parquet", "json", "csv", "arrow")  # what datasets calls files of rows with fields
 
@@ -264,8 +268,13 @@ def _rows(path: Path, batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]") 
 def _from_hub(name: str) -> Iterator[Fields]:
     datasets = _import_datasets(name)
     repository, *chosen = name.removeprefix(HUB).split(":")
-    if not repository or len(chosen) > 2:
+    if not _REPOSITORY.fullmatch(repository) or len(chosen) > 2:
         raise InputError(f"{name}: names no data set; use {_HUB_NAMES}")
+    if os.path.isdir(repository):
+        raise InputError(
+            f"{name}: datasets would read {os.path.abspath(repository)} instead; give that path without {HUB}, or run "
+            "the command in another folder"
+        )
     split = chosen[-1] if chosen and chosen[-1] else "train"
     config = chosen[0] if len(chosen) == 2 else None
     with _reported(f"{name}: cannot be read from the hub"):  # no network, no such name, no such split, ...

@@ -104,12 +104,16 @@ def _listed(messages: Any) -> tuple[list[Sequence[Any]], list[str]]:
 
 
 def _message(message: Any, name: str) -> dict[str, Any]:
-    """Return a message whose content is a string, if it has any: text parts are joined, as vLLM does."""
+    """Return a message whose content is a string: as in vLLM, text parts are joined, and tool calls need no text."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InputError(f'{name} = {shown(message)}: is not a message such as {{"role": "user", "content": "Hello"}}')
     content = message.get("content")
-    if content is None or isinstance(content, str):
-        return dict(message)
+    if content is None and message["role"] == "assistant" and message.get("tool_calls"):
+        content = ""
+    if content is None:
+        raise InputError(f"{name}: has no content; give text, or leave the message out")
+    if isinstance(content, str):
+        return {**message, "content": content}
     listed = content if isinstance(content, Sequence) else [content]
     parts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in listed]
     if not all(isinstance(part, str) for part in parts):

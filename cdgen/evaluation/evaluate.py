@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cdgen")
 
+_Stated: TypeAlias = str | os.PathLike[str]
 _LONGEST_NAME = 231  # bytes; while a file is written, its whole name in the folder is part of the name of one file
 
 
@@ -74,8 +75,8 @@ class _Prepared(NamedTuple):
 
 
 def evaluate(
-    models: str | Sequence[str | Model],
-    tasks: str | Sequence[str | Task],
+    models: _Stated | Model | Sequence[_Stated | Model],
+    tasks: _Stated | Task | Sequence[_Stated | Task],
     out: str | os.PathLike[str],
     *,
     convention: ConventionName = "lm-eval",
@@ -88,7 +89,7 @@ def evaluate(
     """Evaluate each model on each task.
 
     Args:
-        models: strings such as "run@best" or "LABEL=MODEL", or what :func:`cdgen.evaluation.models.parse_models` gives.
+        models: paths, strings such as "run@best" or "LABEL=MODEL", or what :func:`parse_models` gives; one or several.
         tasks: strings such as "perplexity=corpus", or what :func:`~cdgen.evaluation.tasks.parse_task` returns.
         out: folder of the results. Results that it holds already are kept; those of the same model, items and
             convention are not computed again.
@@ -104,9 +105,9 @@ def evaluate(
         InputError: a model or a task cannot be used, a score is NaN, or the folder holds other scores of the same name.
         CorpusError: the folder cannot be written, or what it holds is damaged or not results.
     """
-    models, tasks = _listed_models(models), _listed_tasks(tasks)
+    models, tasks = parse_models(_listed("models", models, Model)), _parsed(_listed("tasks", tasks, Task))
     check_request(tasks, convention, batch_tokens, dtype, device)
-    _check_names(models, tasks)
+    names = _names(models, tasks)
     prepared = [_prepare(task, convention) for task in tasks]
     for model in models:  # a missing one is reported before the others are scored
         locate(model.source, trust_remote_code)
@@ -114,6 +115,7 @@ def evaluate(
         manifests.check_no_other_kind(folder.path, manifests.RESULTS)
         new = manifests.new(manifests.RESULTS) | {"environments": [], "results": []}
         manifest = results.read_manifest(folder.path) or new
+        results.check_free(folder.path, manifest, names)
         for model in models:
             loaded, tokenizer = load(model.source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             if tokenizer is None:
@@ -131,30 +133,25 @@ def evaluate(
                         raise InputError(f"{model.source}, task {each.task.name}: {error}") from error
                     _add(folder, manifest, model, loaded, each, table)
     by_name = {entry.name: entry for entry in results.read(folder.path)}
-    names = [results.scores_name(model.entry(""), task.name) for model in models for task in tasks]
     return Evaluation(folder.path, tuple(by_name[name] for name in names))
 
 
-def _listed_models(models: str | Sequence[str | Model]) -> list[Model]:
-    given = _listed("models", models)
-    return parse_models(given)
+def _parsed(stated: Sequence[str | Task]) -> list[Task]:
+    return [parse_task(each) if isinstance(each, str) else each for each in stated]
 
 
-def _listed_tasks(tasks: str | Sequence[str | Task]) -> list[Task]:
-    given = _listed("tasks", tasks)
-    return [parse_task(each) if isinstance(each, str) else each for each in given]
-
-
-def _listed(name: str, given: Any) -> list[Any]:
-    """Return one string or several items as a list."""
+def _listed(name: str, given: Any, kind: type) -> list[Any]:
+    """Return one item or several as a list of strings and of objects of this kind."""
+    if isinstance(given, str | os.PathLike | Model | Task):  # a Model is a tuple
+        given = [given]
     if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
         raise InputError(f"{name} = {shown(given)}: give a string or a list")
-    found = [given] if isinstance(given, str) else list(given)
+    found = list(given)
     if not found:
         raise InputError(f"{name}: there are none")
-    if wrong := [each for each in found if not isinstance(each, str | Model | Task)]:
+    if wrong := [each for each in found if not isinstance(each, str | os.PathLike | kind)]:
         raise InputError(f"{name}: {shown(wrong[0])} is of type {type(wrong[0]).__name__}; give strings")
-    return found
+    return [each if isinstance(each, kind) else os.fspath(each) for each in found]
 
 
 def check_request(
@@ -182,13 +179,13 @@ def check_request(
         raise InputError(f"tasks: two have the name {twice}; write a task file with another name for one of them")
 
 
-def _check_names(models: Sequence[Model], tasks: Sequence[Task]) -> None:
-    """Raise InputError if the name of a table's file would be too long for the file system, before scores are lost."""
-    for model in models:
-        for task in tasks:
-            name = results.scores_name(model.entry(""), task.name)
-            if len(os.fsencode(name)) > _LONGEST_NAME:
-                raise InputError(f"{name}: is too long for the name of a file; use a shorter label or name of the task")
+def _names(models: Sequence[Model], tasks: Sequence[Task]) -> list[str]:
+    """Return the names of the tables of scores, if they are not too long for the file system."""
+    names = [results.scores_name(model.entry(""), task.name) for model in models for task in tasks]
+    for name in names:
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            raise InputError(f"{name}: is too long for the name of a file; use a shorter label or name of the task")
+    return names
 
 
 def _prepare(task: Task, convention: str) -> _Prepared:

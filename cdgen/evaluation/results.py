@@ -206,7 +206,20 @@ def is_done(folder: Path, manifest: Manifest, model: ModelEntry, task: TaskEntry
                 "evaluate into another folder"
             )
     path = folder / name
-    return path.exists() and file_sha256(path) == found["sha256"]
+    return path.is_file() and file_sha256(path) == found["sha256"]
+
+
+def check_free(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    """Check that tables of scores can be written, before they are computed.
+
+    Raises:
+        CorpusError: a file or folder that cdgen did not write has one of the names, or that of a folder above.
+    """
+    manifests.check_free(folder, names, [each["name"] for each in manifest["results"]])
+    for table in (folder / name for name in names):
+        for path, is_right in ((table.parent.parent, Path.is_dir), (table.parent, Path.is_dir), (table, Path.is_file)):
+            if os.path.lexists(path) and not is_right(path):
+                raise CorpusError(f"{path}: is in the way; move it, or choose another folder")
 
 
 def add(

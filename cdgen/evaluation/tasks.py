@@ -66,8 +66,11 @@ class Task:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise InputError(f"task {self.name!r}: its name may hold letters, digits and ._- only")
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"task {shown(self.name)}: its name must have 1 to 100 letters, digits and ._-, and begin with an "
+                "ASCII letter or digit"
+            )
         kind = form(self.form)
         defaults = {"id": _ID, **kind.fields}
         for name, template in self.fields.items():

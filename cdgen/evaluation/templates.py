@@ -77,15 +77,23 @@ def _environment() -> "jinja2.Environment":
     except ImportError as error:
         raise InputError('templates need jinja2: pip install ".[eval]"') from error
     found = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_not_null
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_checked
     )
+    found.getattr = found.getitem  # so that `q.items` is the field of that name, if there is one, and not a method
     found.filters["regex_replace"] = lambda text, pattern, new: re.sub(pattern, new, text)
     del found.globals["lipsum"], found.filters["random"]  # a rerun would find other items
     return found
 
 
-def _not_null(value: Any) -> Any:
-    """Return a value that a template shows, unless it is null, which would become the word "None"."""
+def _checked(value: Any) -> Any:
+    """Return a value that a template shows, unless its text would be "None" or the address of an object in memory."""
+    import jinja2
+
     if value is None:
         raise ValueError("it shows a value that is null")
+    if callable(value) and not isinstance(value, jinja2.Undefined):  # those raise an error of their own
+        name = getattr(value, "__name__", type(value).__name__)
+        raise ValueError(f"it shows the function {name}, not a value; call it, or show a field")
+    if hasattr(value, "__next__"):
+        raise ValueError(f"it shows a {type(value).__name__}, not a value; add |join(' ') or |list")
     return value

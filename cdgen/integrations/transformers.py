@@ -10,10 +10,12 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from cdgen.errors import InputError
 from cdgen.integrations.transformers_decoder import Decoder, decode
-from cdgen.integrations.transformers_models import bad_language_model, language_model
+from cdgen.integrations.transformers_models import bad_language_model, check_ids, language_model
 from cdgen.integrations.transformers_processor import ContrastiveLogitsProcessor
 from cdgen.integrations.transformers_settings import read_settings
+from cdgen.values import shown
 
 if TYPE_CHECKING:
     from transformers.generation import BaseStreamer
@@ -63,9 +65,12 @@ def contrastive_generate(
         RowFault: no token can be drawn, since logits are NaN, or -inf for all tokens.
     """
     good, bad = language_model("model", model), bad_language_model("bad_model", bad_model)
+    if token_streamer is not None and not all(hasattr(token_streamer, name) for name in ("put", "end")):
+        raise InputError(f"token_streamer = {shown(token_streamer)}: give a streamer such as TextStreamer")
     settings = read_settings(
         generation_config,
         logits_processor,
+        input_ids,
         model_kwargs,
         alpha=alpha,
         contrast_strength=contrast_strength,
@@ -73,6 +78,7 @@ def contrastive_generate(
         outside_head=outside_head,
         seed=int(torch.randint(2**63 - 1, ())) if seed is None else seed,
     )
+    check_ids(input_ids, good, bad)
     length = stopping_criteria.max_length
     decoder = Decoder(good, bad, input_ids, model_kwargs, settings, generation_config, length)
     return decode(decoder, input_ids, stopping_criteria, generation_config, token_streamer)

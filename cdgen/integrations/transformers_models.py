@@ -70,6 +70,16 @@ def check_positions(model: LanguageModel, count: int) -> None:
         )
 
 
+def check_ids(ids: torch.Tensor, *models: LanguageModel) -> None:
+    """Raise InputError unless prompts, int64 [B, W], consist of tokens of all models."""
+    if not ids.numel():
+        raise InputError("input_ids: are empty; each prompt needs a token")
+    width = min(model.width for model in models)
+    wrong = ids[(ids < 0) | (ids >= width)]
+    if len(wrong):
+        raise InputError(f"input_ids: token id {int(wrong[0])} is out of range; the models share {width} tokens")
+
+
 def _tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer of a folder or a hub name, or None if there is none on this machine."""
     if not name:

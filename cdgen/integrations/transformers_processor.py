@@ -10,6 +10,7 @@ from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
 from cdgen.integrations.transformers_models import (
     bad_language_model,
+    check_ids,
     check_positions,
     check_widths,
     language_model,
@@ -125,6 +126,7 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         else:
             if self._prompt_mask is None and not (ids == ids[:1]).all():
                 raise InputError("attention_mask: required for more than one prompt; pass inputs.attention_mask")
+            check_ids(ids, self._bad)
             self._cache, new = DynamicCache(), ids
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
         self._read = None  # an interrupted pass may have extended some layers of the cache
@@ -149,12 +151,23 @@ class ContrastiveLogitsProcessor(LogitsProcessor):
         if self._prompt_mask is None:
             return torch.ones_like(ids)
         prompts, width = self._prompt_mask.shape
-        if ids.shape[0] % prompts or ids.shape[1] < width:
-            shape = tuple(ids.shape)
-            raise InputError(f"attention_mask: has shape ({prompts}, {width}), which does not fit tokens of {shape}")
         if self._prompts is None:
-            self._prompts = ids[:, :width].clone()
+            if not _repeats(ids, prompts, width):
+                shape = tuple(ids.shape)
+                raise InputError(
+                    f"attention_mask: has shape ({prompts}, {width}), which does not fit prompts of {shape}; "
+                    "pass inputs.attention_mask"
+                )
+            self._prompts = ids.clone()
         elif not torch.equal(self._prompts, ids[:, :width]):
             raise InputError("attention_mask: belongs to other prompts; make one ContrastiveLogitsProcessor per call")
         mask = self._prompt_mask.repeat_interleave(ids.shape[0] // prompts, dim=0)
         return torch.nn.functional.pad(mask, (0, ids.shape[1] - width), value=1)
+
+
+def _repeats(ids: torch.Tensor, prompts: int, width: int) -> bool:
+    """Return whether ids [B, T] are this number of prompts of this width, repeated equally often: once per beam."""
+    if ids.shape[0] % prompts or ids.shape[1] != width:
+        return False
+    rows = ids.unflatten(0, (prompts, -1))  # [P, B / P, T]
+    return bool((rows == rows[:, :1]).all())

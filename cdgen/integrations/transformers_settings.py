@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -43,13 +44,18 @@ class Settings(NamedTuple):
 
 
 def read_settings(
-    config: GenerationConfig, processors: LogitsProcessorList, model_kwargs: dict[str, Any], **contrast: Any
+    config: GenerationConfig,
+    processors: LogitsProcessorList,
+    input_ids: torch.Tensor,
+    model_kwargs: dict[str, Any],
+    **contrast: Any,
 ) -> Settings:
     """Return the settings of a call of `generate`.
 
     Args:
         config: the prepared generation config.
         processors: the prepared logits processors.
+        input_ids: int64 [B, W], the prompts.
         model_kwargs: further arguments that `generate` has prepared for the model.
         contrast: the fields of SamplingParams that `generate` does not know.
     Raises:
@@ -57,7 +63,7 @@ def read_settings(
             message begins with the argument's name.
     """
     _check_mode(config)
-    _check_model_kwargs(config, model_kwargs)
+    _check_model_kwargs(input_ids, model_kwargs)
     on_good, in_op = LogitsProcessorList(), LogitsProcessorList()
     for processor in processors:
         if (name := type(processor).__name__) in _REFUSED:
@@ -90,13 +96,19 @@ def _check_mode(config: GenerationConfig) -> None:
         raise InputError("prefill_chunk_size: contrastive_generate reads prompts in one pass")
 
 
-def _check_model_kwargs(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
-    """Raise InputError if there is something for GOOD that BAD would not read, or a cache that only GOOD has filled."""
+def _check_model_kwargs(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
+    """Raise InputError if there is something for GOOD that BAD would not read, or that does not fit the prompts."""
     for name, value in model_kwargs.items():
         if name not in _MODEL_KWARGS and value is not None:
             raise InputError(f"{name}: contrastive_generate passes only token ids to the models; leave it out")
         if name in _CACHES and getattr(value, "_is_user_defined", False):
             raise InputError(f"{name}: contrastive_generate fills caches of its own; pass the whole prompt instead")
-    mask = model_kwargs.get("attention_mask")
-    if mask is not None and not mask[:, -1].all():
+    batch, width = input_ids.shape
+    mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+    for tensor, rows in ((mask, [batch]), (positions, [batch, 1])):
+        if tensor is not None and tuple(tensor.shape) not in [(count, width) for count in rows]:
+            # `generate` replaces a mask without padding by the positions that it computes from it.
+            shape = tuple(tensor.shape)
+            raise InputError(f"attention_mask, position_ids: shape {shape} does not fit prompts of {(batch, width)}")
+    if mask is not None and not mask[:, -1:].all():
         raise InputError("attention_mask: ends with padding; pad on the left (tokenizer.padding_side = 'left')")

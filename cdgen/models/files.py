@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from cdgen.errors import InputError
 from cdgen.models.load_errors import reason
+from cdgen.storage.folder import check_regular
 from cdgen.storage.runs import resolve
 from cdgen.values import expanded
 
@@ -86,6 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read or holds anything else.
     """
     try:
+        check_regular(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error

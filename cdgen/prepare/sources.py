@@ -133,7 +133,7 @@ def parse_source(text: str) -> Source:
     """Parse `[NAME=]PATH[,key=value]...`; `heading` and `separator` come last, since they may contain commas.
 
     Raises:
-        InputError: a key is unknown, or a value is not a number.
+        InputError: a key is unknown or given twice, or a value is not a number.
     """
     first, *options = re.split(r",(?=[A-Za-z_]+=)", text)
     named = re.match(r"([\w.+-]+)=(.+)", first)
@@ -143,6 +143,8 @@ def parse_source(text: str) -> Source:
         key, value = options.pop(0).split("=", 1)
         if key not in _KEYS:
             raise InputError(f"source {name}: no setting {key!r}; use {', '.join(_KEYS)}")
+        if key in values:
+            raise InputError(f"source {name}: {key} is given twice; leave one of them out")
         if key in ("heading", "separator"):
             values[key], options = ",".join([value, *options]), []
         else:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from cdgen.corpus.find import check_file
 from cdgen.corpus.records import all_fields
 from cdgen.errors import CorpusError, first_line
+from cdgen.storage.folder import check_regular
 from cdgen.storage.manifest import Manifest
 
 _BUFFER = 1 << 20  # bytes of a Parquet column that are read at once
@@ -135,6 +136,7 @@ def _some_rows(path: Path, rows: list[int], columns: list[str]) -> Iterator[dict
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     # Columns are read piece by piece, so that the size of a row group does not matter.
+    check_regular(path)
     try:
         with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
             yield from file.iter_batches(batch_size=_BATCH, columns=columns)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cdgen.errors import CorpusError, first_line
+from cdgen.storage.folder import check_regular
 from cdgen.values import INT64_MAX
 
 _NOUNS = {str: "text", bool: "true or false", int: "a whole number of 0 or more", float: "a number", dict: "an object"}
@@ -31,6 +32,7 @@ def read(path: Path, remedy: str) -> Any:
         CorpusError: the file cannot be read, or is not JSON.
     """
     try:
+        check_regular(path)
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None

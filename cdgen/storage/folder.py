@@ -1,11 +1,13 @@
 """An output folder: it has one writer at a time, its files are complete or absent, and foreign files stay."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -231,8 +233,15 @@ def _sync(folder: Path) -> None:
             os.close(entries)
 
 
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise OSError unless a path names a regular file. Reading a pipe or a device might never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Return a file's sha256, hexadecimal."""
+    """Return a file's sha256, hexadecimal. The path must name a regular file."""
+    check_regular(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

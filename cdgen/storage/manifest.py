@@ -18,7 +18,7 @@ from cdgen.storage.folder import OutputFolder
 from cdgen.values import expanded
 
 GENERATED, PREPARED, TOKENIZER, RUN = "generated", "prepared", "tokenizer", "run"
-RESULTS, COMPARISON = "results", "comparison"
+RESULTS, COMPARISON, EXPERIMENT = "results", "comparison", "experiment"
 NAME = "manifest.json"
 FILE_NAMES = {
     GENERATED: "_manifest.json",
@@ -28,6 +28,7 @@ FILE_NAMES = {
     RESULTS: "results.json",
     COMPARISON: "comparison.json",
 }
+STAGES = "stages.json"  # lists the stages of an experiment; see :mod:`cdgen.storage.stages`
 _VERSIONS = {GENERATED: 3, PREPARED: 2, TOKENIZER: 2, RUN: 2, RESULTS: 1, COMPARISON: 1}
 _NOUNS = {
     GENERATED: "a generated corpus",
@@ -36,6 +37,7 @@ _NOUNS = {
     RUN: "a training run",
     RESULTS: "results of an evaluation",
     COMPARISON: "a comparison",
+    EXPERIMENT: "an experiment",
 }
 _FIELDS = {
     GENERATED: fields.GENERATED,
@@ -166,7 +168,8 @@ def _kind(manifest: Any) -> str | None:
 
 def check_no_other_kind(folder: Path, kind: str, remedy: str = "choose another folder") -> None:
     """Raise CorpusError if a folder to write to holds output of another kind, or of an earlier version of cdgen."""
-    for name in sorted({*FILE_NAMES.values()} - {FILE_NAMES[kind]}):
+    names = FILE_NAMES | {EXPERIMENT: STAGES}
+    for name in sorted({*names.values()} - {names[kind]}):
         try:
             found = _kind(checked_json.read(folder / name, remedy))
         except CorpusError:

@@ -22,9 +22,9 @@ from cdgen.storage import checked_json
 from cdgen.storage import manifest as manifests
 from cdgen.storage.folder import OutputFolder
 
-NAME = "stages.json"
+NAME = manifests.STAGES
 RECORD_NAME = "_stage.json"  # readers of data sets skip names that begin with "_"
-KIND, _VERSION = "experiment", 2
+KIND, _VERSION = manifests.EXPERIMENT, 2
 _RECORD_KIND, _RECORD_VERSION = "stage", 1
 _REMEDY = "delete it and rerun: every stage then checks its own folder"
 # Declarations of :mod:`cdgen.storage.checked_json`

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from cdgen.errors import CorpusError, InputError
 from cdgen.models.tokenizers import encode
 from cdgen.models.vocabulary import vocabulary_size
-from cdgen.storage.folder import file_sha256
+from cdgen.storage.folder import check_regular, file_sha256
 
 try:
     import fcntl
@@ -50,6 +50,7 @@ class TokenFile:
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         try:
+            check_regular(folder / "pool.json")
             about = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
             for name in _FILES:
                 if file_sha256(folder / name) != about["sha256"][name]:

@@ -68,8 +68,14 @@ def test_infinite_figures_are_null(corpora: Path, monkeypatch: pytest.MonkeyPatc
         (["real.jsonl", "--sample", "0"], 2, "--sample = 0: must be 1 to"),
         (["real.jsonl", "--seed", "-1"], 2, "--seed = -1: must be 0 to"),
         (["real.jsonl", "--alpha", "0"], 2, "alpha = 0: must be more than 0"),
-        (["real.jsonl", "--bad", "x"], 2, "--bad: needs --good too"),
-        (["real.jsonl", "--good", "absent"], 2, "absent: "),
+        (["unread", "--bad", "x"], 2, "--bad: needs --good too"),
+        (["unread", "--device", "tpu"], 2, "--device: needs --good too"),
+        (["unread", "--dtype", "int3"], 2, "--dtype: needs --good too"),
+        (["unread", "--good", "typo"], 2, "typo: no such folder or file"),
+        (["unread", "--good", ".", "--bad", "dropout:2"], 2, "dropout = 2.0: must be between 0 and 1"),
+        (["unread", "--good", ".", "--dtype", "int3"], 2, "dtype = 'int3': use float32"),
+        (["unread", "--good", ".", "--device", "tpu"], 2, "device = 'tpu': cannot be used here"),
+        (["unread", "--good", "."], 2, ".: holds neither config.json nor a .gguf file"),
         (["real.jsonl", "--json", "."], 2, "--json .: is not the name of a file"),
         (["real.jsonl", "--json", ""], 2, "--json '': is not the name of a file"),
         (["real.jsonl", "--json", "./real.jsonl"], 2, "--json ./real.jsonl: is not the JSON of cdgen corpus-stats"),
@@ -91,6 +97,7 @@ def test_bad_requests(
     [
         (("bare", None), "bare: has no tokenizer, which scoring texts needs"),
         (("good", "other"), "the models do not share a vocabulary"),
+        (("good", "typo"), "typo: no such folder or file"),
     ],
 )
 def test_models_that_do_not_fit(
@@ -101,7 +108,7 @@ def test_models_that_do_not_fit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     good, bad = models
-    options = ["--good", str(folders[good]), *(["--bad", str(folders[bad])] if bad else [])]
+    options = ["--good", str(folders[good]), *(["--bad", str(folders.get(bad, bad))] if bad else [])]
     assert main(["corpus-stats", "real.jsonl", *options]) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1

@@ -236,7 +236,7 @@ def test_folders_of_json_and_text(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is faked, since tests have no network."""
     datasets = pytest.importorskip("datasets")
 
@@ -254,6 +254,10 @@ def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(records("hub:owner/name:small:test")) == [(1, "small test fish")]
     with pytest.raises(InputError, match=r"hub:none/none: cannot be read from the hub: Dataset .* on the Hub$"):
         list(records("hub:none/none"))
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"^hub:owner/name:test: datasets would read {tmp_path}/owner/name instead"):
+        list(records("hub:owner/name:test"))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.txt"])

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,9 @@ def test_what_is_no_path_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch
         read_seeds(paths, letters)
 
 
-@pytest.mark.parametrize("name", ["hub:", "hub::train"])
-def test_a_name_on_the_hub_that_is_empty(name: str) -> None:
-    with pytest.raises(InputError, match=f"^{name}: names no data set; use hub:owner/name"):
+@pytest.mark.parametrize(
+    "name", ["hub:", "hub::train", "hub:json", "hub:../../etc", "hub:/etc/passwd", "hub:a/b/c", "hub:a/..", "hub:~/a"]
+)
+def test_a_name_that_the_hub_cannot_have(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(name)}: names no data set; use hub:owner/name"):
         read_seeds([name], letters)

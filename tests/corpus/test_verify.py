@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "data/train-00001.parquet: is truncated or altered: its checksum differs; delete it, and rerun",
     ),
     "missing": (lambda out: (out / "data/train-00001.parquet").unlink(), f"train-00001.parquet: is missing; {RERUN}"),
+    "a pipe": (
+        lambda out: [(out / "data/train-00001.parquet").unlink(), os.mkfifo(out / "data/train-00001.parquet")],
+        "data/train-00001.parquet: cannot be read: is not a regular file; delete it, and rerun",
+    ),
+    "a device": (
+        lambda out: [(out / MANIFEST).unlink(), (out / MANIFEST).symlink_to("/dev/zero")],
+        "_manifest.json: cannot be read: is not a regular file; restore it",
+    ),
     "documents": (
         lambda out: (out / "_documents/00002.parquet").write_bytes(b"PAR1"),
         "_documents/00002.parquet: is truncated or altered",

@@ -68,6 +68,10 @@ def test_what_the_template_reads(lm: ContrastiveLM) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "The"}, {"type": "text", "text": "fox"}]}]
     (request,) = lm.chat(parts, PARAMS, chat_template="{{ messages[0].content }}")
     assert request.prompt_token_ids == lm.tokenizer("The\nfox", add_special_tokens=False)["input_ids"]
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]}
+    for message in (call, call | {"content": None}):
+        (request,) = lm.chat([*ASKED, message], PARAMS, chat_template="fox{{ messages[1].content }}")
+        assert request.prompt == "fox"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,9 @@ def test_what_the_template_reads(lm: ContrastiveLM) -> None:
         ([ASKED, ["Hello"]], r"messages\[1\]\[0\] = 'Hello': is not a message"),
         ([{"content": "Hello"}], r"messages\[0\] = .*is not a message"),
         ([{"role": "user", "content": [{"type": "image"}]}], r"messages\[0\]: has content that is not text"),
+        ([*ASKED, {"role": "assistant", "content": None}], r"messages\[1\]: has no content; give text"),
+        ([{"role": "user"}], r"messages\[0\]: has no content"),
+        ([{"role": "user", "content": None, "tool_calls": [{"id": "1"}]}], r"messages\[0\]: has no content"),
         ([{"role": "system", "content": "Hello"}], r"messages: the chat template refuses .*: no system role"),
         ([ASKED, [{"role": "system", "content": "Hello"}]], r"messages\[1\]: the chat template refuses"),
     ],
@@ -97,6 +104,7 @@ def test_mistakes_are_one_line(lm: ContrastiveLM, messages: Any, reason: str) ->
         ({"chat_template": "template.jinja"}, "chat_template = 'template.jinja': give the text of a Jinja template"),
         ({"chat_template": TEMPLATE.encode()}, "chat_template = b.*: give the text of a Jinja template"),
         ({"chat_template": "{% set empty = 1 %}"}, "messages: the chat template makes no text of this conversation"),
+        ({"chat_template": "{{ raise_exception('\x1b[31m') }}"}, r"messages: the chat template .*: \\x1b\[31m$"),
         ({"tools": {"name": "weather"}}, "tools = .*: give a list of functions or JSON schemas"),
         ({"tools": 5}, "tools = 5: give a list"),
         ({"chat_template_kwargs": [("mood", "!")]}, "chat_template_kwargs = .*: give a dict"),

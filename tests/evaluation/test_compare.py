@@ -267,6 +267,22 @@ def test_damaged_scores(tmp_path: Path) -> None:
         compare([other])
 
 
+@pytest.mark.filterwarnings("error")
+def test_scores_too_large_to_be_compared(tmp_path: Path) -> None:
+    huge = Scored("a", "blimp", {"correct": np.array([1e308] + [0.0] * 29)})
+    folder = write_results(tmp_path / "huge", [Scored("real", "blimp", correct(0.5, 30)), huge])
+    with pytest.raises(InputError, match=r"a/blimp.parquet: column 'correct' of the item item 0 is 1e\+308; evaluate"):
+        compare([folder])
+    tables = [{"nll": np.array([9.0] * 29 + [nll]), "tokens": np.ones(30)} for nll in (9.0, 3000.0)]
+    scored = [Scored(label, "ppl", table, PERPLEXITY) for label, table in zip(("real", "a"), tables, strict=True)]
+    with pytest.raises(InputError, match=r"a/ppl.parquet: perplexity is .*e\+\d+ in a resample, too large"):
+        compare([write_results(tmp_path / "resampled", scored)])
+    tiny = Scored("real", "blimp", {"correct": np.array([1e-300] * 30)})
+    large = Scored("a", "blimp", {"correct": np.array([1e38] * 30)})
+    comparison = compare([write_results(tmp_path / "tiny", [tiny, large])])
+    assert comparison.result("a", "blimp").relative_change is None
+
+
 def test_many_items_need_bounded_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     import tracemalloc
 

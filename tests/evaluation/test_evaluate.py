@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +188,17 @@ def test_foreign_files_and_folders(folders: dict[str, Path], task: Task, tmp_pat
     foreign = tmp_path / "out/scores/m/minimal_pairs.parquet"
     foreign.parent.mkdir(parents=True)
     foreign.write_text("mine")
-    with pytest.raises(CorpusError, match="is in the way"):
-        evaluate([model], [task], tmp_path / "out")
+    first = Model("first", str(folders["good"]))
+    with pytest.raises(CorpusError, match="is in the way, and no manifest lists it; move it"):
+        evaluate([first, model], [task], tmp_path / "out")
     assert foreign.read_text() == "mine"
+    for name in ("scores", "scores/m"):
+        shutil.rmtree(tmp_path / "out")
+        (tmp_path / "out" / name).parent.mkdir(parents=True)
+        (tmp_path / "out" / name).write_text("mine")
+        with pytest.raises(CorpusError, match=f"{name}: is in the way; move it"):
+            evaluate([first, model], [task], tmp_path / "out")
+    assert not (tmp_path / "out/results.json").exists()  # nothing has been scored
     run = write_run(tmp_path / "run", [1])
     with pytest.raises(CorpusError, match="describes a training run, not results of an evaluation"):
         evaluate([model], [task], run)
@@ -283,6 +292,9 @@ def test_two_tasks_of_one_name(task: Task, tmp_path: Path) -> None:
         ([], "wug", "models: there are none"),
         (["good", 5], "wug", "models: 5 is of type int; give strings"),
         ("good", 5, "tasks = 5: give a string or a list"),
+        ([parse_task("entity_tracking")], "wug", r"models: Task\(.* is of type Task; give strings"),
+        (parse_task("entity_tracking"), "wug", r"models: Task\(.* is of type Task; give strings"),
+        ("good", Model("good", "good"), r"tasks: Model\(.* is of type Model; give strings"),
         ("good", {"wug": 1}, "tasks = {.*: give a string or a list"),
     ],
 )
@@ -290,3 +302,11 @@ def test_what_is_neither_a_string_nor_a_list(models: Any, tasks: Any, message: s
     with pytest.raises(InputError, match=f"^{message}"):
         evaluate(models, tasks, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_model_or_task_needs_no_list(folders: dict[str, Path], task: Task, tmp_path: Path) -> None:
+    name = str(folders["good"])
+    several = evaluate([name], [f"{task.form}={task.path}"], tmp_path / "several")
+    for models in (folders["good"], [folders["good"]], Model("good", name)):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        assert evaluate(models, task, out).values == several.values

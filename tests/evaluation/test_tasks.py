@@ -62,7 +62,9 @@ def test_a_task_is_a_form_or_a_file(tmp_path: Path) -> None:
         ('form = "minimal_pairs"', "task mine: needs a file; write mine=PATH"),
         ('form = "minimal_pairs"\npaths = "x"', "key 'paths': is not known; use form, name"),
         ('form = "minimal_pairs"\npath = 5', "path = 5: must be text"),
-        ('form = "minimal_pairs"\nname = "a/b"\npath = "p"', "task 'a/b': its name may hold letters"),
+        ('form = "minimal_pairs"\nname = "a/b"\npath = "p"', "task 'a/b': its name must have 1 to 100 letters"),
+        ('form = "minimal_pairs"\nname = ""\npath = "p"', "task '': its name must have 1 to 100 letters"),
+        (f'form = "minimal_pairs"\nname = "{"n" * 101}"', f"task '{'n' * 99}...: its name must have 1 to 100 letters"),
         ('form = "minimal_pairs"\npath = "p"\n[fields]\nright = "a"', "field 'right': is not known; use id, "),
         ('form = "minimal_pairs"\npath = "p"\n[fields]\nid = 3', "field id = 3: give a field's name or a template"),
         ('form = "minimal_pairs"\npath = "p"\n[fields]\nid = "{{a"', "field id = '{{a': is not a Jinja template"),
@@ -114,16 +116,22 @@ def test_records_of_a_folder_of_files(tmp_path: Path) -> None:
 
 
 def test_a_template_gives_text_and_a_name_gives_the_value(tmp_path: Path) -> None:
-    record = {"premise": "It rained.", "label": 1, "choices": ["a", "b"]}
+    record = {"premise": "It rained.", "label": 1, "choices": ["a", "b"], "nested": {"items": "a field"}}
     assert render("f", "label", record, "p") == 1
     assert render("f", "choices", record, "p") == ["a", "b"]
     assert render("f", "{{premise[:-1]}} because\n", record, "p") == "It rained because\n"
+    assert render("f", "{{nested.items}}: {{premise.upper()}} {{nested.keys()|join}}", record, "p") == (
+        "a field: IT RAINED. items"
+    )
     for template, message in (
-        ("lable", "p has no field 'lable', which f needs; it has premise, label, choices"),
+        ("lable", "p has no field 'lable', which f needs; it has premise, label, choices, nested"),
         ("{{lable}}", "p: f = '{{lable}}' fails: 'lable' is undefined"),
         ("{{premise.__class__}}", "p: f = '{{premise.__class__}}' fails: access to attribute '__class__'"),
         ("{{label / 0}}", "p: f = '{{label / 0}}' fails: division by zero"),
         ("{{none}}", "p: f = '{{none}}' fails: it shows a value that is null"),
+        ("{{premise.upper}}", "p: f = '{{premise.upper}}' fails: it shows the function upper, not a value; call it"),
+        ("{{nested.keys}}", "p: f = '{{nested.keys}}' fails: it shows the function keys, not a value"),
+        ("{{choices|unique}}", "p: f = '{{choices|unique}}' fails: it shows a generator, not a value; add |join"),
         ("{{lipsum()}}", "p: f = '{{lipsum()}}' fails: 'lipsum' is undefined"),
         (
             "{% for a in range(9999) %}{% for b in range(99999) %}abc{% endfor %}{% endfor %}",

@@ -247,8 +247,8 @@ def test_an_interrupt_leaves_models_and_processor_usable(cases: Callable[[str], 
     with pytest.raises(KeyboardInterrupt):
         processor(longer, torch.zeros(3, VOCABULARY))
     hook.remove()
-    anew = ContrastiveLogitsProcessor(case.bad, attention_mask=case.mask)(longer, torch.zeros(3, VOCABULARY))
-    torch.testing.assert_close(processor(longer, torch.zeros(3, VOCABULARY)), anew)
+    anew = ContrastiveLogitsProcessor(case.bad, attention_mask=torch.nn.functional.pad(case.mask, (0, 1), value=1))
+    torch.testing.assert_close(processor(longer, torch.zeros(3, VOCABULARY)), anew(longer, torch.zeros(3, VOCABULARY)))
 
 
 def interrupt(*_: Any) -> None:
@@ -333,6 +333,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("alpha = 2", {"alpha": 2.0}),
     ("outside_head = 'none'", {"outside_head": "none"}),
     ("seed = -1", {"seed": -1}),
+    ("token_streamer = 5: give a streamer", {"token_streamer": 5}),
     ("bad_model: is of type str", {"bad_model": "bad"}),
 ]
 
@@ -354,6 +355,20 @@ def test_prompts_must_be_token_ids_padded_on_the_left(cases: Callable[[str], Cas
         case.good.generate(inputs_embeds=torch.zeros(1, 4, 64), **options)
     with pytest.raises(InputError, match=r"^attention_mask: ends with padding"):
         case.good.generate(input_ids=case.ids, attention_mask=case.mask.flip(1), **options)
+    kinds = "attention_mask, position_ids"
+    for message, prompts in (
+        (f"{kinds}: shape (3, 4) does not fit prompts of (3, 9)", {"attention_mask": case.mask[:, -4:]}),
+        (f"{kinds}: shape (3, 7) does not fit", {"attention_mask": case.mask[:, 2:]}),
+        (f"{kinds}: shape (1, 9) does not fit", {"attention_mask": case.mask[:1]}),
+        (f"{kinds}: shape (3, 4) does not fit", {"position_ids": case.ids[:, -4:]}),
+        ("input_ids: are empty", {"input_ids": case.ids[:1, :0]}),
+        (f"input_ids: token id {VOCABULARY} is out of range", {"input_ids": case.ids.clamp(min=VOCABULARY)}),
+        ("input_ids: token id -1 is out of range", {"input_ids": case.ids.clamp(max=-1)}),
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+            case.good.generate(**{"input_ids": case.ids} | prompts, **options)
+    with pytest.raises(TypeError, match=r"missing 1 required keyword-only argument: 'bad_model'$"):
+        case.good.generate(input_ids=case.ids, custom_generate=contrastive_generate, max_new_tokens=4)
 
 
 def test_the_folder_refuses_what_generate_would_drop(
@@ -383,6 +398,12 @@ def test_the_processor_needs_the_mask_of_its_prompts(cases: Callable[[str], Case
         generate(case.ids, attention_mask=case.mask.flip(1))
     with pytest.raises(InputError, match=r"^attention_mask: has shape"):
         generate(case.ids[:2], attention_mask=case.mask)
+    for others in (case.mask[:, -3:], torch.ones(3, WIDTH + 1), case.mask[1:2]):  # the last one: 3 beams of a prompt
+        with pytest.raises(InputError, match=r"^attention_mask: has shape .* does not fit prompts of \(3, 9\)"):
+            generate(case.ids, attention_mask=others)
+    processor = ContrastiveLogitsProcessor(case.bad, attention_mask=case.mask)
+    with pytest.raises(InputError, match=r"^input_ids: token id 300 is out of range"):
+        processor(case.ids.clamp(min=300), torch.zeros(3, VOCABULARY))
     processor = ContrastiveLogitsProcessor(case.bad, attention_mask=case.mask)
     generate(case.ids, processor=processor)
     with pytest.raises(InputError, match=r"^attention_mask: belongs to other prompts"):

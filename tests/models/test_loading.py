@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -214,3 +215,11 @@ def test_a_damaged_index_is_named(folder, content, reason) -> None:
     write_index(folder, {})
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
     assert f"index.json: {reason}" in refusal(folder)
+
+
+def test_an_index_that_is_a_pipe_is_named(folder) -> None:
+    write_index(folder, {})
+    (folder / "model.safetensors.index.json").unlink()
+    os.mkfifo(folder / "model.safetensors.index.json")
+    message = refusal(folder)
+    assert "index.json: cannot be read: " in message and "is not a regular file" in message

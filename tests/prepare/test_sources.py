@@ -57,6 +57,8 @@ def test_sources_of_the_command_line() -> None:
     [
         ("a.txt,colour=red", "source a: no setting 'colour'; use by, heading"),
         ("a.txt,words=many", "words=many: is not a number"),
+        ("a.txt,lines=2,lines=3", "source a: lines is given twice"),
+        ("a.txt,by=blank,by=blank", "source a: by is given twice"),
         ("a.txt,lines=1.5", "is not a whole number"),
         ("a.txt,lines=1e400", "lines=1e400: is not a whole number"),
         ("a.txt,lines=nan", "lines=nan: is not a whole number"),

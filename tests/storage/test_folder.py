@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cdgen.errors import CorpusError, InputError
-from cdgen.storage.folder import OutputFolder
+from cdgen.storage.folder import OutputFolder, file_sha256
 
 FOREIGN = (".tmp-notes.txt", ".tmp-manifest.json", "shard-00000.parquet", ".cdgen-notes", "data/mine.parquet")
 STALE = ".cdgen-0123456789abcdef-a.txt"
@@ -93,3 +93,14 @@ def test_removing_follows_no_links_and_takes_exact_names(tmp_path: Path) -> None
     with OutputFolder(out) as folder:
         folder.remove("[ab]", "link", "absent")
     assert sorted(path.name for path in out.iterdir()) == ["a", "b"] and (other / "file").read_text() == "mine"
+
+
+def test_only_regular_files_have_a_checksum(tmp_path: Path) -> None:
+    """Reading a pipe would wait for a writer, and reading a device might never end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(OSError, match="is not a regular file"):
+            file_sha256(tmp_path / name)
+        with OutputFolder(tmp_path) as folder, pytest.raises(CorpusError, match=f"{name}: cannot be read: is not a"):
+            folder.sha256(name)

@@ -1,6 +1,7 @@
 """Manifests: a declaration of their fields, and names that are not UTF-8."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from cdgen.errors import CorpusError, InputError
-from cdgen.storage import checked_json, manifest_fields
+from cdgen.storage import checked_json, manifest_fields, stages
 from cdgen.storage import manifest as manifests
 
 DECLARED = {
@@ -63,8 +64,10 @@ def test_a_file_that_is_not_json(tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(content)
         with pytest.raises(CorpusError, match=r"a: cannot be read: .*; rerun$"):
             checked_json.read(tmp_path / "a", "rerun")
-    with pytest.raises(CorpusError, match=r"cannot be read: Is a directory; rerun$"):
-        checked_json.read(tmp_path, "rerun")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(CorpusError, match=r"cannot be read: is not a regular file; rerun$"):
+            checked_json.read(path, "rerun")
 
 
 def test_paths_that_are_not_utf8_survive() -> None:
@@ -82,6 +85,13 @@ def test_files_in_the_way(tmp_path: Path) -> None:
         manifests.check_free(tmp_path, ["free", name], listed=[name])
     with pytest.raises(InputError, match="folder: is read, but would also be replaced"):
         manifests.check_not_replaced(tmp_path, [tmp_path / "other", tmp_path / "x" / ".." / "folder"], ["folder"])
+
+
+def test_an_experiment_is_no_folder_for_other_output(tmp_path: Path) -> None:
+    stages.write(tmp_path, "tiny", str(tmp_path), [])
+    manifests.check_no_other_kind(tmp_path, manifests.EXPERIMENT)
+    with pytest.raises(CorpusError, match=r"stages\.json: describes an experiment, not a prepared corpus; choose"):
+        manifests.check_no_other_kind(tmp_path, manifests.PREPARED)
 
 
 def test_an_output_is_whole_while_the_files_that_its_manifest_lists_are_there(tmp_path: Path) -> None:

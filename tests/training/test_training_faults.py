@@ -176,6 +176,15 @@ def test_an_altered_description_of_the_cache_is_reported(change, tmp_path) -> No
         tokens.TokenFile(tmp_path / "pool")
 
 
+@pytest.mark.parametrize("name", ["pool.json", "tokens.bin"])
+def test_a_pipe_in_the_cache_is_reported(name, tmp_path) -> None:
+    tokens.tokenize(lambda: iter(["One fish."]), make_tokenizer(), tmp_path / "pool", "books")
+    (tmp_path / "pool" / name).unlink()
+    os.mkfifo(tmp_path / "pool" / name)
+    with pytest.raises(CorpusError, match=f"pool: cannot be read: .*is not a regular file: .*{name}"):
+        tokens.TokenFile(tmp_path / "pool")
+
+
 def test_a_model_has_a_row_for_the_greatest_token_id() -> None:
     """A tokenizer may leave ids unused, so that it has fewer entries than its greatest id."""
 

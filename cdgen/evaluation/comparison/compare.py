@@ -14,7 +14,7 @@ from cdgen.evaluation.comparison.data import Comparison, Effect, MethodSummary, 
 from cdgen.evaluation.comparison.selection import CHECKPOINTS, Run, Selection, read_all, scores, select
 from cdgen.evaluation.metrics import Metric, estimate, resampled
 from cdgen.evaluation.results import Entry
-from cdgen.values import INT64_MAX, integer, path, real
+from cdgen.values import FLOAT32_MAX, FLOAT32_MIN, INT64_MAX, integer, path, real
 
 BASELINES = ("real", "model-real")  # labels that are the default baseline
 _FEWEST_RESAMPLES, _MOST_RESAMPLES = 100, 100_000
@@ -152,6 +152,10 @@ def _draw(
         # The resamples of a task do not depend on the other tasks.
         rng = np.random.default_rng([seed, zlib.crc32(task.encode())])
         draws.append(resampled(metric, tables, bootstrap.item_counts(entries[0].task["items"], resamples, rng)))
+        for entry, largest in zip(entries, np.abs(draws[-1]).max(1), strict=True):
+            if not largest <= FLOAT32_MAX:  # the squares of larger ones are not finite
+                path = entry.folder / entry.name
+                raise InputError(f"{path}: {metric.name} is {largest:.3g} in a resample, too large to be compared")
     by_run, by_run_draws = np.array(estimates), np.stack(draws)  # [T, R], [T, R, B]
     means = bootstrap.method_means(by_run[:, :, None], methods.of_runs)[:, :, 0]
     items = bootstrap.method_means(by_run_draws, methods.of_runs)
@@ -171,7 +175,7 @@ def _seed_numbers(runs: Sequence[Run]) -> Array | None:
 
 def _is_positive(draws: _Draws, confidence: float) -> bool:
     """Return whether the baseline's value and its interval are above 0, so that relative changes make sense."""
-    return bool(draws.means[0] > 0 and bootstrap.interval(draws.items[0], confidence)[0] > 0)
+    return bool(draws.means[0] >= FLOAT32_MIN and bootstrap.interval(draws.items[0], confidence)[0] > 0)
 
 
 def _relative(draws: _Draws) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from cdgen.errors import InputError
 from cdgen.evaluation import results
 from cdgen.evaluation.metrics import GROUP, Table
 from cdgen.evaluation.results import Entry
-from cdgen.values import expanded
+from cdgen.values import FLOAT32_MAX, expanded
 
 CHECKPOINTS = ("best", "latest")
 Run: TypeAlias = tuple[str, int | None]  # label and seed
@@ -97,7 +97,7 @@ def scores(entry: Entry) -> Table:
     """Return the columns that a result's first metric reads.
 
     Raises:
-        InputError: a column is missing, or has a value that is not a finite number.
+        InputError: a column is missing, or has a value that is not a finite number, or too large for float32.
         CorpusError: the file is damaged.
     """
     metric, path = entry.metrics[0], entry.folder / entry.name
@@ -108,7 +108,7 @@ def scores(entry: Entry) -> Table:
     for name in metric.numbers:
         if name not in table or table[name].dtype.kind not in "biuf":
             raise InputError(f"{path}: lacks the numeric column {name!r} of {metric.name}; evaluate the model again")
-        bad = ~np.isfinite(table[name])
+        bad = ~(np.abs(table[name], dtype=np.float64) <= FLOAT32_MAX)  # the squares of larger ones are not finite
         if bad.any():
             at = int(bad.argmax())
             item = entry.table(["id"])["id"][at]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -401,3 +402,17 @@ def test_an_experiment_resumes_after_it_was_killed_in_any_stage(
             (tmp_path / name / "model-contrastive-seed42" / "step_000006" / "model.safetensors").read_bytes()
         )
     assert tables[0] == tables[1] and len(tables[0]) > 4 and weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("kind", [manifests.PREPARED, manifests.RUN, manifests.GENERATED])
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_a_folder_that_holds_something_else_is_left_alone(
+    kind: str, option: tuple[str, ...], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / manifests.FILE_NAMES[kind]).write_bytes(manifests.encode(manifests.new(kind)))
+    assert main(["run", str(recipe), "--out", str(out), *option]) == 1
+    printed, error = capsys.readouterr()
+    assert re.search(r"describes a .*, not an experiment; choose another folder", error) and error.count("\n") == 1
+    assert printed == "" and len(list(out.iterdir())) == 1
