@@ -97,13 +97,14 @@ def test_an_experiment_is_no_folder_for_other_output(tmp_path: Path) -> None:
 def test_an_output_is_whole_while_the_files_that_its_manifest_lists_are_there(tmp_path: Path) -> None:
     totals = {"documents": 0, "words": 0, "bytes": 0}
     counts = {"train": totals, "test": totals, "seeds": totals, "duplicates": 0, "over_budget": 0, "empty": 0}
-    prepared = {"settings": {}, "sources": [], "fingerprint": "", "counts": counts}
+    settings = {"test": 0.1, "seeds": 0.1, "seed": 42}
+    prepared = {"settings": settings, "sources": [], "fingerprint": "", "counts": counts}
     tokenizer = {"corpus_sha256": "", "fingerprint": "", "entries": 1, "files": {"tokenizer.json": ""}}
     shard = dict.fromkeys(("number", "rows", "tokens", "new_tokens", "errors", "environment"), 0)
     shard |= {"name": "data/train-00000.parquet", "sha256": ""}
     shard |= {"documents": {"name": "_documents/00000.parquet", "rows": 0, "sha256": ""}}
-    settings = {"ignore_eos": True, "split_documents": True, "format": "parquet"}
-    generated = {"settings": settings, "models": {"good": {"name": "", "fingerprint": ""}, "bad": None}}
+    generating = {"ignore_eos": True, "split_documents": True, "format": "parquet"}
+    generated = {"settings": generating, "models": {"good": {"name": "", "fingerprint": ""}, "bad": None}}
     generated |= {"seeds": {"fingerprint": ""}, "environments": [{}], "complete": True, "shards": [shard]}
     generated["counts"] = dict.fromkeys(("shards", "documents", "tokens", "new_tokens", "errors"), 1)
     found = [{"step": step, "loss": 1.0, "perplexity": None, "files": {}} for step in (3, 6)]
