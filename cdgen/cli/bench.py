@@ -58,7 +58,9 @@ def add(commands: Commands) -> None:
     add_device(machine)
     add_threads(machine)
     output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="also write all figures to a file; replaced if it exists")
+    output.add_argument(
+        "--json", metavar="FILE", help="also write all figures to a JSON file; replaced if this command wrote it"
+    )
 
 
 def check(args: argparse.Namespace) -> None:

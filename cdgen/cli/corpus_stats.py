@@ -69,7 +69,9 @@ def add(commands: Commands) -> None:
         help="candidates are tokens with at least X times the probability of the most probable one (default: 0.1)",
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="also write the figures to a JSON file, which is replaced")
+    output.add_argument(
+        "--json", metavar="FILE", help="also write the figures to a JSON file; replaced if this command wrote it"
+    )
     add_quiet(output)
 
 
