@@ -170,6 +170,7 @@ def check_folder(folder: OutputFolder, instead: str = _INSTEAD) -> Manifest | No
 def compared(manifest: Manifest) -> dict[str, Any]:
     """Return what must be the same for a corpus to be resumed."""
     models = {role: model and model["fingerprint"] for role, model in manifest["models"].items()}
+    # The fingerprint does not tell whether the names of the seeds key their noise.
     seeds = [manifest["seeds"].get(name) for name in ("fingerprint", "named")]
     return {**manifest["settings"], **models, "seeds": seeds}
 

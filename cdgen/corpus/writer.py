@@ -80,18 +80,14 @@ def write_corpus(
     resume, split_documents = switch("resume", resume), switch("split_documents", split_documents)
     seeds = _checked_seeds(lm, seeds, params)
     own = {"shard_size": shard_size, "format": format, "split_documents": split_documents}
-    own_ids = [seed.own_id for seed in seeds]
-    about: dict[str, Any] = {"fingerprint": fingerprint(seeds), "count": len(seeds)} | (seeds_info or {})
-    about["named"] = sum(seed.named for seed in seeds)  # whether names key the noise is not part of the fingerprint
+    about = _about(seeds) | (seeds_info or {})
     total = len(seeds) * params.n
     count = manifests.shard_count(total, shard_size)
-    described = describe(lm, params, own, about)
-    _warn_of_equal_models(described)
-    manifest, done, others = _begin(folder, described, resume, part, count)
+    manifest, done, others = _begin(folder, describe(lm, params, own, about), resume, part, count)
     if missing := count - len(others):
         environment, progress = _add_environment(manifest, lm), progress or Silent()
         files = ShardFiles(lm, seeds, params, shard_size, format, split_documents)
-        prompts = Prompts([seed.token_ids for seed in seeds], own_ids)
+        prompts = Prompts([seed.token_ids for seed in seeds], (seed.own_id for seed in seeds))
         with contextlib.closing(Journal(folder, manifests.fingerprint(manifest))) as journal:
             finished = journal.read(others) if resume else {}
             ready = sum(shard["rows"] for shard in done.values())
@@ -106,6 +102,11 @@ def write_corpus(
     return manifest, missing
 
 
+def _about(seeds: list[Seed]) -> dict[str, Any]:
+    """Return what the manifest records of the seeds themselves."""
+    return {"fingerprint": fingerprint(seeds), "count": len(seeds), "named": sum(seed.named for seed in seeds)}
+
+
 def _begin(
     folder: OutputFolder, manifest: Manifest, resume: bool, part: Part | None, count: int
 ) -> tuple[Manifest, dict[int, ShardEntry], set[int]]:
@@ -113,6 +114,7 @@ def _begin(
 
     If there are none to write, the corpus is marked as complete.
     """
+    _warn_of_equal_models(manifest)
     others = set() if part is None else {*range(count)} - part.missing(manifest)
     if part is None:
         (parts.gather if resume else parts.discard)(folder)

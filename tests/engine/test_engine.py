@@ -105,7 +105,7 @@ def test_the_noise_of_a_prompt_is_that_of_its_first_sequence(models, monkeypatch
 
 def test_sequence_numbers_are_part_of_the_format_of_a_corpus() -> None:
     """Changing them changes every text, so NOISE_KEY would have to change as well."""
-    assert NOISE_KEY == "seed id" and id_number("s0") == 7261679073387372761
+    assert NOISE_KEY == "own id or occurrence" and id_number("s0") == 7261679073387372761
     assert [sequence_number([5, 6]), sequence_number([5, 6], 3), sequence_number([5, 6], occurrence=3)] == [
         6558462343504762573,
         5966115667552889401,

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cdgen import ContrastiveLM, SamplingParams, sequence_number
-from cdgen.engine.requests import Prompts
+from cdgen.engine.requests import Prompts, id_number
 from cdgen.errors import InputError
 from cdgen_kernels import contrastive_sample, make_sampling_tensors
 from tests.helpers.engines import continued
@@ -146,6 +146,8 @@ def test_the_number_is_a_function_of_the_content() -> None:
     others = [([5], 6, 0), ([5, 6, 0], 0, 0), ([6, 5], 0, 0), ([5, 6], 1, 0), ([5, 6], 0, 1), ([], 0, 0)]
     assert len({number, *(sequence_number(*other) for other in others)}) == 1 + len(others)
     assert list(Prompts(PROMPTS).occurrences) == [0, 0, 1, 0, 0, 2, 0]
+    some = Prompts(PROMPTS, ["a", None, None, None, None, None, None])  # the first of three equal prompts has an id
+    assert list(some.occurrences) == [id_number("a"), 0, 0, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("arguments", [([1.5],), ([2**63],), (["a"],), ([5], 1.5), ([5], 0, 10**400)], ids=str)

@@ -80,7 +80,7 @@ def _check_key(where: str, table: str, key: str, value: Any) -> None:
         raise InputError(f"{where}: is not an option of a stage")
     if option == "trust_remote_code":
         raise InputError(f"{where}: cannot be set in a recipe, so that no recipe runs code that comes with a model")
-    if option in ("slurm", "slurm_args"):  # which can put commands into the jobs' scripts
+    if option in ("slurm", "slurm_args"):  # these could put commands of others into the scripts of jobs
         raise InputError(
             f"{where}: cannot be set in a recipe, whose stages are finished when their commands end; "
             "run cdgen generate --slurm yourself"
