@@ -91,6 +91,7 @@ OTHER_PAGES = {
     "docs/gpu.md": "it needs a GPU; tests/benchmarks has a dry run",
     "docs/lm-eval.md": "it needs lm-eval; tests/integrations runs the command",
     "docs/testing.md": "it runs the test suite",
+    "docs/results/english.md": "it takes hours; tests/test_results.py makes its tables",
     "docs/results/icelandic-small.md": "it takes half an hour; tests/test_results.py makes its tables",
 }
 # Commands that the pages show but this test does not run, by their beginning.
