@@ -33,7 +33,7 @@ def check_stated_files(folder: Path) -> None:
 def _stated(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield the file that names a data file, and that name. What cannot be read is left to `datasets` to report."""
     for name in _CARDS:
-        for config in _list(_front_matter(folder / name).get("configs")):
+        for config in _list(_metadata(folder / name).get("configs")):
             if isinstance(config, dict):
                 yield from ((name, text) for key in ("data_files", "data_dir") for text in _strings(config.get(key)))
     try:
@@ -44,16 +44,13 @@ def _stated(folder: Path) -> Iterator[tuple[str, str]]:
         yield from ((_STATE, text) for text in _strings(state.get("_data_files")))
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
-    """Return the YAML at the top of a Markdown file, or a whole YAML file."""
+def _metadata(path: Path) -> dict[str, Any]:
+    """Return the YAML that `datasets` reads from a card, or from a whole YAML file."""
     import yaml  # type: ignore[import-untyped,unused-ignore]  # datasets depends on it
+    from huggingface_hub import metadata_load
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".md":
-            _, _, text = text.partition("---")
-            text, _, _ = text.partition("\n---")
-        found = yaml.safe_load(text)
+        found = metadata_load(path) if path.suffix == ".md" else yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}

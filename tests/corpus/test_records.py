@@ -211,6 +211,10 @@ def test_a_folder_of_datasets_names_no_file_outside_of_it(tmp_path: Path, stated
         (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {config}\n---\ntext\n")
         with pytest.raises(InputError, match=r"d/README.md: names the data file "):
             list(records(folder))
+    # Only a line of three hyphens ends the metadata of a card.
+    (folder / "README.md").write_text(f"---\nkey: |\n  text\n---x: 1\nconfigs:\n- {{{configs[0]}}}\n---\n")
+    with pytest.raises(InputError, match=r"d/README.md: names the data file "):
+        list(records(folder))
     (folder / "README.md").unlink()
     (folder / ".huggingface.yaml").write_text(f"configs:\n- config_name: default\n  {configs[0]}\n")
     with pytest.raises(InputError, match=r"d/.huggingface.yaml: names the data file "):
