@@ -11,6 +11,7 @@ from cdgen.errors import InputError
 from cdgen.storage.folder import OutputFolder
 from cdgen.values import expanded
 
+_BEGINNING = 16_000_000  # bytes; the JSON that commands write is far smaller
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)[\s>]", re.IGNORECASE)
 
 
@@ -19,7 +20,7 @@ class Content(NamedTuple):
 
     Attributes:
         name: what it is, for messages.
-        recognises: whether the bytes of a file are of that kind.
+        recognises: whether the beginning of a file, up to :data:`_BEGINNING` bytes of it, is of that kind.
     """
 
     name: str
@@ -88,5 +89,6 @@ def _may_be_replaced(path: Path, content: Content) -> bool:
     """Return whether this is a file that is empty or holds such content."""
     if not path.is_file():
         return False
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(_BEGINNING)
     return not data or content.recognises(data)

@@ -260,5 +260,5 @@ def _chunks(document: SeedText, size: int) -> list[SeedText]:
             starts.append(word.start())
         count += 1
     starts = [*starts[: count // size], len(text)]
-    ends = enumerate(pairwise(starts))
-    return [SeedText(f"{name}#{at}", text[start:end].rstrip(), named) for at, (start, end) in ends]
+    spans = enumerate(pairwise(starts))
+    return [SeedText(f"{name}#{at}", text[start:end].rstrip(), named) for at, (start, end) in spans]

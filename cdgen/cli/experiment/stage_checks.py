@@ -9,6 +9,7 @@ from cdgen.cli.experiment.stage import Stage
 from cdgen.cli.experiment.variants import FACTORS, Recipe, bads
 from cdgen.cli.generate import Request, check_request
 from cdgen.cli.train import train_config
+from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
 from cdgen.training.config import PRESETS, TrainConfig, config_folder, preset_shape, split_batch
 from cdgen.values import expanded
@@ -254,13 +255,13 @@ def check_texts(planned: Sequence[Stage], name: str, parse: Callable[[Sequence[s
             _check_items(name, task)
     generation = next((args for args in parsed.values() if args.command == "generate"), None)
     if generation:  # all corpora continue the same seeds, with the same options
-        _check_token_ids(name, generation, entries)
-        _check_seeds(name, generation, tokenizer, _good(configs))
+        request = check_request(generation)
+        _check_token_ids(name, request.params, entries)
+        _check_seeds(name, generation.seeds, request, tokenizer, _good(configs))
 
 
-def _check_token_ids(name: str, args: argparse.Namespace, entries: int) -> None:
+def _check_token_ids(name: str, params: SamplingParams, entries: int) -> None:
     """Raise InputError if an option of cdgen generate names a token that the tokenizer does not have."""
-    params = check_request(args).params
     for key, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", dict(params.logit_bias))):
         if wrong := [token for token in ids if token >= entries]:
             raise InputError(
@@ -268,16 +269,17 @@ def _check_token_ids(name: str, args: argparse.Namespace, entries: int) -> None:
             )
 
 
-def _check_seeds(name: str, args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase", good: TrainConfig) -> None:
+def _check_seeds(
+    name: str, paths: list[str], request: Request, tokenizer: "PreTrainedTokenizerBase", good: TrainConfig
+) -> None:
     """Raise InputError if there are no seeds to continue, or if one is too long for GOOD."""
     from cdgen.corpus.seeds import encode_texts, read_texts
     from cdgen.engine.prompts import prompt_ids
 
-    request = check_request(args)
     limit, new = _model_value(good, "max_position_embeddings", "good"), request.params.max_tokens
     reading = request.reading
     try:
-        texts, _ = read_texts(args.seeds, field=reading["field"], chunk_words=reading["chunk_words"])
+        texts, _ = read_texts(paths, field=reading["field"], chunk_words=reading["chunk_words"])
         encode_texts(
             texts,
             lambda text, seed: prompt_ids(
