@@ -235,7 +235,7 @@ with precompile.compiling_only(90) as compiled:
     print(len(compiled))
     library = precompile.use_triton_on_cpu_tensors()
     with torch.inference_mode():
-        precompile.compile_engine(*precompile.SMALL, torch.bfloat16)
+        precompile.compile_engine(precompile.SMALL[1], precompile.SMALL[1], torch.bfloat16)
     print(len(compiled))
 """
 

@@ -132,13 +132,13 @@ def test_sixteen_bit_errors_are_within_twice_those_of_transformers(setup, dtype)
 
 def test_banned_tokens_are_not_drawn(setup) -> None:
     """No n-gram occurs twice, and no stop token occurs before min_tokens, as on the CPU."""
-    held = params(no_repeat_ngram_size=2, min_tokens=20, stop_token_ids=ENDS)
+    held = params(no_repeat_ngram_size=2, min_tokens=NEW // 2, stop_token_ids=ENDS)
     found = setup.run(setup.pair(), held)
     assert_same_tokens(found, setup.on_cpu("checkpoint", held))
     for output in found:
         pairs = list(zip(output.token_ids, output.token_ids[1:], strict=False))
         assert len(set(pairs)) == len(pairs)
-        assert len(output.token_ids) > 20 and not set(output.token_ids[:20]) & set(ENDS)
+        assert len(output.token_ids) > NEW // 2 and not set(output.token_ids[: NEW // 2]) & set(ENDS)
 
 
 def test_a_row_with_nan_ends_alone(setup) -> None:

@@ -154,8 +154,8 @@ def _draw(
         draws.append(resampled(metric, tables, bootstrap.item_counts(entries[0].task["items"], resamples, rng)))
         for entry, largest in zip(entries, np.abs(draws[-1]).max(1), strict=True):
             if not largest <= FLOAT32_MAX:  # the squares of larger ones are not finite
-                path = entry.folder / entry.name
-                raise InputError(f"{path}: {metric.name} is {largest:.3g} in a resample, too large to be compared")
+                where = entry.folder / entry.name
+                raise InputError(f"{where}: {metric.name} is {largest:.3g} in a resample, too large to be compared")
     by_run, by_run_draws = np.array(estimates), np.stack(draws)  # [T, R], [T, R, B]
     means = bootstrap.method_means(by_run[:, :, None], methods.of_runs)[:, :, 0]
     items = bootstrap.method_means(by_run_draws, methods.of_runs)
