@@ -363,7 +363,7 @@ def same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(x.nan_to_num(99), y.nan_to_num(99)) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(("sm", "dtype"), zip([80, 90, 100], DTYPES, strict=True))
+@pytest.mark.parametrize(("sm", "dtype"), list(zip([80, 90, 100], DTYPES, strict=True)))
 def test_select_candidates_and_sample_candidates(sm: int, dtype: torch.dtype) -> None:
     """Lists equal the reference's bit for bit; draws use BAD's rows, or BAD's gathered logits."""
     good, bad = make_pair(7, 4099, dtype, torch.float32, width=4103)
