@@ -66,17 +66,26 @@ class Schedule:
         return False
 
     def changed(self) -> list[str]:
-        """Return the names of the pending stages that were finished before their command or what they read changed."""
-        records = {stage.name: stage_files.read_record(self.out / stage.name) for stage in self.pending()}
-        always = {stage.name for stage in self._stages.values() if stage.always}
-        return [name for name, record in records.items() if record and record["digest"] and name not in always]
+        """Return the names of the pending stages whose command or inputs on disk have changed since they were finished.
+
+        Raises:
+            CorpusError: the manifest of a stage is damaged.
+        """
+        records = {
+            stage: stage_files.read_record(self.out / stage.name) for stage in self.pending() if not stage.always
+        }
+        return [
+            stage.name
+            for stage, record in records.items()
+            if record and record["digest"] and record["digest"] != self.digest(stage)
+        ]
 
     def is_ready(self, stage: Stage) -> bool:
         """Return whether all stages that a stage reads from are finished."""
         return all(self.is_finished(name) for name in stage.inputs)
 
     def digest(self, stage: Stage) -> str:
-        """Return the digest of a stage that is ready; see :func:`cdgen.storage.stages.digest`."""
+        """Return the digest of a stage and its inputs on disk; see :func:`cdgen.storage.stages.digest`."""
         return stage_files.digest(self.out, stage.argv, stage.inputs, str(self.out))
 
     def finish(self, stage: Stage) -> None:

@@ -136,6 +136,7 @@ def test_a_check_of_a_finished_stage_is_no_attempt(commands: Commands) -> None:
     commands.run(planned)
     assert commands.run(planned) == 0
     assert commands.executed == ["good"] and commands.seconds() == [10, 10]
+    assert not any(line.startswith("changed since") for line in commands.lines), "good is checked before model"
 
 
 def test_records_travel_with_the_folders_of_stages(
