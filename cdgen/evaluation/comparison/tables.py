@@ -107,9 +107,9 @@ def method_text(comparison: Comparison) -> str:
     """Return how the figures in the tables were computed."""
     return (
         f"The {comparison.checkpoint} checkpoint of each run and task; {comparison.confidence * 100:g} % intervals "
-        f"from a paired bootstrap with {comparison.resamples:,} resamples; one-sided p-values, with Holm's correction "
-        "for the number of methods; detectable: the smallest improvement that would have been found with probability "
-        "0.8."
+        f"from a paired bootstrap with {comparison.resamples:,} resamples; one-sided p-values for an improvement, with "
+        "Holm's correction for the number of methods; detectable: the smallest improvement that would have been found "
+        "with probability 0.8."
     )
 
 
@@ -127,8 +127,8 @@ def _statements(comparison: Comparison, method: MethodSummary) -> Iterator[str]:
     else:
         yield f"no improvement over {baseline} could be shown."
         yield (
-            f"{_mean_change(comparison, effect)}; with {counted(method.runs, 'run')}, an improvement of less than "
-            f"{_percent(effect.detectable, '')} would probably have been missed."
+            f"{_mean_change(comparison, effect)}; with {counted(method.runs, 'run')}, an improvement of "
+            f"{_percent(effect.detectable, '')} would have been found with probability 0.8."
         )
     others = [
         _change(task, comparison.result(method.method, task.name)) for task in comparison.tasks if not task.in_mean
@@ -163,7 +163,7 @@ def _summary_row(comparison: Comparison, method: MethodSummary) -> list[str]:
     return [
         method.method,
         str(method.runs),
-        f"{method.better} of {len(comparison.tasks)}",
+        f"{method.better} of {counted(len(comparison.tasks), 'task')}",
         _percent(effect.value),
         _range(effect.interval),
         _p(effect.p),
