@@ -12,7 +12,7 @@ from cdgen.evaluation.comparison.tables import as_markdown
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 LARGEST = 5e6  # bytes of all files with scores
-INPUTS = {  # in place of the texts and items that the recipes read
+INPUTS = {  # small files for the recipes to read
     "books/book.txt": "The sea was calm.\n",
     "icelandic/saga.txt": "Sjórinn var kyrr.\n",
     "blimp/agreement.jsonl": '{"sentence_good": "It is.", "sentence_bad": "It are.", "UID": "agreement"}\n',

@@ -117,8 +117,8 @@ def _statements(comparison: Comparison, method: MethodSummary) -> Iterator[str]:
     """Yield sentences about a method: the outcome, the mean relative change, and the tasks that it does not cover."""
     effect, baseline = method.mean_relative_change, comparison.baseline
     if effect is None:
-        count = f"{method.better} of {counted(len(comparison.tasks), 'task')}"
-        yield f"better than {baseline} on {count}; no task qualifies for the mean relative change."
+        better = _better(comparison, method)
+        yield f"better than {baseline} on {better}; no task qualifies for the mean relative change."
     elif effect.interval == (0, 0):
         yield f"no difference from {baseline}, whose scores are the same."
     elif verdict := comparison.verdict(effect):
@@ -135,6 +135,11 @@ def _statements(comparison: Comparison, method: MethodSummary) -> Iterator[str]:
     ]
     if any(others):
         yield f"Not in the mean: {'; '.join(filter(None, others))}."
+
+
+def _better(comparison: Comparison, method: MethodSummary) -> str:
+    """Return on how many tasks a method is better than the baseline, such as "3 of 5 tasks"."""
+    return f"{method.better} of {counted(len(comparison.tasks), 'task')}"
 
 
 def _mean_change(comparison: Comparison, effect: Effect) -> str:
@@ -163,7 +168,7 @@ def _summary_row(comparison: Comparison, method: MethodSummary) -> list[str]:
     return [
         method.method,
         str(method.runs),
-        f"{method.better} of {counted(len(comparison.tasks), 'task')}",
+        _better(comparison, method),
         _percent(effect.value),
         _range(effect.interval),
         _p(effect.p),
