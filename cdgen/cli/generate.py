@@ -105,7 +105,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="file format of the shards (default: parquet)",
     )
     output.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="sequences decoded at the same time (default: 64)"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="sequences decoded at the same time (default: 512 on a GPU, 64 on a CPU and in static batches)",
     )
     output.add_argument(
         "--split-documents",
@@ -146,7 +149,8 @@ def check_request(args: argparse.Namespace) -> Request:
 
     bad = parse_bad(args.bad) if args.bad else {}
     check_options(args.shard_size, args.format)
-    integer("max_num_seqs", args.batch_size, 1, INT32_MAX)
+    if args.batch_size is not None:
+        integer("max_num_seqs", args.batch_size, 1, INT32_MAX)
     if args.slurm is None:  # the machine that submits jobs may have no GPU
         usable_device(args.device)
     if args.dtype is not None:

@@ -61,9 +61,8 @@ def add(commands: Commands) -> None:
     corpus.add_argument(
         "--batch-size",
         type=int,
-        default=512,
         metavar="N",
-        help="largest number of sequences decoded at the same time (default: 512)",
+        help="largest number of sequences decoded at the same time (default: that of cdgen generate)",
     )
 
 

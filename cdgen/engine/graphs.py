@@ -1,5 +1,6 @@
 """Steps as CUDA graphs: captured for a few sizes, replayed without Python between the kernels."""
 
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ Step = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 _PATIENCE = 32  # calls of a size that run in a larger graph before the size gets a graph of its own
 
+_CAPTURE = threading.Lock()  # torch synchronises the device before a capture, which would break one in another thread
 _spare_streams: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 
 
@@ -145,10 +147,11 @@ class _Graph:
     ) -> None:
         self.inputs = inputs
         self.graph = torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # a capture can neither compile kernels nor initialise libraries
-                step(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream):
-            self.outputs = step(inputs)
+        with _CAPTURE:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # a capture can neither compile kernels nor initialise libraries
+                    step(inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self.outputs = step(inputs)

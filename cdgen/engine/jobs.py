@@ -76,7 +76,9 @@ def batchable(job: Job, pair: ModelPair, same_n: bool) -> Iterator[Job]:
         if id(own) not in keys:
             noisy = any(model.noisy for model in pair.models(own))
             common = [getattr(own, name) for name in _COMMON]
-            keys[id(own)] = (*common, own.contrast_strength != 0, noisy and own.seed, same_n and own.n)
+            # Whether alpha is 0 decides how candidates are found, but only if there is a contrast.
+            contrast = own.contrast_strength != 0, own.contrast_strength != 0 and own.alpha == 0
+            keys[id(own)] = (*common, *contrast, noisy and own.seed, same_n and own.n)
         places[keys[id(own)]].append(place)
     for members in places.values():
         each = (job.own[job.sequences[place][0]] for place in members)

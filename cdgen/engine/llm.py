@@ -16,7 +16,7 @@ from cdgen.engine.outputs import CompletionOutput, RequestOutput
 from cdgen.engine.page_store import check_cache_dtype
 from cdgen.engine.paged_backend import CacheOptions
 from cdgen.engine.prompts import list_prompts, prompt_ids, text_of
-from cdgen.engine.requests import Prompts
+from cdgen.engine.requests import Prompts, default_batch
 from cdgen.engine.sampling_params import SamplingParams, params_of_each
 from cdgen.errors import InputError
 from cdgen.models.dtypes import cache_dtype, dtype_name
@@ -53,7 +53,8 @@ class ContrastiveLM:
             bfloat16. With float32 on a GPU, `generate` computes matrix products in TF32.
         device: device of both models; default: cuda if available.
         trust_remote_code: run Python code that comes with a checkpoint.
-        max_num_seqs: greatest number of sequences decoded at the same time.
+        max_num_seqs: greatest number of sequences decoded at the same time. Default: 512 on a GPU, and 64 on a CPU and
+            for models that are decoded in static batches.
         kv_cache_dtype: dtype of the cache's pages, float32, bfloat16, float16 or fp8; default: that of the models. fp8
             takes 0.52 times the bytes of 16 bits, and needs an NVIDIA GPU of compute capability 8.9 or above; on the
             CPU it is slow.
@@ -78,11 +79,12 @@ class ContrastiveLM:
         dtype: "str | torch.dtype | None" = None,
         device: "str | torch.device | None" = None,
         trust_remote_code: bool = False,
-        max_num_seqs: int = 64,
+        max_num_seqs: int | None = None,
         kv_cache_dtype: "str | torch.dtype | None" = None,
         kv_cache_memory_bytes: int | None = None,
     ) -> None:
-        self.max_num_seqs = integer("max_num_seqs", max_num_seqs, 1, INT32_MAX)
+        if max_num_seqs is not None:
+            max_num_seqs = integer("max_num_seqs", max_num_seqs, 1, INT32_MAX)
         if kv_cache_memory_bytes is not None:
             kv_cache_memory_bytes = integer("kv_cache_memory_bytes", kv_cache_memory_bytes, 1, INT64_MAX)
         self.kv_cache: CacheOptions = {
@@ -109,6 +111,7 @@ class ContrastiveLM:
             log.warning(
                 "%s; decoded in static batches by transformers' own forward, which is slower", self.static_reason
             )
+        self.max_num_seqs = max_num_seqs or default_batch("cpu" if self.static_reason else self.pair.good.device.type)
 
     def __repr__(self) -> str:
         good, bad = self.pair.good, self.pair.bad

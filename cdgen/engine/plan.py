@@ -18,7 +18,7 @@ from cdgen.engine.estimates import Job, Storage, largest_batch, parts_of_memory,
 from cdgen.engine.llm import ContrastiveLM
 from cdgen.engine.model_sizes import shapes
 from cdgen.engine.paged_backend import PagedBackend
-from cdgen.engine.requests import Prompts, make_requests
+from cdgen.engine.requests import Prompts, default_batch, make_requests
 from cdgen.engine.sampling_params import SamplingParams
 from cdgen.errors import InputError
 from cdgen.hardware import GPUS, Machine
@@ -95,7 +95,7 @@ def plan(
     gpu: str,
     *,
     gpus: int = 1,
-    max_num_seqs: int = 512,
+    max_num_seqs: int | None = None,
     memory_bytes: float | None = None,
     dtype: str | None = None,
     kv_cache_dtype: str | None = None,
@@ -109,7 +109,7 @@ def plan(
         job: what is to be generated.
         gpu: a name in :data:`~cdgen.hardware.GPUS`, or "cpu" for this machine's CPU, which is measured.
         gpus: number of such GPUs that share the job; each decodes batches of its own.
-        max_num_seqs: greatest batch of one GPU.
+        max_num_seqs: greatest batch of one GPU; default: that of :class:`~cdgen.ContrastiveLM`.
         memory_bytes: memory to use; default: 90 % of the machine's.
         dtype: dtype of the weights; default: that of :class:`~cdgen.ContrastiveLM` on this kind of device.
         kv_cache_dtype: dtype of the cache; default: that of the weights.
@@ -122,6 +122,8 @@ def plan(
     gpus = integer("gpus", gpus, 1, INT32_MAX)
     if on_cpu and gpus > 1:
         raise InputError(f"gpus = {gpus}: a job on the CPU is planned for this machine alone")
+    if max_num_seqs is None:
+        max_num_seqs = default_batch("cpu" if on_cpu else "cuda")
     max_num_seqs = integer("max_num_seqs", max_num_seqs, 1, INT32_MAX)
     if dtype is None:
         weights_dtype = default_dtype(
@@ -155,18 +157,22 @@ def measured_rate(lm: ContrastiveLM, batch: int, job: Job, steps: int = 8) -> fl
     """
     if lm.static_reason:
         raise InputError(f"{lm.static_reason}; only models on the paged cache can be compared with their plan")
-    params = SamplingParams(max_tokens=steps + 2, ignore_eos=True, contrast_strength=1.0 if lm.pair.bad else 0.0)
+    tokens = steps + 3  # one is drawn by the refill and one by the step before the timed ones, and one is never drawn
+    params = SamplingParams(max_tokens=tokens, ignore_eos=True, contrast_strength=1.0 if lm.pair.bad else 0.0)
     length = job.prompt_tokens + job.max_tokens // 2
     generator = torch.Generator().manual_seed(0)
     count = -(-batch // job.n)
     prompts = [torch.randint(lm.pair.vocab_size, (length,), generator=generator).tolist() for _ in range(count)]
     requests = make_requests(Prompts(prompts), [divmod(at, job.n) for at in range(batch)])
-    backend = PagedBackend(lm.pair, params, batch, length + steps + 2, **lm.kv_cache)
+    backend = PagedBackend(lm.pair, params, batch, length + tokens, **lm.kv_cache)
     engine = Engine(lm.pair, backend, requests, params, lambda place, output: None)  # none finishes in so few steps
-    with torch.inference_mode():
-        engine.refill()
-        engine.step()
-        start = time.perf_counter()
-        for _ in range(steps):
+    try:
+        with torch.inference_mode():
+            engine.refill()
             engine.step()
-    return steps * batch / (time.perf_counter() - start)
+            start = time.perf_counter()
+            for _ in range(steps):
+                engine.step()
+            return steps * batch / (time.perf_counter() - start)
+    finally:
+        backend.close()

@@ -115,6 +115,11 @@ def make_requests(
         yield Request(prompts.token_ids[prompt], prompts.occurrences[prompt], waiting, own)
 
 
+def default_batch(device_type: str) -> int:
+    """Return the greatest number of sequences to decode at the same time, unless the user states another one."""
+    return 512 if device_type == "cuda" else 64
+
+
 def batches(sequences: Sequence[_Item], n: int, max_num_seqs: int) -> list[Sequence[_Item]]:
     """Split `sequences`, n adjacent ones per prompt, into batches of at most max_num_seqs.
 

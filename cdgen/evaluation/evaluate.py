@@ -132,6 +132,7 @@ def evaluate(
                     except InputError as error:
                         raise InputError(f"{model.source}, task {each.task.name}: {error}") from error
                     _add(folder, manifest, model, loaded, each, table)
+            del loaded, evaluator  # so that two models are never in memory at once
     by_name = {entry.name: entry for entry in results.read(folder.path)}
     return Evaluation(folder.path, tuple(by_name[name] for name in names))
 

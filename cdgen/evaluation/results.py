@@ -231,7 +231,7 @@ def add(
     values: Mapping[str, float],
     environment: int,
 ) -> None:
-    """Write a table of scores, then list it in results.json.
+    """Write a table of scores, and list it in results.json.
 
     Args:
         folder: the folder of the results.
@@ -251,20 +251,20 @@ def add(
     buffer = io.BytesIO()
     # Numbers and ids hardly repeat; without a dictionary, a file is about half as large.
     pyarrow.parquet.write_table(pyarrow.table(dict(table)), buffer, compression="zstd", use_dictionary=["group"])
-    sha256 = folder.write(name, buffer.getvalue())
     entry = {
         "model": dict(model),
         "task": dict(task),
         "values": dict(values),
         "name": name,
-        "sha256": sha256,
+        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
         "environment": environment,
     }
     if name in listed:
         manifest["results"][listed.index(name)] = entry
     else:
         manifest["results"].append(entry)
-    manifests.write(folder, manifest)
+    # The list comes first: a process that is killed after it leaves no file that is not listed.
+    folder.write_all({NAME: manifests.encode(manifest), name: buffer.getvalue()})
 
 
 def arrays(table: Mapping[str, Sequence[Any]], items: Sequence[Item], where: str) -> dict[str, npt.NDArray[Any]]:

@@ -66,7 +66,7 @@ class CdgenLM(TemplateLM):
         dtype: dtype of the weights; default: float32 on the CPU, on a GPU the checkpoint's 16-bit dtype.
         device: default: cuda if available.
         batch_size: maximum number of sequences that are decoded at the same time. 1, which lm-eval passes by default,
-            and "auto" stand for 64. Scoring does not use it; see `batch_tokens`.
+            and "auto" stand for the default of :class:`cdgen.ContrastiveLM`. Scoring uses `batch_tokens` instead.
         batch_tokens: number of tokens, padding included, in one forward pass while scoring; default: by device.
         trust_remote_code: run Python code that comes with a checkpoint.
         sampling: `alpha`, `contrast_strength`, `good_weight`, `temperature`, `top_k`, `top_p`, `outside_head` of

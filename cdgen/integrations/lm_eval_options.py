@@ -19,7 +19,6 @@ _SAME = (
 )  # fmt: skip
 _GENERATION = ("until", "do_sample", "temperature", *_SAME, *_NEW_TOKENS)
 _UNSTATED_NEW_TOKENS = 256  # what lm-eval assumes
-_SEQUENCES = 64  # the default of :class:`cdgen.ContrastiveLM`
 
 
 def pair_params(bad: str | None, method: str | None, values: Mapping[str, Any]) -> SamplingParams | None:
@@ -48,15 +47,15 @@ def pair_params(bad: str | None, method: str | None, values: Mapping[str, Any]) 
     return SamplingParams(**{"outside_head": "shifted_good", **values})
 
 
-def max_num_seqs(batch_size: Any) -> int:
-    """Return the number of sequences to decode at the same time for lm-eval's batch size.
+def max_num_seqs(batch_size: Any) -> int | None:
+    """Return the number of sequences to decode at the same time for lm-eval's batch size, or None for the default.
 
     Raises:
         InputError: it is neither a positive number nor "auto".
     """
     text = str(batch_size)
     if text == "1" or text.startswith("auto"):
-        return _SEQUENCES
+        return None
     if not text.isdecimal() or int(text) == 0:
         raise InputError(f"batch_size = {shown(batch_size)}: must be a positive number or 'auto'")
     return int(text)

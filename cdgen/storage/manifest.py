@@ -122,7 +122,8 @@ def read_any(folder: Path) -> Manifest | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a folder has a manifest, and the files that it lists; of a run, the last checkpoint.
+    """Return whether a folder has the manifest of finished output, and the files that it lists; of a run, the last
+    checkpoint.
 
     Raises:
         CorpusError: the manifest is damaged.
@@ -136,6 +137,8 @@ def is_whole(folder: Path) -> bool:
     elif manifest["kind"] == RESULTS:
         names = [each["name"] for each in manifest["results"]]
     elif manifest["kind"] == GENERATED:
+        if not manifest["complete"]:
+            return False
         names = [file["name"] for shard in manifest["shards"] for file in (shard, shard.get("documents", shard))]
     else:
         names = list(manifest["files"])

@@ -13,7 +13,7 @@ _SPLIT_NAME = re.compile(r"(train|test|seeds)\.parquet")
 _TOKENIZER_NAME = re.compile(r"tokenizer(_config)?\.json")
 _SCORES_NAME = re.compile(r"scores/\w[\w.-]*/\w[\w.-]*\.parquet")
 _COMPARISON_NAME = re.compile(r"comparison\.(md|tex)")
-_CHECKPOINT_FILE = re.compile(r"\w[\w.-]*")
+_CHECKPOINT_FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _SHARD = {
     "number": int,
     "name": SHARD_NAME,
@@ -57,7 +57,7 @@ PREPARED: dict[str, Any] = {
     "sources": [
         {
             "name": str,
-            "inputs": [{"label": str, "sha256": str}],
+            "inputs": [{"label": str, "sha256": (str, None)}],  # None for data from the hub
             "train": _TOTALS,
             "test": _TOTALS,
             "seeds": _TOTALS,

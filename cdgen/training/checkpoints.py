@@ -26,6 +26,7 @@ from cdgen.errors import CorpusError, first_line
 from cdgen.storage import manifest as manifests
 from cdgen.storage import runs
 from cdgen.storage.folder import OutputFolder, file_sha256
+from cdgen.wording import joined
 
 STATE = "state.safetensors"
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # unsharded, on the first process
@@ -97,7 +98,6 @@ def save(
     lm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     snapshot: Snapshot,
-    keep_states: int,
 ) -> None:
     """Write a checkpoint and run.json with it; each of them appears completely or not at all.
 
@@ -108,7 +108,6 @@ def save(
         lm: the model, whose config and format are saved with the weights of the snapshot.
         tokenizer: the tokenizer to save with the model.
         snapshot: the tensors to write.
-        keep_states: number of latest checkpoints that keep their optimizer state.
     Raises:
         CorpusError: the checkpoint cannot be written, for example because the disk is full. No part of it remains.
     """
@@ -120,10 +119,11 @@ def save(
         lm.save_pretrained(temporary, state_dict=snapshot.weights)
         tokenizer.save_pretrained(temporary)
         save_file(snapshot.moments, temporary / STATE)
-        for path in temporary.iterdir():
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())  # named chat templates have a folder
+        for path in files:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        entry["files"] = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
+        entry["files"] = {path.relative_to(temporary).as_posix(): file_sha256(path) for path in files}
         runs.add_checkpoint(folder, run, entry)
         temporary.replace(folder.path / name)
     except (OSError, SafetensorError) as error:
@@ -131,22 +131,29 @@ def save(
         raise CorpusError(f"{folder.path / name}: cannot be written: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_old_states(folder: Path, run: runs.Run, keep_states: int) -> None:
+    """Delete the optimizer states of all checkpoints but the latest `keep_states`, which is 1 or more."""
     for old in run["checkpoints"][:-keep_states]:
-        (folder.path / runs.checkpoint_name(old["step"]) / STATE).unlink(missing_ok=True)
+        (folder / runs.checkpoint_name(old["step"]) / STATE).unlink(missing_ok=True)
 
 
 def load_last(folder: Path, run: runs.Run) -> Last:
     """Check the files of the last checkpoint in run.json, and load its optimizer state.
 
     Raises:
-        CorpusError: a file is missing or altered. The message names it, and the step that a rerun resumes from once the
-            checkpoint is deleted.
+        CorpusError: a file is missing or altered. The message names it, what to delete, and the step that a rerun then
+            resumes from.
     """
     *before, entry = run["checkpoints"]
     path = folder / runs.checkpoint_name(entry["step"])
     for name, digest in ({STATE: ""} | entry["files"]).items():
         if not (path / name).is_file() or file_sha256(path / name) != digest:
-            resumable = [one["step"] for one in before if (folder / runs.checkpoint_name(one["step"]) / STATE).exists()]
-            remedy = f"resume from step {resumable[-1]}" if resumable else "start from the beginning"
-            raise CorpusError(f"{path / name}: is missing, truncated or altered; delete {path} and rerun to {remedy}")
+            folders = [folder / runs.checkpoint_name(one["step"]) for one in run["checkpoints"]]
+            last = next((at for at in reversed(range(len(before))) if (folders[at] / STATE).exists()), None)
+            delete, remedy = str(folder), "start from the beginning"
+            if last is not None:
+                delete, remedy = joined([*map(str, folders[last + 1 :])]), f"resume from step {before[last]['step']}"
+            raise CorpusError(f"{path / name}: is missing, truncated or altered; delete {delete} and rerun to {remedy}")
     return Last(path, load_file(path / STATE))

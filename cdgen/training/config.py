@@ -47,6 +47,7 @@ _REALS = {
 _PATHS = ("corpus", "tokenizer", "out", "test", "model")
 _SWITCHES = ("compile", "tensorboard")
 _STEP_TOKENS = 2**31 - 1  # the batch of a step is one array
+DEFAULT_RATIO = 0.3  # the paper's share of synthetic rows
 _WARMUP_STEPS = 150  # the paper's, of 8,000 steps
 # Fields that may change when a run is resumed: they do not affect the weights, apart from rounding.
 MAY_CHANGE = ("out", "micro_batch_size", "keep_states", "compile", "tensorboard")
@@ -122,7 +123,7 @@ class TrainConfig:
             if name != "test" or self.test is not None:
                 self._set(name, _path(name, getattr(self, name)))
         self._set("out", str(expanded(self.out)))
-        default_ratio = 0.3 if synthetic else 0.0
+        default_ratio = DEFAULT_RATIO if synthetic else 0.0
         ratio = real("ratio", default_ratio if self.ratio is None else self.ratio, 0.0, 1.0)
         self._set("ratio", ratio)
         for name, bounds in _INTEGERS.items():

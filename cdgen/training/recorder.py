@@ -91,10 +91,11 @@ class Recorder:
         before = self.run["checkpoints"][-1:]
         entry = runs.Checkpoint(step=state.step, loss=loss, perplexity=perplexity, files={})
         with quiet_transformers():
-            checkpoints.save(self.folder, self.run, entry, state.lm, self.tokenizer, snapshot, self.config.keep_states)
+            checkpoints.save(self.folder, self.run, entry, state.lm, self.tokenizer, snapshot)
         for old in before:
             if old["step"] % self.config.save_every:  # it was written because of an interruption
                 runs.drop_checkpoint(self.folder, self.run, old)
+        checkpoints.remove_old_states(self.folder.path, self.run, self.config.keep_states)
         rated = "" if test_loss is None else ", perplexity too large for a number"
         if perplexity is not None:
             rated = f", perplexity {perplexity:.3f}"

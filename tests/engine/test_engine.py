@@ -5,6 +5,7 @@ so outputs must be equal bit for bit, including log-probabilities.
 """
 
 import random
+from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -20,6 +21,7 @@ from benchmarks.cpu.scheduler import CountingBackend, geometric, run
 from cdgen import ContrastiveLM, RequestOutput
 from cdgen.engine.backend import Round, Rows, Start
 from cdgen.engine.engine import Engine
+from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.requests import NOISE_KEY, Prompts, id_number, make_requests, sequence_number
 from cdgen.errors import InputError
 from cdgen.models.dtypes import FP8
@@ -254,6 +256,20 @@ def test_rounds_in_flight_change_nothing(models, exact, monkeypatch, capacity, r
     assert sum(reported) == sum(len(output.token_ids) for output in expected)
     assert (paged.cache.free_pages, paged.cache.reserved_pages) == (pages, 0)
     assert bool(redrawn) == (capacity < 20) or capacity == 20
+
+
+def test_a_contrast_over_all_tokens_redraws_nothing(models, exact, monkeypatch) -> None:
+    """With alpha = 0, as in classifier-free guidance, every list of candidates would overflow."""
+
+    def refuse(*given: Any) -> Round:
+        raise AssertionError("a list has overflowed")
+
+    monkeypatch.setattr(PagedBackend, "redraw", refuse)
+    lm = ContrastiveLM(**models)
+    guided = [free(alpha=at % 2 * 0.3, contrast_strength=0.5, good_weight=1.5) for at in range(len(PROMPTS))]
+    params = [replace(each, logprobs=False) for each in guided]
+    alike = [drawn(lm.generate(PROMPTS, each)) for each in params[:2]]
+    assert drawn(lm.generate(PROMPTS, params)) == [alike[at % 2][at] for at in range(len(PROMPTS))]
 
 
 @pytest.mark.parametrize("rounds", ROUNDS, ids=str)

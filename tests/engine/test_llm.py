@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cdgen import ContrastiveLM
+from cdgen.engine.requests import default_batch
 from cdgen.errors import InputError
 from tests.helpers.families import family
 from tests.helpers.sampling import free
@@ -18,7 +19,7 @@ from tests.helpers.tiny_models import make_llama
 @pytest.mark.parametrize(
     "name, value",
     [("max_num_seqs", 0), ("max_num_seqs", 2.5), ("max_num_seqs", True), ("max_num_seqs", 10**30),
-     ("max_num_seqs", "8"), ("max_num_seqs", None),
+     ("max_num_seqs", "8"),
      ("kv_cache_memory_bytes", float("nan")), ("kv_cache_memory_bytes", -1), ("kv_cache_memory_bytes", 0),
      ("kv_cache_memory_bytes", 1.5e9), ("kv_cache_memory_bytes", 10**400), ("kv_cache_memory_bytes", False),
      ("dropout", float("nan")), ("dropout", "0.3"), ("dropout", 1.5), ("dropout", 1e-50),
@@ -35,6 +36,14 @@ def test_numbers_of_numpy_and_torch(good: LlamaForCausalLM) -> None:
     lm = ContrastiveLM(good, layers=np.int64(1), max_num_seqs=torch.tensor(3), kv_cache_memory_bytes=np.array(10**6))
     assert (lm.max_num_seqs, lm.kv_cache["kv_cache_memory_bytes"], lm.pair.bad.num_layers) == (3, 10**6, 1)
     assert ContrastiveLM(good, dropout=np.float32(0.5)).pair.bad.dropout == 0.5
+
+
+def test_the_default_batch_is_that_of_the_device(good: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ContrastiveLM(good).max_num_seqs == default_batch("cpu") == 64
+    assert default_batch("cuda") == 512
+    monkeypatch.setattr("cdgen.engine.llm.default_batch", lambda kind: {"cpu": 2, "cuda": 3}[kind])
+    monkeypatch.setattr("cdgen.engine.llm.unsupported", lambda module: "a reason")
+    assert ContrastiveLM(good).max_num_seqs == 2, "static batches keep all their sequences in memory"
 
 
 def test_repr_names_the_models(folders: dict[str, Path], good: LlamaForCausalLM) -> None:

@@ -11,11 +11,13 @@ import torch
 from cdgen import ContrastiveLM, SamplingParams
 from cdgen.cli import main
 from cdgen.engine import corpus_size
+from cdgen.engine.engine import Engine
 from cdgen.engine.estimates import Job, Storage, largest_batch, parts_of_memory, parts_of_step
 from cdgen.engine.model_sizes import PairShapes, Shape, shapes
 from cdgen.engine.page_store import CacheShape
 from cdgen.engine.paged_backend import PagedBackend
 from cdgen.engine.paged_prompts import PREFILL_TOKENS
+from cdgen.engine.plan import measured_rate
 from cdgen.errors import InputError
 from cdgen.hardware import GPUS, Machine
 from cdgen.models import products
@@ -207,6 +209,13 @@ def test_the_short_run_trusts_code_exactly_as_the_estimate_does(folders, monkeyp
     for flag in ([], ["--trust-remote-code"]):
         assert main(["plan", "--good", str(folders["good"]), "--gpu", "cpu", *flag]) == 0
     assert asked == [False, False, True, True]
+
+
+def test_no_sequence_ends_while_the_rate_is_measured(good, bad, monkeypatch) -> None:
+    monkeypatch.setattr(Engine, "_finish", lambda *_: pytest.fail("a sequence ended"))
+    closed, close = [], PagedBackend.close
+    monkeypatch.setattr(PagedBackend, "close", lambda self: closed.append(close(self)))
+    assert measured_rate(ContrastiveLM(good, bad), 4, JOB) > 0 and len(closed) == 1
 
 
 def test_a_bad_with_layers_that_good_does_not_have_is_refused(folders) -> None:

@@ -1,13 +1,14 @@
 """Stories about boxes: the simulation against stories done by hand, and what the options must not give away."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import pytest
 
 from cdgen.evaluation.forms import boxes
-from cdgen.evaluation.forms.boxes import Contents, Operation, Story, named, simulate, story
+from cdgen.evaluation.forms.boxes import Contents, Operation, Story, named, story
 
 
 def contents(*stated: str) -> Contents:
@@ -18,6 +19,11 @@ PUT = Operation("put", "key", None, 1)
 REMOVE = Operation("remove", "hat", 0, None)
 MOVE = Operation("move", "coat", 0, 2)
 MOVE_ALL = Operation("move all", "", 2, 1)
+
+
+def simulate(start: Contents, operations: Iterable[Operation]) -> list[Contents]:
+    """Return what is in the boxes at first and after each operation."""
+    return list(accumulate(operations, lambda state, operation: operation.apply(state), initial=start))
 
 
 def test_a_story_done_by_hand() -> None:

@@ -295,3 +295,13 @@ def test_many_items_need_bounded_memory(tmp_path: Path, caplog: pytest.LogCaptur
         tracemalloc.stop()
     assert peak < 250e6  # all counts of 300 resamples alone are 168 MB
     assert not caplog.records
+
+
+def test_too_few_resamples_for_so_many_methods(tmp_path: Path) -> None:
+    """With B resamples, the smallest p-value is 1 / (B + 1), and Holm's correction multiplies it."""
+    scored = [Scored(label, "t", correct(0.9)) for label in ("a", "b", "c", "d", "e", "f")]
+    folder = write_results(tmp_path, [Scored("real", "t", correct(0.1)), *scored])
+    with pytest.raises(InputError, match=r"resamples = 118: with 6 methods .* at most 0\.05 .*; use at least 119"):
+        compare(folder, resamples=118)
+    found = compare(folder, resamples=119)
+    assert [found.verdict(one.mean_relative_change) for one in found.methods[1:]] == ["better"] * 6

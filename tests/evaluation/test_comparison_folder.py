@@ -34,6 +34,9 @@ def test_an_interrupted_rerun_can_be_repeated(tmp_path: Path) -> None:
     (tmp_path / "new/comparison.md").replace(tmp_path / "out/comparison.md")  # renamed before the process was killed
     write(comparison(), tmp_path / "out")
     assert "contrastive" in (tmp_path / "out/comparison.tex").read_text()
+    (tmp_path / "out/comparison.json").unlink()  # as if the first run had been killed
+    write(comparison(), tmp_path / "out")
+    assert manifests.is_whole(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["comparison.md", "comparison.tex", "comparison.json"])

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdgen.cli import main
 from cdgen.errors import CorpusError, InputError
+from cdgen.evaluation import evaluate as evaluate_module
 from cdgen.evaluation import results
 from cdgen.evaluation.evaluate import evaluate
 from cdgen.evaluation.forms.minimal_pairs import MinimalPairs
@@ -310,3 +313,36 @@ def test_one_model_or_task_needs_no_list(folders: dict[str, Path], task: Task, t
     for models in (folders["good"], [folders["good"]], Model("good", name)):
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         assert evaluate(models, task, out).values == several.values
+
+
+def test_a_kill_while_scores_are_written(
+    folders: dict[str, Path], task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file has its name already, a rerun resumes."""
+    model, out = Model("m", str(folders["good"])), tmp_path / "out"
+    rename = os.replace
+
+    def killed(source: str, target: str) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        evaluate([model], [task], out)
+    assert evaluate([model], [task], out).entries[0].table()
+
+
+def test_a_model_is_freed_before_the_next_one_is_loaded(
+    folders: dict[str, Path], task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, seen = evaluate_module.load, []
+
+    def loading(*args: Any, **options: Any) -> Any:
+        assert [one for one in seen if one() is not None] == []
+        loaded, tokenizer = load(*args, **options)
+        seen.append(weakref.ref(loaded.module))
+        return loaded, tokenizer
+
+    monkeypatch.setattr(evaluate_module, "load", loading)
+    evaluate([Model("a", str(folders["good"])), Model("b", str(folders["bad"]))], [task], tmp_path / "out")
+    assert len(seen) == 2

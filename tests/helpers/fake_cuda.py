@@ -105,7 +105,8 @@ class FakeCuda:
         return self.pools
 
     @contextlib.contextmanager
-    def capture(self, graph: Graph, pool: int, stream: Stream) -> Iterator[None]:
+    def capture(self, graph: Graph, pool: int, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local", "CUDA calls of another thread would break the capture"
         sharing = [other for other in self.graphs if other.pool == pool]
         assert not sharing or not all(other.resets for other in sharing), (
             "torch refuses a pool whose graphs are all gone"

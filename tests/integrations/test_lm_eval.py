@@ -218,7 +218,7 @@ def test_model_arguments_describe_a_distribution() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             pair_params(*arguments)
-    assert [max_num_seqs(size) for size in (1, "1", "auto", "auto:4", 8, "8")] == [64, 64, 64, 64, 8, 8]
+    assert [max_num_seqs(size) for size in (1, "1", "auto", "auto:4", 8, "8")] == [None] * 4 + [8, 8]
     for size in (0, "many", -1, 1.5):
         with pytest.raises(InputError, match="batch_size"):
             max_num_seqs(size)

@@ -80,6 +80,15 @@ def test_a_capture_keeps_no_memory_of_its_graph(gpu: Any) -> None:
     assert arrivals.counters(GPU, 3) is warm
 
 
+def test_a_launch_without_counters_clears_nothing_while_capturing(gpu: Any) -> None:
+    """A capture may use a stream that its warm-up did not use."""
+    unused = arrivals.counters(GPU, 0)
+    gpu.stream, gpu.capturing = 9, True
+    assert arrivals.counters(GPU, 0) is unused
+    gpu.capturing = False
+    assert arrivals.counters(GPU, 1) is not unused
+
+
 def test_more_counters_than_a_stream_keeps(gpu: Any) -> None:
     usual = arrivals.counters(GPU, 1)
     assert len(arrivals.counters(GPU, arrivals.COUNTERS + 1)) == arrivals.COUNTERS + 1

@@ -158,6 +158,7 @@ def parquet_bytes(values: list[str]) -> bytes:
         ("a.txt", b"one fish two fish", ",words=3", "a.txt: 0 empty, 0 duplicates, 1 over the budget"),
         ("a.txt", b"fish", "", "is empty: none of 1 documents falls into a share of 0."),
         ("a.txt", b"fish", ",by=record", "a.txt: a text file has no records"),
+        ("a.txt", b"fish", ",field=body", "a.txt: a text file has no fields; leave out field=body"),
         ("a.jsonl", b'{"text": "fish"}', ",by=blank", "each of its records is a document; blank is for text files"),
         ("b.txt", b"fish", "", "a.txt: no such file"),
     ],

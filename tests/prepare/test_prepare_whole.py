@@ -17,8 +17,9 @@ from cdgen.prepare import build
 from cdgen.prepare.build import prepare_corpus
 from cdgen.prepare.index import Decision
 from cdgen.prepare.sources import Source, parse_source
+from cdgen.storage import manifest as manifests
 from tests.conftest import CommandLine
-from tests.helpers.prepared import SPLITS, contents, fish, jsonl, manifest_of, split_of
+from tests.helpers.prepared import SPLITS, contents, fish, jsonl, split_of
 
 
 def test_a_rerun_does_nothing_and_another_corpus_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,6 +187,7 @@ def test_a_hub_that_gives_other_documents_the_second_time(tmp_path: Path, monkey
     source = parse_source("hub:own/name:validation")
     prepare_corpus([source], tmp_path / "out")
     assert len(split_of(tmp_path / "out")) == 200
-    assert manifest_of(tmp_path / "out")["sources"][0]["inputs"][0]["sha256"] is None
+    manifest = manifests.read(tmp_path / "out", manifests.PREPARED)
+    assert manifest is not None and manifest["sources"][0]["inputs"][0]["sha256"] is None
     with pytest.raises(CorpusError, match="the sources changed while they were read"):
         prepare_corpus([source], tmp_path / "other")

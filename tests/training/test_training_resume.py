@@ -7,13 +7,16 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from cdgen import TrainConfig, train
 from cdgen.errors import CorpusError
+from cdgen.storage import runs
 from cdgen.storage.folder import OutputFolder
 from cdgen.training import checkpoints
 from cdgen.training.logs import Log
@@ -88,6 +91,45 @@ def test_a_signal_saves_the_step_it_arrives_in(number, settings, uninterrupted, 
     assert steps == list(range(EVERY, STEPS + 1, EVERY))
 
 
+def test_a_checkpoint_of_an_interruption_does_not_cost_an_earlier_state(settings, tmp_path, monkeypatch) -> None:
+    given = settings(tmp_path / "run", steps=15, save_every=5, keep_states=2)
+    save = checkpoints.save
+
+    def interrupted(folder: OutputFolder, run: runs.Run, entry: runs.Checkpoint, *rest: Any) -> None:
+        save(folder, run, entry, *rest)
+        if entry["step"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "save", interrupted)
+        train(TrainConfig(**given))
+    assert [one["step"] for one in runs.read(tmp_path / "run")["checkpoints"]] == [5, 6]
+
+    def stopped(folder: OutputFolder, run: runs.Run, entry: runs.Checkpoint, *rest: Any) -> None:
+        if entry["step"] == 15:
+            raise CorpusError("stopped")
+        save(folder, run, entry, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(CorpusError, match="stopped"):
+        patch.setattr(checkpoints, "save", stopped)
+        train(TrainConfig(**given))
+    states = sorted(path.parent.name for path in (tmp_path / "run").glob("*/state.safetensors"))
+    assert states == ["step_000005", "step_000010"]
+
+
+def test_a_tokenizer_with_several_chat_templates_is_saved_with_checkpoints(settings, tmp_path, data) -> None:
+    given = settings(tmp_path / "run", steps=10, save_every=5)
+    tokenizer = AutoTokenizer.from_pretrained(given["tokenizer"])
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    given["tokenizer"] = str(tmp_path / "tokenizer")
+    train(TrainConfig(**given))
+    shutil.rmtree(tmp_path / "run" / "step_000010")
+    train(TrainConfig(**given))  # checks the files of the checkpoint that it resumes from
+    found = AutoTokenizer.from_pretrained(tmp_path / "run" / "step_000010").chat_template
+    assert found == tokenizer.chat_template
+
+
 def test_an_incomplete_checkpoint_never_has_its_name(settings, tmp_path, monkeypatch) -> None:
     """It is interrupted while its last file is written. The user's own files are never replaced."""
     out, seen, write = tmp_path / "run", [], checkpoints.save_file
@@ -134,9 +176,13 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_is_offered(setting
     shutil.rmtree(last)
     train(TrainConfig(**settings(out)))
     assert_same_run(out, uninterrupted)
-    for name in ("step_000160", "step_000200"):
-        (out / name / "state.safetensors").unlink()
-    with pytest.raises(CorpusError, match="and rerun to start from the beginning"):
+    (last / "state.safetensors").unlink()
+    (out / "step_000160" / "state.safetensors").replace(out / "step_000120" / "state.safetensors")
+    message = f"delete {out / 'step_000160'} and {last} and rerun to resume from step 120"
+    with pytest.raises(CorpusError, match=message):
+        train(TrainConfig(**settings(out)))
+    (out / "step_000120" / "state.safetensors").unlink()
+    with pytest.raises(CorpusError, match=f"delete {out} and rerun to start from the beginning"):
         train(TrainConfig(**settings(out)))
 
 

@@ -38,7 +38,7 @@ from cdgen.cli.experiment.recipe_checks import TABLES, check_tables
 from cdgen.cli.experiment.stage import Stage
 from cdgen.cli.experiment.variants import DERIVED_BADS, REAL, REPEATED, Recipe, Table, Variant, bads, seeds, variants
 from cdgen.errors import InputError, first_line
-from cdgen.training.config import FIELDS, MAY_CHANGE
+from cdgen.training.config import DEFAULT_RATIO, FIELDS, MAY_CHANGE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -48,7 +48,6 @@ else:
 RECIPES = Path(__file__).parents[2] / "recipes"
 PRESETS = ("tiny", "icelandic-small", "small", "paper")
 _SEED = next(field.default for field in FIELDS if field.name == "seed")
-_RATIO = 0.3  # the paper's
 
 
 def read_recipe(name: str | os.PathLike[str]) -> Recipe:
@@ -136,7 +135,7 @@ class _Plan:
         found = [(REAL, real)]
         for each in self._variants:
             name = f"model-{each.label}{self.suffix(seed)}"
-            mixture = corpora[each.label], each.values.get("ratio", _RATIO)
+            mixture = corpora[each.label], each.values.get("ratio", DEFAULT_RATIO)
             found.append((each.label, self.add(commands.training(name, options, self.out, mixture))))
         return found
 

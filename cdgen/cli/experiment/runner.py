@@ -186,7 +186,7 @@ class _Runner:
             code = self._execute_command(list(stage.argv))
         except InputError as error:  # a stage cannot have another folder
             remedy = f"delete {self._schedule.out / stage.name} and rerun"
-            raise InputError(_OTHER_FOLDER.sub(remedy, str(error))) from error
+            raise InputError(_OTHER_FOLDER.sub(lambda _: remedy, str(error))) from error
         finally:
             seconds = time.monotonic() - start
             self._record(stage, seconds, digest if code == 0 else None)

@@ -62,8 +62,8 @@ def check_stages(
         if stage.argv[0] == "evaluate" and not labels:
             _check_tasks(name, checked, parse(planned[0].argv))
             labels = dict.fromkeys(model.partition("=")[0] for model in args.models)
-        if stage.argv[0] == "compare" and args.baseline not in labels:
-            raise InputError(f"{name}: [compare] baseline = {args.baseline!r}: use one of {', '.join(labels)}")
+        if stage.argv[0] == "compare":
+            _check_comparison(name, args, list(labels))
     _check_good_and_bads(name, recipe, _good(configs))
     _check_mixtures(name, configs)
 
@@ -103,7 +103,7 @@ def _check_good_and_bads(name: str, recipe: Recipe, good: TrainConfig) -> None:
         where = f"{name}: [bad.{bad}]" if bad else f"{name}: [bad]"
         _check_checkpoint(f"{where} step", table.get("step"), good)
         last = good.steps if checkpoint is None or isinstance(checkpoint, str) else checkpoint
-        if "step" in table and table["step"] == last:
+        if "step" in table and table["step"] >= last:
             raise InputError(f"{where} step = {table['step']}: is not earlier than GOOD; choose an earlier checkpoint")
         if "layers" in table and available is not None and table["layers"] >= available:
             raise InputError(f"{where} layers = {table['layers']}: must be less than the {available} layers of GOOD")
@@ -122,6 +122,18 @@ def _check_mixtures(name: str, configs: Mapping[str, TrainConfig]) -> None:
                 f"{name}: [experiment] ratio: with {twin.ratio:g} and with {config.ratio:g}, {rows} of the "
                 f"{config.batch_size} rows of a batch are synthetic; choose other ratios, or raise batch_size"
             )
+
+
+def _check_comparison(name: str, args: argparse.Namespace, labels: Sequence[str]) -> None:
+    """Check that the baseline is among the compared models, and that there are enough resamples for so many models."""
+    from cdgen.evaluation.comparison.compare import check_resolution
+
+    if args.baseline not in labels:
+        raise InputError(f"{name}: [compare] baseline = {args.baseline!r}: use one of {', '.join(labels)}")
+    try:
+        check_resolution(len(labels) - 1, args.resamples, args.confidence)
+    except InputError as error:
+        raise InputError(f"{name}: [compare] {error}") from error
 
 
 def _check_sources(name: str, sources: Sequence["Source"]) -> None:
@@ -167,8 +179,11 @@ def check_results(planned: Sequence[Stage], parse: Callable[[Sequence[str]], arg
     for args in (parse(stage.argv) for stage in planned if stage.argv[0] == "evaluate"):
         tasks, models = args.check(args), parse_models(args.models)
         expected = {results.scores_name(model.entry(""), task.name) for model in models for task in tasks}
+        # Scores of all checkpoints of a run stay valid if some of the checkpoints are deleted.
+        whole_runs = parse_models([model for model in args.models if model.endswith("@all")])
+        any_step = {(model.label, model.seed, task.name) for model in whole_runs for task in tasks}
         for entry in results.read(args.out):
-            if entry.name not in expected:
+            if entry.name not in expected and (entry.label, entry.seed, entry.task["name"]) not in any_step:
                 raise InputError(
                     f"{args.out}: holds {entry.name}, which the recipe does not ask for; delete this folder and rerun"
                 )

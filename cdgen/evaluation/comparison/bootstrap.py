@@ -134,6 +134,11 @@ def interval(draws: Array, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def smallest_p_value(resamples: int) -> float:
+    """Return the p-value of a method that is better than the baseline in all resamples."""
+    return 1 / (resamples + 1)
+
+
 def p_value(improvements: Array) -> float:
     """Return the one-sided p-value of the hypothesis that there is no improvement.
 
@@ -145,7 +150,7 @@ def p_value(improvements: Array) -> float:
         effect it is uniform; if equal resamples counted fully, p-values of accuracies would be too large.
     """
     worse, equal = (int(found.sum()) for found in (improvements < 0, improvements == 0))
-    return (1 + worse + equal / 2) / (len(improvements) + 1)
+    return (1 + worse + equal / 2) * smallest_p_value(len(improvements))
 
 
 def detectable(improvements: Array, estimate: float, level: float) -> float:

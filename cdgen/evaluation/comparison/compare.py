@@ -1,5 +1,6 @@
 """Compare methods with a baseline, from the results of evaluations."""
 
+import math
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from cdgen.evaluation.comparison.selection import CHECKPOINTS, Run, Selection, r
 from cdgen.evaluation.metrics import Metric, estimate, resampled
 from cdgen.evaluation.results import Entry
 from cdgen.values import FLOAT32_MAX, FLOAT32_MIN, INT64_MAX, integer, path, real
+from cdgen.wording import counted
 
 BASELINES = ("real", "model-real")  # labels that are the default baseline
 _FEWEST_RESAMPLES, _MOST_RESAMPLES = 100, 100_000
@@ -71,6 +73,7 @@ def compare(
     folders = [results] if isinstance(results, str | os.PathLike) or not isinstance(results, Iterable) else results
     selection = select(read_all([path("results", folder, "folder") for folder in folders]), checkpoint)
     methods = _methods(selection, baseline, confidence)
+    check_resolution(len(methods.labels) - 1, resamples, confidence)
     metrics = [entries[0].metrics[0] for entries in selection.entries.values()]
     draws = _draw(selection, metrics, methods, resamples, seed)
     warnings = [*selection.warnings, *_run_warnings(methods)]
@@ -111,6 +114,23 @@ def check_arguments(checkpoint: str, resamples: int, confidence: float, seed: in
     integer("resamples", resamples, _FEWEST_RESAMPLES, _MOST_RESAMPLES)
     real("confidence", confidence, 0.5, 0.999)
     integer("seed", seed, 0, INT64_MAX)
+
+
+def check_resolution(compared: int, resamples: int, confidence: float) -> None:
+    """Check that the smallest p-value that resamples can give is small enough for an improvement to be found.
+
+    Args:
+        compared: number of methods that are compared with the baseline.
+        resamples, confidence: see :func:`compare`.
+    Raises:
+        InputError: it is too large; the message says how many resamples are needed.
+    """
+    level = 1 - confidence
+    if bootstrap.smallest_p_value(resamples) * compared > level:
+        raise InputError(
+            f"resamples = {resamples}: with {counted(compared, 'method')} to compare, no p-value could be at most "
+            f"{level:.3g} after Holm's correction; use at least {math.ceil(compared / level) - 1}"
+        )
 
 
 def _methods(selection: Selection, baseline: str | None, confidence: float) -> _Methods:

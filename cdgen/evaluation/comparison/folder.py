@@ -29,10 +29,11 @@ def write(comparison: Comparison, out: str | os.PathLike[str]) -> None:
         manifests.check_no_other_kind(folder.path, manifests.COMPARISON)
         before = manifests.read(folder.path, manifests.COMPARISON, "move it, or choose another folder")
         written = before["files"] if before else {}
-        manifests.check_free(folder.path, NAMES, written)
-        for name in NAMES:
-            # After an interruption, a table may be newer than the comparison.json that lists it.
-            if folder.sha256(name) not in (None, written.get(name), digests[name]):
+        # After an interruption, a table may be newer than the comparison.json that lists it, or there is none yet.
+        changed = [name for name in NAMES if folder.sha256(name) not in (None, written.get(name), digests[name])]
+        manifests.check_free(folder.path, changed, written)
+        for name in changed:
+            if name in written:
                 raise CorpusError(
                     f"{folder.path / name}: was changed since cdgen wrote it; move it, or choose another folder"
                 )

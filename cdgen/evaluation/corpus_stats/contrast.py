@@ -112,6 +112,7 @@ def contrast(
     most = min([MOST_TOKENS, *(limit - len(start) for limit in limits if limit is not None)])
     counted = np.zeros(lm.pair.vocab_size + 1, np.int64)  # positions by their number of candidates
     sums = np.zeros(3)  # log p_GOOD, log p_BAD, entropy
+    documents = 0
     progress.begin(len(texts), unit="documents", verb="to score")
     with torch.inference_mode(), private_noise(good.device):
         seed_noise(good.device, seed)
@@ -123,13 +124,14 @@ def contrast(
                 sums += of_good, of_bad, entropy
                 counted += np.bincount(candidates, minlength=len(counted))
                 progress.tokens(len(ids) - 1)
+                documents += 1
             progress.advance(1)
     tokens = int(counted.sum())
     if not tokens:
         raise InputError("sample: none of its documents has a token to score; draw more documents")
     log_good, log_bad, entropy = (sums / tokens).tolist()
     return Contrast(
-        documents=len(texts),
+        documents=documents,
         tokens=tokens,
         good_perplexity=_exp(-log_good),
         bad_perplexity=None if bad is None else _exp(-log_bad),

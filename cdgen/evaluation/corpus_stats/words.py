@@ -88,8 +88,9 @@ def parts(corpus: Corpus) -> Iterator[Part]:
             yield from (Part(document, text.replace("\r\n", "\n")) for text in _cut(pieces(path)))
         else:
             for record in records(path, remedy="prepare it first, with field=NAME"):
-                document = next(numbers)
-                yield from (Part(document, text) for text in _cut([record.text]))
+                if record.text.strip():  # training skips blank documents, too
+                    document = next(numbers)
+                    yield from (Part(document, text) for text in _cut([record.text]))
 
 
 def _cut(texts: Iterable[str]) -> Iterator[str]:

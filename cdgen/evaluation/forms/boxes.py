@@ -114,14 +114,6 @@ def named(things: Iterable[str]) -> str:
     return " and ".join(f"the {thing}" for thing in sorted(things)) or "nothing"
 
 
-def simulate(start: Contents, operations: Iterable[Operation]) -> list[Contents]:
-    """Return what is in the boxes at first and after each operation."""
-    states = [start]
-    for operation in operations:
-        states.append(operation.apply(states[-1]))
-    return states
-
-
 def story(seed: int, index: int, *, boxes: int, operations: int, difficulty: int) -> Story:
     """Make a story, which depends on the arguments only.
 

@@ -136,7 +136,10 @@ class Evaluator:
         ids = [self._lm.prompt_ids(prompt, shown(prompt))[-(longest or 0) :] for prompt in prompts]
         if not ids:
             return []
-        return [output.outputs[0].text or "" for output in self._lm.generate(ids, params)]
+        try:
+            return [output.outputs[0].text or "" for output in self._lm.generate(ids, params)]
+        finally:
+            self._lm.close()  # other tasks do not need the cache
 
     @cached_property
     def _lm(self) -> ContrastiveLM:

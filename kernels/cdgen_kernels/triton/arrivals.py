@@ -9,6 +9,7 @@ import triton.language as tl
 
 COUNTERS = 1 << 14  # per stream; programs share work only if there are fewer jobs than programs that fit on the device
 
+_UNUSED = -1  # in place of a stream: a launch that uses no counter needs only a pointer, also while capturing
 _buffers: dict[tuple[torch.device, int], torch.Tensor] = {}  # by device and stream, as long as the process lives
 
 
@@ -32,7 +33,8 @@ def counters(device: torch.device, count: int) -> torch.Tensor:
     concurrently.
     """
     is_cuda = device.type == "cuda"
-    key = device, torch.cuda.current_stream(device).cuda_stream if is_cuda else 0
+    stream = torch.cuda.current_stream(device).cuda_stream if is_cuda else 0
+    key = device, stream if count else _UNUSED
     if key not in _buffers or count > COUNTERS:
         buffer = torch.zeros(max(count, COUNTERS), dtype=torch.int32, device=device)
         if count > COUNTERS or (is_cuda and torch.cuda.is_current_stream_capturing()):

@@ -232,6 +232,12 @@ def test_mistakes_are_reported_before_the_first_stage(
     assert printed == "" and not (tmp_path / "out").exists()
 
 
+def test_a_bad_that_is_later_than_good(recipe: Path, capsys: Any) -> None:
+    recipe.write_text(recipe.read_text().replace("step = 3", "step = 6") + "[good]\ncheckpoint = 3\n")
+    assert main(["run", str(recipe), "--out", "out", "--dry-run"]) == 2
+    assert "[bad] step = 6: is not earlier than GOOD; choose an earlier checkpoint" in capsys.readouterr().err
+
+
 def test_a_single_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(

