@@ -73,6 +73,8 @@ class Bench:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # the timer's events and buffer are on the current device
         self._device, self._dtype = device, dtype
         self._timer: Timer = ColdTimer() if device.type == "cuda" else ClockTimer()
         self._faults: dict[tuple[str, str], str | None] = {}  # the keys are (method, variant)

@@ -41,6 +41,7 @@ COMMANDS = (
 )  # fmt: skip
 # Commands that only print, or print last: it is no error if the reader of a pipe stops early.
 _REPORTS = ("info", "models", "plan", "compare", "corpus-stats", "report", "show")
+_RESUMABLE = ("generate", "train", "evaluate", "run", "demo")  # a rerun keeps what an interrupted one has finished
 DESCRIPTION = """\
 Fast contrastive decoding with two language models, and a pipeline that turns it
 into synthetic training corpora."""
@@ -66,6 +67,11 @@ OPTIONS = {
     "kv_cache_memory_bytes": "--kv-cache-gb",
     "max_num_seqs": "--batch-size",
     "trust_remote_code=True": "--trust-remote-code",
+    "another checkpoint or layers=": "another checkpoint or --bad layers:N",
+    "beside GOOD, or pass tokenizer=": "beside GOOD",
+    "if the difference is padding, pass tokenizer=": "put their tokenizer beside GOOD",
+    "pass tokenizer=, or token ids": "put one beside GOOD",
+    "pass tokenizer=": "put one beside GOOD",
 }
 
 
@@ -107,10 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return 0 if args is not None and args.command in _REPORTS else 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
-        return _interrupted(error.number if isinstance(error, Interrupted) else signal.SIGINT)
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        return _interrupted(number, args.command if args else None)
     except Exception as error:
         if signals.number:
-            return _interrupted(signals.number)
+            return _interrupted(signals.number, args.command if args else None)
         if os.environ.get("CDGEN_DEBUG") or getattr(args, "debug", False):
             traceback.print_exc()
         message, code = _message_and_code(error)
@@ -149,9 +156,10 @@ class _Signals:
         raise Interrupted(number, "finished checkpoints are kept")
 
 
-def _interrupted(number: int) -> int:
-    """Report that a signal ended the command; return the exit code."""
-    print("cdgen: interrupted; finished work is kept, rerun the same command to resume", file=sys.stderr)
+def _interrupted(number: int, command: str | None = None) -> int:
+    """Report that a signal ended a command; return the exit code."""
+    kept = "; finished work is kept, rerun the same command to resume" if command in _RESUMABLE else ""
+    print(f"cdgen: interrupted{kept}", file=sys.stderr)
     return 128 + number
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdgen.cli.parser import Commands, add_command, load_ops
+from cdgen.errors import InputError, escaped
 from cdgen.values import INT64_MAX, integer
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def add(commands: Commands) -> None:
         summary="write two small corpora with SmolLM2-135M and compare them",
         usage="%(prog)s [options]",
         description=DESCRIPTION,
-        epilog="example:\n  cdgen demo --max-tokens 100",
+        epilog="example:\n  cdgen demo --max-tokens 100 --out longer",
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from cdgen.models.smollm2 import NAME, smollm2_folder
     from cdgen.storage.folder import OutputFolder
 
-    console, out = Console(), OutputFolder(args.out).path
+    console, out = Console(markup=False, emoji=False), OutputFolder(args.out).path
     methods = {
         name: SamplingParams.for_method(name, max_tokens=args.max_tokens, ignore_eos=False)
         for name in ("ancestral", "contrastive")
@@ -89,6 +90,9 @@ def _write(lm: "ContrastiveLM", seeds: list["Seed"], out: Path, params: "Samplin
     with OutputFolder(out) as folder:
         try:
             manifest, written = write_corpus(lm, seeds, folder, params, format="jsonl.gz", progress=progress)
+        except InputError as error:
+            message = str(error).replace("another folder, or resume=False to rewrite it", "or choose another --out")
+            raise InputError(message) from error
         finally:
             progress.close()
     if not written:
@@ -98,11 +102,13 @@ def _write(lm: "ContrastiveLM", seeds: list["Seed"], out: Path, params: "Samplin
 
 def _print_pairs(console: "Console", out: Path, count: int) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("GOOD alone (ancestral)", "contrastive", show_lines=True)
     pairs = zip(_records(out / "ancestral"), _records(out / "contrastive"), strict=True)
     for plain, contrastive in itertools.islice(pairs, count):
-        table.add_row(plain["text"], contrastive["text"])
+        texts = ("\n".join(map(escaped, each["text"].split("\n"))) for each in (plain, contrastive))
+        table.add_row(*map(Text, texts))  # not str: a model may write what rich reads as markup
     console.print(table)
 
 

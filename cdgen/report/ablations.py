@@ -66,14 +66,19 @@ def _of_factor(factor: str, settings: Mapping[str, _Setting], comparison: Compar
     found = []
     for equal in _most_specific(list(others.values())):
         labels = [label for label, values in others.items() if _fits(values, equal)]
+        if factor in (RATIO, STRENGTH, ALPHA):
+            labels.sort(key=lambda label: _order(settings[label].factors[factor]))
         levels = [Level(_shown(settings[label].factors[factor]), label, effects[label]) for label in labels]
         if len({level.value for level in levels if (factor, level.value) != (RATIO, "0")}) < 2:
             continue
-        if factor in (RATIO, STRENGTH, ALPHA):
-            levels.sort(key=lambda level: float(level.value))
         stated = tuple((name, _shown(equal[name])) for name in FACTORS if equal.get(name) is not None)
         found.append(Ablation(factor, stated, tuple(levels)))
     return found
+
+
+def _order(value: Value) -> tuple[bool, float]:
+    """Return a key that sorts numbers, and puts text, such as "1.0 + 0.5" for a mixture of two corpora, after them."""
+    return (True, 0.0) if value is None or isinstance(value, str) else (False, value)
 
 
 def _shown(value: Value) -> str:

@@ -68,7 +68,8 @@ def explain(chosen: Chosen, names: Names, load: LoadModels, progress: Progress |
             jobs.setdefault(json.dumps([plan.good, plan.bad]), []).append((place, plan))
     progress, total = progress or Silent(), sum(map(len, jobs.values()))
     most = min(MOST_TOKENS, max(_FEWEST_TOKENS, _ALL_TOKENS // max(total, 1)))
-    progress.begin(total, unit="documents", verb="to score", tokens_per_unit=most)
+    if total:
+        progress.begin(total, unit="documents", verb="to score", tokens_per_unit=most)
     found: dict[Place, Document] = {}
     faults: dict[int, str] = {}  # why a column has no colours
     columns = list(chosen.columns)
@@ -88,6 +89,7 @@ def explain(chosen: Chosen, names: Names, load: LoadModels, progress: Progress |
             except InputError as error:
                 faults.setdefault(document.column, str(error))
             progress.advance(1)
+        del lm  # otherwise it would stay in memory while the next pair is loaded
     return _documents(chosen, columns, found, faults)
 
 

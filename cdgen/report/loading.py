@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cdgen.errors import CorpusError, InputError
 from cdgen.models.bad import parse_bad
-from cdgen.report.local_models import check_local
+from cdgen.report.local_models import local_source
 from cdgen.report.names import Names
 
 if TYPE_CHECKING:
@@ -54,6 +54,6 @@ def _load(good: str, bad: str | None, options: dict[str, Any]) -> "ContrastiveLM
     from cdgen.engine.llm import ContrastiveLM
 
     arguments = parse_bad(bad) if bad else {}
-    for source in filter(None, (good, arguments.get("bad"))):
-        check_local(source)
-    return ContrastiveLM(good, **arguments, **options)
+    if "bad" in arguments:
+        arguments["bad"] = local_source(arguments["bad"])
+    return ContrastiveLM(local_source(good), **arguments, **options)

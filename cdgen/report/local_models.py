@@ -19,16 +19,18 @@ class ModelFiles(NamedTuple):
     bytes: int
 
 
-def check_local(source: str) -> None:
-    """Check that a model can be loaded without a download.
+def local_source(source: str) -> str:
+    """Return a name by which a model is loaded without a download.
 
     Args:
         source: a folder, a checkpoint as RUN@best, a GGUF file or a folder with one, or a hub name.
+    Returns:
+        `source`, or for a hub name the folder in the cache: by its name, a newer version might be fetched.
     Raises:
         InputError: it is not on this machine.
     """
     if expanded(resolve(source)).exists():
-        return
+        return source
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -38,6 +40,7 @@ def check_local(source: str) -> None:
         raise InputError(f"{source}: is not on this machine") from None
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{source}: its weights are not on this machine")
+    return str(folder)
 
 
 def model_files(source: str) -> ModelFiles:
@@ -46,7 +49,7 @@ def model_files(source: str) -> ModelFiles:
     Raises:
         InputError: it is not on this machine, or damaged.
     """
-    check_local(source)
+    source = local_source(source)
     located = locate(source)
     if located.gguf:
         path = located.folder / located.gguf

@@ -1,5 +1,6 @@
 """What evaluations found: a comparison that was written, one that is computed now, or the results alone."""
 
+import inspect
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +14,7 @@ from cdgen.report.parts import Part, of_kind
 from cdgen.storage import manifest as manifests
 from cdgen.wording import counted, joined
 
-_DEFAULTS = {"checkpoint": "best", "resamples": 1000, "confidence": 0.95, "seed": 0}  # options of `cdgen compare`
+_OPTIONS = ("checkpoint", "resamples", "confidence", "seed")  # of `cdgen compare`
 _CLEAR = ("better", "worse")  # verdicts
 
 
@@ -30,7 +31,7 @@ def read_outcome(parts: Sequence[Part], note: Callable[[str], None]) -> Outcome 
     compared = of_kind(parts, manifests.COMPARISON)
     comparison = _written(compared, note) or _computed(evaluated, note)
     if comparison is not None:
-        return Outcome(comparison, None, _command(comparison, evaluated) if evaluated else "")
+        return Outcome(comparison, None, _command(comparison, evaluated) if _is_of(comparison, evaluated) else "")
     entries = []
     for part in evaluated:
         try:
@@ -99,10 +100,18 @@ def _computed(evaluated: Sequence[Part], note: Callable[[str], None]) -> Compari
         return None
 
 
+def _is_of(comparison: Comparison, evaluated: Sequence[Part]) -> bool:
+    """Return whether a comparison has the methods and training runs of these results, and no others."""
+    entries = [entry["model"] for part in evaluated for entry in part.manifest["results"]]
+    compared = {(result.method, run.seed) for result in comparison.results for run in result.runs}
+    return compared == {(entry["label"], entry["seed"]) for entry in entries}
+
+
 def _command(comparison: Comparison, evaluated: Sequence[Part]) -> str:
     """Return the command that computes a comparison from results."""
     argv = ["cdgen", "compare", *(str(part.path) for part in evaluated), "--baseline", comparison.baseline]
-    for name, default in _DEFAULTS.items():
+    defaults = inspect.signature(compare).parameters
+    for name in _OPTIONS:
         value = getattr(comparison, name)
-        argv += [] if value == default else [f"--{name}", str(value)]
+        argv += [] if value == defaults[name].default else [f"--{name}", str(value)]
     return shlex.join(argv)

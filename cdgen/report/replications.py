@@ -1,6 +1,7 @@
 """Replications: if the seeds of an experiment are independent, each has a GOOD and corpora of its own."""
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 
 from cdgen.report.parts import Part
@@ -31,6 +32,6 @@ def corpora_of_one_seed(parts: Sequence[Part], note: Callable[[str], None]) -> l
     folder = next(part.path for part in parts if seeds.get(part.name) == others[0]).parent
     note(
         f"Each seed has corpora of its own; those of seed {shown} are shown. To see others, name them: "
-        f"cdgen report {folder}/corpus-*-seed{others[0]}"
+        f"cdgen report {shlex.quote(str(folder))}/corpus-*-seed{others[0]}"
     )
     return [part for part in parts if seeds.get(part.name, shown) == shown]

@@ -29,13 +29,15 @@ def pair_of(part: Part, names: Names) -> tuple[Model, Model | None]:
 
 def find_uses(parts: Sequence[Part], names: Names) -> list[Use]:
     """Return the uses of all models. A model has one use as GOOD and one as BAD, which name all its corpora."""
-    corpora: dict[tuple[str, str], tuple[Model, list[str]]] = {}
+    corpora: dict[tuple[str, str, str], tuple[Model, list[str]]] = {}
     for part in of_kind(parts, manifests.GENERATED):
         for role, model in zip(("GOOD", "BAD"), pair_of(part, names), strict=True):
             if model is not None:
-                corpora.setdefault((role, model.source), (model, []))[1].append(part.name)
+                # The source of a BAD that is made from GOOD, such as "dropout:0.3", does not say which GOOD.
+                key = role, model.source, model.fingerprint
+                corpora.setdefault(key, (model, []))[1].append(part.name)
     found = [
-        Use(model, role, f"{role} of {joined(written)}{_at(model)}") for (role, _), (model, written) in corpora.items()
+        Use(model, role, f"{role} of {joined(written)}{_at(model)}") for (role, *_), (model, written) in corpora.items()
     ]
     return found + list(_evaluated(parts, names))
 

@@ -1,6 +1,7 @@
 """The command line: its help, its exit codes, and errors that are a single line and never a traceback."""
 
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from cdgen.cli import main
+from cdgen.cli import demo, main
 from cdgen.cli.app import build_parser
 from cdgen.cli.sampling import PYTHON_ONLY, sampling_params
 from cdgen.engine.sampling_params import FIELDS
@@ -23,6 +25,7 @@ from cdgen.errors import InputError
 from cdgen.hardware import GPUS
 from cdgen.training.config import FIELDS as TRAIN_FIELDS
 
+KEPT = "; finished work is kept, rerun the same command to resume"
 Outcome = tuple[int, str]  # exit code, and what was printed
 HELP = [("--help",), *((*command, "--help") for command in (
     ("generate",), ("prepare",), ("tokenizer",), ("train",), ("models",), ("models", "ls"), ("run",), ("plan",),
@@ -368,6 +371,29 @@ def test_demo_without_its_model_names_the_package_to_install(
             continue
         assert_one_line(main(["demo", "--out", str(tmp_path / "d")]), capsys.readouterr().err, 2, part)
     assert not (tmp_path / "cache").exists() and not (tmp_path / "d").exists()
+
+
+def test_demo_prints_texts_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may write what rich reads as markup, and control characters."""
+    text = "Dear [your name], :smile:\n[/INST] \x1b[2J"
+    monkeypatch.setattr(demo, "_records", lambda folder: iter([{"text": text}]))
+    console = Console(file=io.StringIO(), width=80)
+    demo._print_pairs(console, tmp_path, 1)
+    printed = console.file.getvalue()
+    for part in ("Dear [your name], :smile:", "[/INST] \\x1b[2J"):
+        assert printed.count(part) == 2, printed
+
+
+@pytest.mark.parametrize(("command", "resumes"), [(["info"], False), (["run", "tiny", "--dry-run"], True)])
+def test_only_commands_that_keep_something_say_so_after_ctrl_c(
+    command: list[str], resumes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(code: int) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cdgen.cli.app._flushed", interrupt)
+    assert main(command) == 130
+    assert capsys.readouterr().err == f"cdgen: interrupted{KEPT if resumes else ''}\n"
 
 
 @pytest.mark.slow

@@ -35,9 +35,9 @@ def corpus(folder: Path, method: str, bad: str = "", good: str = GOOD, **changes
     return write(folder, manifests.new("generated") | about | {"complete": True, "counts": counts, "shards": []})
 
 
-def model(folder: Path, synthetic: str | None, ratio: float = 0.3, **config: Any) -> str:
+def model(folder: Path, *synthetic: str, ratio: float = 0.3, **config: Any) -> str:
     """Write the manifest of a training run; return the name of a checkpoint."""
-    values = {"corpus": "c", "synthetic": [synthetic] if synthetic else [], "ratio": ratio if synthetic else 0.0}
+    values = {"corpus": "c", "synthetic": [*synthetic], "ratio": ratio if synthetic else 0.0}
     run = {"config": values | {"steps": 9, "seed": 1} | config, "inputs": {"corpus": ["x"], "synthetic": ["y"]}}
     return write(folder, manifests.new("run") | run | {"environments": [], "checkpoints": []}) + "@9"
 
@@ -68,7 +68,7 @@ def levels(ablation: Ablation) -> list[tuple[str, str]]:
 
 def test_methods_and_the_strength_of_the_contrast(tmp_path: Path) -> None:
     early = "old/good@2"
-    models = {"real": model(tmp_path / "m0", None)}
+    models = {"real": model(tmp_path / "m0")}
     for label, method, changes in (
         ("plain", "ancestral", {}),
         ("one", "contrastive", {}),
@@ -93,9 +93,9 @@ def test_methods_and_the_strength_of_the_contrast(tmp_path: Path) -> None:
 
 def test_mixing_ratio_with_the_baseline_as_zero(tmp_path: Path) -> None:
     written = corpus(tmp_path / "corpus", "contrastive", "dropout:0.3")
-    models = {"real": model(tmp_path / "m0", None)}
-    assert found(models | {"few": model(tmp_path / "m1", written, 0.1)}) == [], "0 and one ratio are no ablation"
-    models |= {"many": model(tmp_path / "m9", written, 0.9), "few": model(tmp_path / "m1", written, 0.1)}
+    models = {"real": model(tmp_path / "m0")}
+    assert found(models | {"few": model(tmp_path / "m1", written, ratio=0.1)}) == [], "0 and one ratio are no ablation"
+    models |= {"many": model(tmp_path / "m9", written, ratio=0.9), "few": model(tmp_path / "m1", written, ratio=0.1)}
     [ablation] = found(models)
     assert ablation.factor == "mixing ratio" and levels(ablation) == [("0", "real"), ("0.1", "few"), ("0.9", "many")]
     assert ablation.levels[0].effect is None
@@ -103,7 +103,7 @@ def test_mixing_ratio_with_the_baseline_as_zero(tmp_path: Path) -> None:
 
 
 def test_kinds_of_bad_and_alpha(tmp_path: Path) -> None:
-    models = {"real": model(tmp_path / "m0", None)}
+    models = {"real": model(tmp_path / "m0")}
     made = {"d": ("dropout:0.3", 0.1), "l": ("layers:2", 0.1), "s": ("x/bad@9", 0.1), "a": ("layers:2", 0.2)}
     for label, (bad, alpha) in made.items():
         models[label] = model(tmp_path / f"m-{label}", corpus(tmp_path / label, "contrastive", bad, alpha=alpha))
@@ -115,7 +115,7 @@ def test_kinds_of_bad_and_alpha(tmp_path: Path) -> None:
 def test_anything_else_must_be_equal(tmp_path: Path) -> None:
     first = corpus(tmp_path / "c1", "contrastive", "dropout:0.3")
     second = corpus(tmp_path / "c2", "contrastive", "dropout:0.5")
-    models = {"real": model(tmp_path / "m0", None), "one": model(tmp_path / "m1", first)}
+    models = {"real": model(tmp_path / "m0"), "one": model(tmp_path / "m1", first)}
     assert [one.factor for one in found(models | {"two": model(tmp_path / "m2", second)})] == ["kind of BAD"]
     assert found(models | {"two": model(tmp_path / "m2", second, steps=8)}) == [], "trained for fewer steps"
     assert found(models | {"two": model(tmp_path / "m2", second, ratio=0.5)}) == [], "two factors differ"
@@ -140,7 +140,7 @@ def replications(folder: Path, label: str, method: str, bads: tuple[str, str], *
 
 def test_replications_may_have_their_own_good_and_bad(tmp_path: Path) -> None:
     own = ("x/bad-seed1@9", "x/bad-seed2@9")
-    models: dict[str, str | list[str]] = {"real": model(tmp_path / "m0", None)}
+    models: dict[str, str | list[str]] = {"real": model(tmp_path / "m0")}
     models["usual"] = replications(tmp_path, "usual", "contrastive", own)
     models["wide"] = replications(tmp_path, "wide", "contrastive", own, alpha=0.05)
     models["layers"] = replications(tmp_path, "layers", "contrastive", ("layers:2", "layers:2"))
@@ -153,7 +153,7 @@ def test_replications_may_have_their_own_good_and_bad(tmp_path: Path) -> None:
 
 
 def test_repeated_real_text_is_a_method(tmp_path: Path) -> None:
-    models = {"real": model(tmp_path / "m0", None)}
+    models = {"real": model(tmp_path / "m0")}
     models["plain"] = model(tmp_path / "m1", corpus(tmp_path / "c1", "ancestral"))
     run = json.loads((tmp_path / "m1" / manifests.FILE_NAMES["run"]).read_text())
     same = run["inputs"] | {"synthetic": run["inputs"]["corpus"]}
@@ -161,3 +161,13 @@ def test_repeated_real_text_is_a_method(tmp_path: Path) -> None:
     models["repeated"] = write(tmp_path / "m2", run | {"config": config, "inputs": same}) + "@9"
     [ablation] = found(models)
     assert levels(ablation) == [("ancestral", "plain"), ("real text, repeated", "repeated")]
+
+
+def test_a_mixture_of_corpora_comes_after_the_numbers(tmp_path: Path) -> None:
+    full, half = (
+        corpus(tmp_path / name, "contrastive", "dropout:0.3", contrast_strength=strength)
+        for name, strength in (("full", 1.0), ("half", 0.5))
+    )
+    models = {"both": model(tmp_path / "m3", full, half), "one": model(tmp_path / "m1", full)}
+    [ablation] = found({"real": model(tmp_path / "m0"), **models, "half": model(tmp_path / "m2", half)})
+    assert levels(ablation) == [("0.5", "half"), ("1", "one"), ("1.0 + 0.5", "both")]

@@ -36,7 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: str) -> None:
         raise InputError(f"{source}: is not on this machine")
 
-    monkeypatch.setattr("cdgen.report.loading.check_local", refuse)
+    monkeypatch.setattr("cdgen.report.loading.local_source", refuse)
 
 
 def kinds(paths: list[Path]) -> list[tuple[str, str]]:

@@ -7,9 +7,10 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from cdgen.errors import InputError
-from cdgen.report.local_models import check_local, model_files
+from cdgen.report.local_models import local_source, model_files
 from cdgen.report.names import Names
-from cdgen.report.parts import find_part
+from cdgen.report.parts import Part, find_part
+from cdgen.report.roles import find_uses
 from cdgen.storage import manifest as manifests
 
 
@@ -62,4 +63,28 @@ def test_the_size_of_a_model(folders: dict[str, Path], good: LlamaForCausalLM) -
 @pytest.mark.parametrize("name", ["/absent/model", "owner/name", "not a name", "run@best"])
 def test_models_that_are_not_on_this_machine(name: str) -> None:
     with pytest.raises(InputError, match=r"is not on this machine|is not a training run"):
-        check_local(name)
+        local_source(name)
+
+
+def test_a_model_of_the_hub_is_loaded_from_the_cache(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name, a newer version could be fetched."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, local_files_only: str(folders["good"]))
+    assert local_source("owner/name") == str(folders["good"])
+    assert model_files("owner/name") == model_files(str(folders["good"]))
+
+
+def test_bads_that_are_made_from_different_goods_are_different_models() -> None:
+    counts = {"shards": 0, "documents": 0, "tokens": 0, "new_tokens": 0, "errors": 0}
+    parts = []
+    for name in ("one", "two"):
+        good = {"name": f"m/{name}", "fingerprint": f"sha256:{name}"}
+        bad = {"name": "dropout:0.3", "fingerprint": f"sha256:{name}+dropout:0.3"}
+        manifest = {"models": {"good": good, "bad": bad}, "complete": True, "counts": counts}
+        parts.append(Part(manifests.GENERATED, f"corpus-{name}", Path(name), manifest))
+    found = [(use.kind, use.model.name, use.text) for use in find_uses(parts, Names([], None))]
+    assert [each for each in found if each[0] == "BAD"] == [
+        ("BAD", f"m/{name} with attention dropout 0.3", f"BAD of corpus-{name}") for name in ("one", "two")
+    ]

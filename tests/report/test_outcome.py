@@ -1,10 +1,15 @@
 """The outcome of a comparison in one sentence."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from cdgen.evaluation.comparison.compare import compare
 from cdgen.evaluation.comparison.data import Comparison, Effect, TaskResult
-from cdgen.report.outcome import summary
+from cdgen.evaluation.comparison.folder import write
+from cdgen.report.outcome import read_outcome, summary
+from cdgen.report.parts import find_part
 from tests.helpers.reports import comparison
+from tests.helpers.results import Scored, correct, write_results
 
 UNCLEAR = Effect(0.01, (-0.02, 0.04), 0.3, 0.6, 0.05)
 HIGHER = Effect(0.03, (0.01, 0.05), 0.01, 0.02, 0.05)
@@ -54,3 +59,18 @@ def test_a_better_perplexity_alone() -> None:
 def test_no_task_qualifies() -> None:
     found = with_effects((None, UNCLEAR), (None, UNCLEAR))
     assert summary(found) == f"{START}no task qualifies for the mean relative change."
+
+
+def test_the_command_is_shown_only_if_it_gives_the_same_comparison(tmp_path: Path) -> None:
+    folders = {}
+    for name, labels in (("all", ("real", "mixed")), ("mixed", ("mixed",)), ("more", ("real", "mixed", "other"))):
+        folders[name] = write_results(tmp_path / name, [Scored(label, "t", correct(0.5)) for label in labels])
+    write(compare(folders["all"], resamples=200), tmp_path / "comparison")
+    found = {}
+    for name, folder in folders.items():
+        parts = [find_part(tmp_path / "comparison", "comparison"), find_part(folder, name)]
+        outcome = read_outcome([part for part in parts if part], lambda text: None)
+        assert outcome is not None
+        found[name] = outcome.command
+    command = f"cdgen compare {folders['all']} --baseline real --resamples 200"
+    assert found == {"all": command, "mixed": "", "more": ""}
