@@ -110,8 +110,13 @@ def _make(texts: Callable[[], Iterable[str]], tokenizer: PreTrainedTokenizerBase
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Make a folder and lock it, so that only one process at a time tokenises into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY) if fcntl else None
+    except OSError as error:
+        raise CorpusError(
+            f"{folder}: tokenised corpora cannot be kept here: {error.strerror}; set CDGEN_CACHE to another folder"
+        ) from error
     try:
         if lock is not None:
             with contextlib.suppress(OSError):  # on a file system without locks, as on Windows

@@ -128,6 +128,9 @@ def test_an_output_is_whole_while_the_files_that_its_manifest_lists_are_there(tm
             assert not manifests.is_whole(folder), name
             (folder / name).touch()
     assert not manifests.is_whole(tmp_path / "nowhere")
+    later = generated | {"environments": [{}, {"torch": "3"}], "shards": [shard | {"environment": 1}]}
+    states = [manifests.new("generated") | each for each in (generated, later)]
+    assert manifests.content(states[0]) == manifests.content(states[1]), "other versions wrote the same file"
     unfinished = manifests.new("generated") | generated | {"complete": False}
     (tmp_path / "generated" / "_manifest.json").write_bytes(manifests.encode(unfinished))
     assert not manifests.is_whole(tmp_path / "generated")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import chain, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,3 +127,9 @@ def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path) -> None:
     tokenizer.add_tokens([f"word{number}" for number in range(2**16)])
     file = tokenize(lambda: iter(["word65535 word0"]), tokenizer, tmp_path / "pool", "books")
     assert file.tokens.dtype == np.uint32 and file.tokens.max() == len(tokenizer) - 1
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(CorpusError, match=r"cache: tokenised corpora cannot be kept here: .*; set CDGEN_CACHE"):
+        tokenize(lambda: ["The sea."], make_tokenizer(), tmp_path / "cache" / "pool", "books")
