@@ -99,6 +99,7 @@ def profile_job(context: Context) -> None:
         engine = loop.engine
         while not loop.finished:  # the first batch and a refill: graphs are captured outside the profile
             advance(engine, context)
+        advance(engine, context)  # starts the second batch
         while NEW_TOKENS - len(loop.new_tokens()[0]) > 3 * engine.backend.steps_per_round:
             advance(engine, context)
         before = len(loop.finished)

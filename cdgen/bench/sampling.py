@@ -73,7 +73,7 @@ class Bench:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        if device.type == "cuda":
+        if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # the timer's events and buffer are on the current device
         self._device, self._dtype = device, dtype
         self._timer: Timer = ColdTimer() if device.type == "cuda" else ClockTimer()

@@ -69,7 +69,7 @@ OPTIONS = {
     "trust_remote_code=True": "--trust-remote-code",
     "another checkpoint or layers=": "another checkpoint or --bad layers:N",
     "beside GOOD, or pass tokenizer=": "beside GOOD",
-    "if the difference is padding, pass tokenizer=": "put their tokenizer beside GOOD",
+    "if the difference is padding, pass tokenizer=": "if the difference is padding, put their tokenizer beside GOOD",
     "pass tokenizer=, or token ids": "put one beside GOOD",
     "pass tokenizer=": "put one beside GOOD",
 }
@@ -108,16 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with signals:
             args = build_parser().parse_args(argv)
+            signals.command = args.command
             return _flushed(int(args.handler(args)))
     except BrokenPipeError:
         _discard_output()
         return 0 if args is not None and args.command in _REPORTS else 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-        return _interrupted(number, args.command if args else None)
+        return _interrupted(number, signals.command)
     except Exception as error:
         if signals.number:
-            return _interrupted(signals.number, args.command if args else None)
+            return _interrupted(signals.number, signals.command)
         if os.environ.get("CDGEN_DEBUG") or getattr(args, "debug", False):
             traceback.print_exc()
         message, code = _message_and_code(error)
@@ -130,10 +131,11 @@ class _Signals:
 
     Attributes:
         number: the last signal that arrived, or 0. The code that it interrupts may raise another error instead.
+        command: name of the command that runs, or "" while its arguments are parsed.
     """
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number, self.command = 0, ""
         self._replaced: dict[signal.Signals, Any] = {}  # handlers to restore
 
     def __enter__(self) -> None:
@@ -151,12 +153,13 @@ class _Signals:
         self.number = number
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
-                os._exit(_interrupted(number))  # torch aborts if an exception is raised while it is imported
+                # torch aborts if an exception is raised while it is imported.
+                os._exit(_interrupted(number, self.command))
             frame = frame.f_back
         raise Interrupted(number, "finished checkpoints are kept")
 
 
-def _interrupted(number: int, command: str | None = None) -> int:
+def _interrupted(number: int, command: str) -> int:
     """Report that a signal ended a command; return the exit code."""
     kept = "; finished work is kept, rerun the same command to resume" if command in _RESUMABLE else ""
     print(f"cdgen: interrupted{kept}", file=sys.stderr)

@@ -10,7 +10,9 @@ Step = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 _PATIENCE = 32  # calls of a size that run in a larger graph before the size gets a graph of its own
 
-_CAPTURE = threading.Lock()  # torch synchronises the device before a capture, which would break one in another thread
+# Held while the device is synchronised, as torch does before a capture: that would break a capture in another thread.
+# It can be taken again by the thread that holds it, since the garbage collector may destroy graphs at any time.
+_CAPTURE = threading.RLock()
 _spare_streams: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 
 
@@ -121,10 +123,11 @@ class StepGraphs:
     def clear(self) -> None:
         """Destroy all graphs and free their memory."""
         try:
-            if self._graphs:
-                torch.cuda.synchronize(self._device)  # replays may still be running
-            for graph in self._graphs.values():
-                graph.graph.reset()
+            with _CAPTURE:
+                if self._graphs:
+                    torch.cuda.synchronize(self._device)  # replays may still be running
+                for graph in self._graphs.values():
+                    graph.graph.reset()
         finally:
             self._graphs.clear()
             for sizes in self._sizes:

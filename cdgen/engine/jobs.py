@@ -60,13 +60,13 @@ class Job:
         return replace(self, sequences=[self.sequences[place] for place in places], params=params, on_finished=finished)
 
 
-def batchable(job: Job, pair: ModelPair, same_n: bool) -> Iterator[Job]:
+def batchable(job: Job, pair: ModelPair, static: bool) -> Iterator[Job]:
     """Split a job whose prompts have parameters of their own into the fewest jobs whose sequences can share batches.
 
     Args:
         job: the job.
         pair: the models. The noise of a BAD is keyed by one seed, which must not differ in a batch.
-        same_n: whether `n` must not differ either.
+        static: whether the jobs are decoded in static batches, in which `n` must not differ either.
     """
     assert job.own is not None
     keys: dict[int, tuple[object, ...]] = {}  # the keys are id()s, since hashing parameters is slower
@@ -76,9 +76,8 @@ def batchable(job: Job, pair: ModelPair, same_n: bool) -> Iterator[Job]:
         if id(own) not in keys:
             noisy = any(model.noisy for model in pair.models(own))
             common = [getattr(own, name) for name in _COMMON]
-            # Whether alpha is 0 decides how candidates are found, but only if there is a contrast.
-            contrast = own.contrast_strength != 0, own.contrast_strength != 0 and own.alpha == 0
-            keys[id(own)] = (*common, *contrast, noisy and own.seed, same_n and own.n)
+            listed = not static and own.lists_candidates
+            keys[id(own)] = (*common, own.contrast_strength != 0, listed, noisy and own.seed, static and own.n)
         places[keys[id(own)]].append(place)
     for members in places.values():
         each = (job.own[job.sequences[place][0]] for place in members)

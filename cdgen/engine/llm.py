@@ -281,7 +281,7 @@ class ContrastiveLM:
             jobs = iter([Job(prompts, sequences, params, on_finished, on_tokens)])
         else:
             first = params[sequences[0][0]]
-            jobs = batchable(Job(prompts, sequences, first, on_finished, on_tokens, params), self.pair, same_n=static)
+            jobs = batchable(Job(prompts, sequences, first, on_finished, on_tokens, params), self.pair, static)
         for job in jobs:
             if static:
                 decode_static(job, self.pair, self.max_num_seqs)

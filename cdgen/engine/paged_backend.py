@@ -184,7 +184,7 @@ class PagedBackend:
     @property
     def _lists_candidates(self) -> bool:
         """Whether BAD's output layer is computed for GOOD's candidates only, which needs a list of them."""
-        return len(self._models) == 2 and _lists_candidates(self._params)
+        return len(self._models) == 2 and self._params.lists_candidates
 
     def _round(self, rows: Rows, steps: Sequence[tuple[torch.Tensor, ...]]) -> Round:
         """Return the round of these steps, each with the results of :meth:`_draw`."""
@@ -236,16 +236,10 @@ class PagedBackend:
         return tuple(x for x in draws if x is not None)
 
 
-def _lists_candidates(params: SamplingParams) -> bool:
-    # With alpha = 0 every token is a candidate, so each list would overflow.
-    return params.alpha > 0 and params.outside_head == "mask" and not params.logprobs
-
-
 def _traits(params: SamplingParams, varied: bool) -> tuple[Any, ...]:
     """Return what decides which kernels a step launches, and with which constants and tensors."""
     bans = params.min_tokens, params.no_repeat_ngram_size
     stops = (params.stop_token_ids, params.ignore_eos) if params.min_tokens else ()
     changes = params.bad_words, params.logit_bias, params.penalizes
     best = params.top_logprobs, params.top_logprobs > 0 and params.cuts
-    listed = params.contrast_strength != 0 and _lists_candidates(params)
-    return (varied, listed, params.outside_head, params.logprobs, *best, *bans, *stops, *changes)
+    return (varied, params.lists_candidates, params.outside_head, params.logprobs, *best, *bans, *stops, *changes)

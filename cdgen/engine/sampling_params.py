@@ -216,6 +216,15 @@ class SamplingParams:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
     @property
+    def lists_candidates(self) -> bool:
+        """Whether there is a contrast, and a list of GOOD's candidates is enough to draw from it.
+
+        With alpha = 0 every token is a candidate.
+        """
+        only_candidates = self.alpha > 0 and self.outside_head == "mask" and not self.logprobs
+        return self.contrast_strength != 0 and only_candidates
+
+    @property
     def cuts(self) -> bool:
         """Whether top_k or top_p may leave tokens out."""
         return self.top_k > 0 or self.top_p < 1

@@ -213,7 +213,7 @@ def documents(source: Source, path: str) -> Iterable[tuple[str | int, str]]:
     if format in ("txt", None):
         if by == "record":
             raise InputError(f"source {source.name}: {path}: a text file has no records; use by=file, blank or heading")
-        if source.field != "text" and format == "txt":
+        if source.field != "text" and (by is not None or format == "txt"):
             raise InputError(f"source {source.name}: {path}: a text file has no fields; leave out field={source.field}")
         if by is not None or format == "txt":
             return _documents_of_text(source, by, lines(path))

@@ -96,7 +96,7 @@ def _computed(evaluated: Sequence[Part], note: Callable[[str], None]) -> Compari
     try:
         return compare([part.path for part in evaluated])
     except (InputError, CorpusError, OSError) as error:
-        note(f"The results are not compared: {error}")
+        note(f"The results are not compared: {error}. A comparison of cdgen compare --out can be shown.")
         return None
 
 

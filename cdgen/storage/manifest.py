@@ -155,7 +155,7 @@ def content(manifest: Manifest) -> Any:
     if manifest["kind"] == RESULTS:
         return [[each["name"], each["sha256"]] for each in manifest["results"]]
     if manifest["kind"] == GENERATED:
-        # A shard that was lost and written again has the same content, whatever the versions of that time.
+        # A shard that was lost and written again may name another environment; only its file counts.
         shards = [{name: value for name, value in one.items() if name != "environment"} for one in manifest["shards"]]
         return [manifest["settings"], shards]
     return manifest["files"]

@@ -99,3 +99,14 @@ def test_figures_follow_from_the_times(bench: Bench, monkeypatch: pytest.MonkeyP
     assert math.isclose(case.timed[0].share_of_copy, 2000 / 2 / 1e6)
     record = as_json(bench, [case])
     assert record["cases"][0]["timed"][1]["ratio"] == 3 and record["environment"]["copy, bytes/s"] == 1e6
+
+
+def test_the_card_that_is_named_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA events and the timer's buffer belong to the current device."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(bench_module, "ColdTimer", object)
+    monkeypatch.setattr(bench_module, "copy_bandwidth", lambda timer, device: 1e6)
+    for name in ("cuda", "cuda:1"):
+        Bench(torch.device(name), torch.float32)
+    assert chosen == [torch.device("cuda:1")], "without a number, it is the current one"

@@ -315,16 +315,19 @@ def test_one_model_or_task_needs_no_list(folders: dict[str, Path], task: Task, t
         assert evaluate(models, task, out).values == several.values
 
 
+@pytest.mark.parametrize("renamed", [1, 2])
 def test_a_kill_while_scores_are_written(
-    folders: dict[str, Path], task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    renamed: int, folders: dict[str, Path], task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever file has its name already, a rerun resumes."""
+    """Whichever files have their names already, a rerun resumes."""
     model, out = Model("m", str(folders["good"])), tmp_path / "out"
-    rename = os.replace
+    rename, done = os.replace, []
 
     def killed(source: str, target: str) -> None:
         rename(source, target)
-        raise KeyboardInterrupt
+        done.append(target)
+        if len(done) == renamed:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", killed)

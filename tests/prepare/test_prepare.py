@@ -159,6 +159,7 @@ def parquet_bytes(values: list[str]) -> bytes:
         ("a.txt", b"fish", "", "is empty: none of 1 documents falls into a share of 0."),
         ("a.txt", b"fish", ",by=record", "a.txt: a text file has no records"),
         ("a.txt", b"fish", ",field=body", "a.txt: a text file has no fields; leave out field=body"),
+        ("a.md", b"fish", ",by=blank,field=body", "a.md: a text file has no fields; leave out field=body"),
         ("a.jsonl", b'{"text": "fish"}', ",by=blank", "each of its records is a document; blank is for text files"),
         ("b.txt", b"fish", "", "a.txt: no such file"),
     ],

@@ -21,8 +21,7 @@ def machine(argv: Sequence[str]) -> str:
     """
     torch = sys.modules.get("torch")
     if torch is not None and argv[0] in _WITH_MODELS and "cpu" not in argv and torch.cuda.is_available():
-        named = [found[1] for each in argv if (found := re.fullmatch(r"(?:--device=)?(cuda:\d+)", each))]
-        device = named[0] if named else None
+        device = next((each for each in argv if re.fullmatch(r"cuda:\d+", each)), None)
         return str(torch.cuda.get_device_name(device))
     threads = torch.get_num_threads() if torch is not None else os.cpu_count() or 1
     return f"{_processor()}, {counted(threads, 'thread')}"

@@ -25,7 +25,7 @@ from cdgen.wording import counted, duration, joined
 
 _POLL = 5.0  # seconds between two checks of the stages that other processes run
 _LISTED = 10  # number of finished stages that are reported one by one, and of stages that a message names
-_OTHER_FOLDER = re.compile("(choose|evaluate into) another folder")
+_OTHER_FOLDER = re.compile("(choose|evaluate into) another folder|another folder, or resume=False to rewrite it")
 _LONGEST = 1000  # number of characters of a command that are printed
 
 
@@ -186,7 +186,8 @@ class _Runner:
             code = self._execute_command(list(stage.argv))
         except InputError as error:  # a stage cannot have another folder
             remedy = f"delete {self._schedule.out / stage.name} and rerun"
-            raise InputError(_OTHER_FOLDER.sub(lambda _: remedy, str(error))) from error
+            message = _OTHER_FOLDER.sub(lambda found: remedy if found[1] else f"or {remedy}", str(error))
+            raise InputError(message) from error
         finally:
             seconds = time.monotonic() - start
             self._record(stage, seconds, digest if code == 0 else None)

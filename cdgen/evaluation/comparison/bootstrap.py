@@ -150,7 +150,7 @@ def p_value(improvements: Array) -> float:
         effect it is uniform; if equal resamples counted fully, p-values of accuracies would be too large.
     """
     worse, equal = (int(found.sum()) for found in (improvements < 0, improvements == 0))
-    return (1 + worse + equal / 2) * smallest_p_value(len(improvements))
+    return (1 + worse + equal / 2) / (len(improvements) + 1)
 
 
 def detectable(improvements: Array, estimate: float, level: float) -> float:

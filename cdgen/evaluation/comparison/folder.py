@@ -30,10 +30,10 @@ def write(comparison: Comparison, out: str | os.PathLike[str]) -> None:
         before = manifests.read(folder.path, manifests.COMPARISON, "move it, or choose another folder")
         written = before["files"] if before else {}
         # After an interruption, a table may be newer than the comparison.json that lists it, or there is none yet.
-        changed = [name for name in NAMES if folder.sha256(name) not in (None, written.get(name), digests[name])]
-        manifests.check_free(folder.path, changed, written)
-        for name in changed:
-            if name in written:
+        new = {name for name in NAMES if (folder.path / name).is_file() and folder.sha256(name) == digests[name]}
+        manifests.check_free(folder.path, NAMES, {*written, *new})
+        for name in NAMES:
+            if folder.sha256(name) not in (None, written.get(name), digests[name]):
                 raise CorpusError(
                     f"{folder.path / name}: was changed since cdgen wrote it; move it, or choose another folder"
                 )

@@ -110,11 +110,15 @@ def test_a_stage_that_has_changed_is_unfinished(commands: Commands) -> None:
     with pytest.raises(InputError, match=f"or delete {re.escape(str(commands.folder / 'model'))} and rerun$"):
         commands.run(changed)
     assert commands.lines[0].startswith("changed since they were finished: model; if the command of one refuses")
+    refused = "was started with n = 5; use the same value, another folder, or resume=False to rewrite it"
+    commands.failing = {"model": InputError(refused)}
+    with pytest.raises(InputError, match=f"value, or delete {re.escape(str(commands.folder / 'model'))} and rerun$"):
+        commands.run(changed)
     commands.failing = {"model": 1}
     assert commands.run(changed) == 1
-    assert commands.finished() == [True, False] and commands.seconds() == [10, 30]
+    assert commands.finished() == [True, False] and commands.seconds() == [10, 40]
     assert commands.run(changed) == 0
-    assert commands.finished() == [True, True] and commands.seconds() == [10, 40]
+    assert commands.finished() == [True, True] and commands.seconds() == [10, 50]
 
 
 def test_a_stage_waits_for_an_input_that_has_changed(commands: Commands) -> None:
