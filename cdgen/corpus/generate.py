@@ -78,8 +78,7 @@ def generate_corpus(
     Args:
         lm: the models; `lm.max_num_seqs` sequences are decoded at the same time.
         seeds: a path or a list of `Path` objects, which are read as `cdgen generate --seeds` reads them; or a list of
-            strings (named by their indices), of pairs (id, text), or of :class:`~cdgen.Seed`. Ids that are given also
-            key the noise.
+            strings (named by their indices), of pairs (id, text), or of :class:`~cdgen.Seed`. Given ids key the noise.
         out: the corpus folder.
         params: how continuations are sampled; default: `SamplingParams()`.
         field: field of each record that holds the text, for seeds from files.

@@ -91,8 +91,7 @@ def evaluate(
     Args:
         models: paths, strings such as "run@best" or "LABEL=MODEL", or what :func:`parse_models` gives; one or several.
         tasks: strings such as "perplexity=corpus", or what :func:`~cdgen.evaluation.tasks.parse_task` returns.
-        out: folder of the results. Results that it holds already are kept; those of the same model, items and
-            convention are not computed again.
+        out: folder of the results. Those that it holds of the same model, items and convention are kept.
         convention: how texts become scored tokens; see :mod:`cdgen.evaluation.scoring.conventions`.
         batch_tokens: maximum number of tokens in one forward pass, padding included; default: by device.
         dtype: dtype of the weights; default: see :func:`cdgen.models.dtypes.default_dtype`.

@@ -14,7 +14,7 @@ from cdgen.report.parts import Part, of_kind
 from cdgen.storage import manifest as manifests
 from cdgen.wording import counted, joined
 
-_OPTIONS = ("checkpoint", "resamples", "confidence", "seed")  # of `cdgen compare`
+_OPTIONS = ("checkpoint", "resamples", "confidence", "seed")  # options of `cdgen compare`
 _CLEAR = ("better", "worse")  # verdicts
 
 
