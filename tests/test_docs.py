@@ -85,6 +85,7 @@ PAGES = (
 # Pages whose commands this test does not run.
 OTHER_PAGES = {
     "docs/benchmarks.md": "benchmarks take minutes; tests/benchmarks runs them with small sizes",
+    "docs/choosing.md": "its recipe is left to the reader; tests/cli/experiment runs such commands",
     "docs/cli.md": "it is the output of --help, whose examples run below",
     "docs/install.md": "it installs cdgen",
     "docs/gpu.md": "it needs a GPU; tests/benchmarks has a dry run",
