@@ -94,6 +94,7 @@ OTHER_PAGES = {
     "docs/results/english.md": "it takes hours; tests/test_results.py makes its tables",
     "docs/results/icelandic.md": "it takes hours; tests/test_results.py makes its tables",
     "docs/results/icelandic-small.md": "it takes half an hour; tests/test_results.py makes its tables",
+    "docs/results/confirmation.md": "it takes half an hour; tests/test_results.py makes its tables",
     "docs/results/knobs.md": "it takes hours; tests/test_results.py makes its tables",
 }
 # Commands that the pages show but this test does not run, by their beginning.
