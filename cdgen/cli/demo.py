@@ -83,6 +83,7 @@ def _write(lm: "ContrastiveLM", seeds: list["Seed"], out: Path, params: "Samplin
     """Write a corpus; return its rate as text, such as "120 tokens/s"."""
     from cdgen.corpus.writer import write_corpus
     from cdgen.storage.folder import OutputFolder
+    from cdgen.storage.manifest import REWRITE
     from cdgen.storage.progress import choose
 
     progress = choose(quiet=not console.is_terminal)
@@ -91,8 +92,7 @@ def _write(lm: "ContrastiveLM", seeds: list["Seed"], out: Path, params: "Samplin
         try:
             manifest, written = write_corpus(lm, seeds, folder, params, format="jsonl.gz", progress=progress)
         except InputError as error:
-            message = str(error).replace("another folder, or resume=False to rewrite it", "or choose another --out")
-            raise InputError(message) from error
+            raise InputError(str(error).replace(REWRITE, "or choose another --out")) from error
         finally:
             progress.close()
     if not written:
@@ -108,7 +108,7 @@ def _print_pairs(console: "Console", out: Path, count: int) -> None:
     pairs = zip(_records(out / "ancestral"), _records(out / "contrastive"), strict=True)
     for plain, contrastive in itertools.islice(pairs, count):
         texts = ("\n".join(map(escaped, each["text"].split("\n"))) for each in (plain, contrastive))
-        table.add_row(*map(Text, texts))  # not str: a model may write what rich reads as markup
+        table.add_row(*map(Text, texts))  # rich would read brackets in a str as markup
     console.print(table)
 
 

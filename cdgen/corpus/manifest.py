@@ -129,13 +129,13 @@ def _check_same(path: Path, old: Manifest, new: Manifest) -> None:
     if before.keys() != now.keys() or before["noise_key"] != now["noise_key"]:
         raise InputError(
             f"{path}: was started by another version of cdgen, which draws other texts or has other settings; "
-            "use that version, another folder, or resume=False to rewrite it"
+            f"use that version, {manifests.REWRITE}"
         )
-    manifests.check_same(path, before, now, "another folder, or resume=False to rewrite it")
+    manifests.check_same(path, before, now, manifests.REWRITE)
     if seeds[0] != seeds[1]:
         raise InputError(
             f"{path}: was started with other seeds: {_difference(old['seeds'], new['seeds'])}; "
-            "use the same seeds, another folder, or resume=False to rewrite it"
+            f"use the same seeds, {manifests.REWRITE}"
         )
 
 

@@ -48,6 +48,9 @@ _FIELDS = {
     COMPARISON: fields.COMPARISON,
 }
 
+# What messages about a corpus with other settings recommend; commands without these two choices replace it.
+REWRITE = "another folder, or resume=False to rewrite it"
+
 Manifest = dict[str, Any]
 
 

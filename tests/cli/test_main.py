@@ -20,6 +20,8 @@ from cdgen.cli.app import build_parser
 from cdgen.cli.parser import load_ops
 from cdgen.errors import CorpusError, InputError, printable
 
+KEPT = "; finished work is kept, rerun the same command to resume"
+
 
 @pytest.fixture
 def failing_info(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
@@ -126,6 +128,18 @@ def test_a_reader_that_has_gone(argv: tuple[str, ...], code: int, unbuffered: st
     with process.stderr as stream:
         assert stream.read() == b""
     assert process.wait() == (code if unbuffered else 0), "a buffer is flushed when the work is done"
+
+
+@pytest.mark.parametrize(("command", "resumes"), [(["info"], False), (["run", "tiny", "--dry-run"], True)])
+def test_only_commands_that_keep_something_say_so_after_ctrl_c(
+    command: list[str], resumes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(code: int) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cdgen.cli.app._flushed", interrupt)
+    assert main(command) == 130
+    assert capsys.readouterr().err == f"cdgen: interrupted{KEPT if resumes else ''}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

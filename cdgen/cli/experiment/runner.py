@@ -20,12 +20,13 @@ from cdgen.errors import CorpusError, InputError
 from cdgen.storage import runs
 from cdgen.storage import stages as stage_files
 from cdgen.storage.locks import holder
+from cdgen.storage.manifest import REWRITE
 from cdgen.storage.stages import PlannedStage, Record
 from cdgen.wording import counted, duration, joined
 
 _POLL = 5.0  # seconds between two checks of the stages that other processes run
 _LISTED = 10  # number of finished stages that are reported one by one, and of stages that a message names
-_OTHER_FOLDER = re.compile("(choose|evaluate into) another folder|another folder, or resume=False to rewrite it")
+_OTHER_FOLDER = re.compile(f"(choose|evaluate into) another folder|{re.escape(REWRITE)}")
 _LONGEST = 1000  # number of characters of a command that are printed
 
 

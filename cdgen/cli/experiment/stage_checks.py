@@ -125,7 +125,7 @@ def _check_mixtures(name: str, configs: Mapping[str, TrainConfig]) -> None:
 
 
 def _check_comparison(name: str, args: argparse.Namespace, labels: Sequence[str]) -> None:
-    """Check that the baseline is among the compared models, and that there are enough resamples for so many models."""
+    """Check that the baseline is one of the compared models, and that `resamples` suffices for their number."""
     from cdgen.evaluation.comparison.compare import check_resolution
 
     if args.baseline not in labels:

@@ -33,7 +33,7 @@ def write(comparison: Comparison, out: str | os.PathLike[str]) -> None:
         new = {name for name in NAMES if (folder.path / name).is_file() and folder.sha256(name) == digests[name]}
         manifests.check_free(folder.path, NAMES, {*written, *new})
         for name in NAMES:
-            if folder.sha256(name) not in (None, written.get(name), digests[name]):
+            if name not in new and folder.sha256(name) not in (None, written.get(name)):
                 raise CorpusError(
                     f"{folder.path / name}: was changed since cdgen wrote it; move it, or choose another folder"
                 )

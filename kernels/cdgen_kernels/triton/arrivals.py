@@ -9,7 +9,7 @@ import triton.language as tl
 
 COUNTERS = 1 << 14  # per stream; programs share work only if there are fewer jobs than programs that fit on the device
 
-_UNUSED = -1  # in place of a stream: a launch that uses no counter needs only a pointer, also while capturing
+_UNUSED = -1  # in place of a stream; launches without counters need a valid pointer, and may all have the same one
 _buffers: dict[tuple[torch.device, int], torch.Tensor] = {}  # by device and stream, as long as the process lives
 
 
